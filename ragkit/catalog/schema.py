@@ -1,0 +1,195 @@
+"""The tables of catalog.db, and the checksum that every row carries.
+
+docs/format.md prints this schema for readers who come with sqlite3 alone. SQLAlchemy is imported here and in
+`catalog.py`, nowhere else.
+
+Rows are inserted once. Two columns change later: `documents.deleted` and `segments.deleted`, when a commit replaces
+them, so each has a sum of its own (`life_sum`). SQLite does not notice flipped bits, so nothing read from here is
+believed before its sum was compared (`checked`).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import xxhash
+from sqlalchemy import BLOB, Column, Index, Integer, MetaData, REAL, Table, Text, text
+
+from ragkit.errors import Damaged
+
+FORMAT = 1
+
+metadata = MetaData()
+
+settings = Table(
+    "settings",
+    metadata,
+    Column("name", Text, primary_key=True),  # format, recipe, fingerprint, probes, created
+    Column("value", Text, nullable=False),  # JSON
+    Column("sum", BLOB, nullable=False),
+)
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", Text, primary_key=True),  # "key", "document"
+    Column("next", Integer, nullable=False),  # the next number to give out; reserved in a transaction of its own
+)
+commits = Table(
+    "commits",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("made", Text, nullable=False),  # ISO 8601, UTC
+    Column("kind", Text, nullable=False),  # create, add, delete, compact
+    Column("lexical", Text, nullable=False),  # the generation folder under lexical/ that belongs to this commit
+    Column("documents", Integer, nullable=False),  # live documents as of this commit
+    Column("units", Integer, nullable=False),  # live units as of this commit
+    Column("sum", BLOB, nullable=False),
+)
+documents = Table(
+    "documents",
+    metadata,
+    Column("id", Integer, primary_key=True),  # of this version of the document; never reused
+    Column("identity", Text, nullable=False),  # absolute path (and #record), or "id:" + the id of a record
+    Column("root", Text),  # the absolute folder that was added; NULL for records
+    Column("source", Text, nullable=False),  # path relative to root, or the record's id
+    Column("content_hash", Text, nullable=False),  # sha256 of the file's bytes or of the record
+    Column("recipe_hash", Text, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("mime", Text, nullable=False),
+    Column("meta", Text, nullable=False),  # JSON
+    Column("characters", Integer, nullable=False),
+    Column("units", Integer, nullable=False),
+    Column("added", Integer, nullable=False),  # commit
+    Column("sum", BLOB, nullable=False),
+    Column("deleted", Integer),  # commit, or NULL while live
+    Column("life_sum", BLOB, nullable=False),
+)
+Index("documents_live", documents.c.identity, unique=True, sqlite_where=text("deleted IS NULL"))
+Index("documents_source", documents.c.source)
+Index("documents_deleted", documents.c.deleted, sqlite_where=text("deleted IS NOT NULL"))
+
+texts = Table(
+    "texts",  # a document's text in pieces, so that a hit reads a piece, not a book
+    metadata,
+    Column("document", Integer, primary_key=True),
+    Column("start", Integer, primary_key=True),  # character offset of the piece
+    Column("body", BLOB, nullable=False),  # zlib of UTF-8
+    Column("sum", BLOB, nullable=False),
+    sqlite_with_rowid=False,
+)
+blocks = Table(
+    "blocks",
+    metadata,
+    Column("document", Integer, primary_key=True),
+    Column("body", BLOB, nullable=False),  # zlib of JSON [[kind, start, end, level], …]
+    Column("sum", BLOB, nullable=False),
+)
+pages = Table(
+    "pages",
+    metadata,
+    Column("document", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True),  # from 1
+    Column("label", Text),
+    Column("width", REAL, nullable=False),  # points, as displayed
+    Column("height", REAL, nullable=False),
+    Column("rotation", Integer, nullable=False),
+    Column("start", Integer, nullable=False),
+    Column("end", Integer, nullable=False),
+    Column("words", BLOB, nullable=False),  # zlib of: spans (w, 2) int32 relative to start, then boxes (w, 4) float32
+    Column("sum", BLOB, nullable=False),
+    sqlite_with_rowid=False,
+)
+units = Table(
+    "units",
+    metadata,
+    Column("key", Integer, primary_key=True),
+    Column("document", Integer, nullable=False),
+    Column("kind", Text, nullable=False),  # chunk, page
+    Column("start", Integer, nullable=False),
+    Column("end", Integer, nullable=False),
+    Column("headings", Text, nullable=False),  # JSON list, outermost first
+    Column("sum", BLOB, nullable=False),
+)
+Index("units_document", units.c.document)
+
+segments = Table(
+    "segments",
+    metadata,
+    Column("id", Text, primary_key=True),  # the folder under segments/
+    Column("rows", Integer, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("spaces", Text, nullable=False),  # JSON list
+    Column("added", Integer, nullable=False),
+    Column("sum", BLOB, nullable=False),
+    Column("deleted", Integer),
+    Column("life_sum", BLOB, nullable=False),
+)
+files = Table(
+    "files",  # of segments and of lexical generations
+    metadata,
+    Column("folder", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("size", Integer, nullable=False),
+    Column("block", Integer, nullable=False),
+    Column("sums", BLOB, nullable=False),  # xxh3-64 of each block, little-endian
+    Column("sum", BLOB, nullable=False),
+    sqlite_with_rowid=False,
+)
+failures = Table(
+    "failures",  # documents that could not be added, until they can
+    metadata,
+    Column("identity", Text, primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("content_hash", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("made", Text, nullable=False),
+)
+
+LIFE = frozenset({"sum", "life_sum", "deleted"})
+
+
+def row_sum(values: Iterable[Any]) -> bytes:
+    """xxh3-64, little-endian, over the values in order, each as a tag, its length and its bytes.
+
+    Tags: n for NULL, i for an integer (8 bytes, signed, little-endian), f for a float (8 bytes, IEEE 754,
+    little-endian), s for UTF-8 text, b for bytes. Lengths are 8 bytes, little-endian.
+    """
+    hasher = xxhash.xxh3_64()
+    for value in values:
+        if value is None:
+            tag, body = b"n", b""
+        elif isinstance(value, int):
+            tag, body = b"i", struct.pack("<q", value)
+        elif isinstance(value, float):
+            tag, body = b"f", struct.pack("<d", value)
+        elif isinstance(value, str):
+            tag, body = b"s", value.encode()
+        else:
+            tag, body = b"b", bytes(value)
+        hasher.update(tag + struct.pack("<Q", len(body)) + body)
+    return hasher.intdigest().to_bytes(8, "little")
+
+
+def summed(table: Table, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with its sums filled in, ready to insert. Columns left out are NULL."""
+    full = {column.name: row.get(column.name) for column in table.columns if column.name not in ("sum", "life_sum")}
+    full["sum"] = row_sum(value for name, value in full.items() if name not in LIFE)
+    if "life_sum" in table.columns:
+        full["life_sum"] = life_sum(full["id"], full["added"], full["deleted"])
+    return full
+
+
+def life_sum(id: int | str, added: int, deleted: int | None) -> bytes:
+    """The sum over what changes when a commit ends a row's life."""
+    return row_sum((id, added, deleted))
+
+
+def checked(table: Table, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row itself, once its sums were found right; Damaged otherwise."""
+    expected = row_sum(row[column.name] for column in table.columns if column.name not in LIFE)
+    if expected == row["sum"] and ("life_sum" not in row or life_sum(row["id"], row["added"], row["deleted"]) == row["life_sum"]):
+        return row
+    name = ", ".join(f"{column.name}={row[column.name]!r}" for column in table.primary_key)
+    raise Damaged(f"catalog.db is damaged: the row {name} of {table.name} does not match its checksum. Run: ragkit verify")

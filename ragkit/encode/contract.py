@@ -1,0 +1,98 @@
+"""What an encoder is: the values it returns and the protocol it keeps.
+
+An encoder turns texts (and, where the model sees, images) into vectors in the right role. Roles never swap: queries go
+through `encode_query`, what is stored goes through `encode_document`. Order and count of inputs are kept whatever the
+batching: as many vectors out as inputs in, or an error. Pooling and normalising happen in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.ragged import MultiVectors
+from ragkit.types import Floats, Ints
+
+Item = Any  # str; a PIL image or (str, image) where the model sees
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoding:
+    """n inputs as vectors: `dense` (n, d) float32 unit rows, `multi` one multi-vector each; None where not offered.
+
+    `truncated` counts the inputs of which the model saw only the beginning.
+    """
+
+    dense: Floats | None = None
+    multi: MultiVectors | None = None
+    truncated: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenStates:
+    """One text, token by token: `states` (t, d) float32, `spans` (t, 2) int64 character offsets, `special` (t,) bool.
+
+    Special tokens and those of the instruction are marked special; their spans are (0, 0).
+    """
+
+    states: Floats
+    spans: Ints
+    special: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderCard:
+    """What a model is. Everything that changes its vectors is in `fingerprint`."""
+
+    name: str
+    revision: str  # of the weights: a commit, or the sha256 of the file
+    licence: str
+    dims: int  # width of the dense vectors after truncation, or 0
+    multi_dims: int = 0  # width of the multi-vectors, or 0
+    truncatable_dims: tuple[int, ...] = ()  # trained Matryoshka widths; empty: none were trained
+    tasks: tuple[str, ...] = ("retrieval",)
+    task: str | None = None  # the one in force
+    modalities: tuple[str, ...] = ("text",)
+    max_tokens: int = 512  # special tokens and instruction included
+    outputs: tuple[str, ...] = ("dense",)  # "dense", "multi"
+    pooling: str = "mean"
+    dtype: str = "float32"
+    preprocessing: dict[str, Any] = field(default_factory=dict)  # prompts, lower-casing, pixel limits
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256, in hexadecimal, over every field that decides the vectors."""
+        fields = asdict(self)
+        fields.pop("licence")
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+class Encoder(Protocol):
+    """The contract. Inputs over the model's limit raise InputTooLong, unless `truncate=True`: then they are counted."""
+
+    @property
+    def card(self) -> EncoderCard: ...
+
+    def encode_query(
+        self, queries: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
+    ) -> Encoding: ...
+
+    def encode_document(
+        self, documents: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
+    ) -> Encoding: ...
+
+    def encode_tokens(self, text: str, *, task: str | None = None) -> TokenStates: ...
+
+    def token_spans(self, text: str) -> Ints:
+        """Character offsets of the text's own tokens, (t, 2) int64, ascending: no special tokens, no instruction, no limit."""
+        ...
+
+    def count_tokens(self, documents: Sequence[str]) -> Ints:
+        """How many tokens the model would see of each text in the document role, (n,) int64: specials and instruction included, no limit."""
+        ...

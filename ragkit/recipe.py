@@ -1,0 +1,123 @@
+"""The recipe: everything that decides the vectors, in stages, each with a hash.
+
+An index keeps its recipe from creation on. Opening it with settings that disagree is refused; `rebuild` changes it. The
+stages depend on each other from left to right: what changes in one reaches all that follow.
+
+    load  →  chunk  →  encode  →  store
+
+In goes what the user chose; what was left open is filled in by `resolve`, once, when the index is created.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Overflow = Literal["error", "truncate", "window"]
+PdfEngine = Literal["auto", "pymupdf", "pdfium"]
+STAGES = ("load", "chunk", "encode", "store")
+
+
+class _Stage(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoadStage(_Stage):
+    """How a file becomes a document."""
+
+    pdf_engine: PdfEngine = "auto"
+
+
+class ChunkStage(_Stage):
+    """How a document becomes spans. `tokens` and `overlap` are the encoder's own tokens, special ones included."""
+
+    chunker: str = "sentences"  # sentences, structure, page, whole; or callable:<module>.<name>
+    tokens: int = Field(default=256, ge=8)
+    overlap: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _overlap_is_less_than_half(self) -> ChunkStage:
+        if 2 * self.overlap > self.tokens:
+            raise ValueError(f"chunk_overlap must be at most half of chunk_tokens, got {self.overlap} of {self.tokens}")
+        return self
+
+
+class EncodeStage(_Stage):
+    """How a span becomes vectors. `dims` is the width after truncation, None for the model's own."""
+
+    model: str
+    revision: str = ""
+    task: str | None = None
+    dims: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(ge=8)
+    overflow: Overflow = "error"
+    dtype: str = "float32"
+    late_chunking: bool = False
+
+
+class StoreStage(_Stage):
+    """How vectors are kept: `recall` is the share of the exact best ten that a compressed search must find."""
+
+    recall: float = Field(default=0.99, gt=0, le=1)
+
+
+class Recipe(_Stage):
+    """The four stages. `hashes()` tells what a change reaches."""
+
+    load: LoadStage
+    chunk: ChunkStage
+    encode: EncodeStage
+    store: StoreStage
+
+    def hashes(self) -> dict[str, str]:
+        """sha256 per stage, each over the stage and all before it: equal hashes mean nothing to redo up to there."""
+        result, running = {}, hashlib.sha256()
+        for stage in STAGES:
+            running.update(json.dumps(getattr(self, stage).model_dump(), sort_keys=True).encode() + b"\n")
+            result[stage] = running.hexdigest()
+        return result
+
+    @property
+    def hash(self) -> str:
+        return self.hashes()["store"]
+
+
+# The keywords of Index.open, and where each lives in the recipe.
+KEYWORDS: dict[str, tuple[str, str]] = {
+    "model": ("encode", "model"),
+    "task": ("encode", "task"),
+    "dims": ("encode", "dims"),
+    "max_tokens": ("encode", "max_tokens"),
+    "overflow": ("encode", "overflow"),
+    "dtype": ("encode", "dtype"),
+    "late_chunking": ("encode", "late_chunking"),
+    "chunker": ("chunk", "chunker"),
+    "chunk_tokens": ("chunk", "tokens"),
+    "chunk_overlap": ("chunk", "overlap"),
+    "pdf_engine": ("load", "pdf_engine"),
+    "recall": ("store", "recall"),
+}
+
+
+def chunker_name(chunker: str | Callable[..., Any]) -> str:
+    """The name a recipe keeps: a built-in chunker's own, or callable:<module>.<qualified name>."""
+    if isinstance(chunker, str):
+        return chunker
+    return f"callable:{chunker.__module__}.{getattr(chunker, '__qualname__', type(chunker).__qualname__)}"
+
+
+def disagreements(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
+    """The keywords given (None means not given) that differ from the recipe, each as "name: stored X, given Y"."""
+    result = []
+    for name, value in given.items():
+        if value is None or (name == "late_chunking" and value == "auto"):
+            continue
+        stage, field = KEYWORDS[name]
+        stored = getattr(getattr(recipe, stage), field)
+        if stored != value:
+            result.append(f"{name}: stored {stored!r}, given {value!r}")
+    return result

@@ -1,0 +1,252 @@
+"""The values that meet in the middle: frozen, without I/O, knowing no other part of ragkit.
+
+Offsets are character offsets (Python code points) into `Document.text`; spans are half-open. Boxes are in points
+(1/72 inch) on the page **as displayed**: after rotation and crop, origin at the top left, y downwards.
+Pages count from 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """A half-open character range: `document.text[span.start:span.end]`."""
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end:
+            raise ValueError(f"a span needs 0 <= start <= end, got [{self.start}, {self.end})")
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __iter__(self) -> Iterator[int]:
+        return iter((self.start, self.end))
+
+    def overlaps(self, other: Span) -> bool:
+        return self.start < other.end and other.start < self.end
+
+    def of(self, text: str) -> str:
+        return text[self.start : self.end]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle on a page as displayed, in points; x0 <= x1 to the right, y0 <= y1 downwards."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    @property
+    def area(self) -> float:
+        return max(0.0, self.x1 - self.x0) * max(0.0, self.y1 - self.y0)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.x0, self.y0, self.x1, self.y1))
+
+    def union(self, other: Box) -> Box:
+        return Box(min(self.x0, other.x0), min(self.y0, other.y0), max(self.x1, other.x1), max(self.y1, other.y1))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Words:
+    """The words of a page: `spans` (w, 2) int64 offsets into the document's text, ascending and disjoint;
+    `boxes` (w, 4) float32 x0, y0, x1, y1 in points on the page as displayed."""
+
+    spans: Ints
+    boxes: Floats
+
+    def __post_init__(self) -> None:
+        if self.spans.shape != (len(self.spans), 2) or self.boxes.shape != (len(self.spans), 4):
+            raise ValueError(f"words need spans (w, 2) and boxes (w, 4), got {self.spans.shape} and {self.boxes.shape}")
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Page:
+    """One page: its number from 1, displayed size in points, the span of its text, its words with boxes.
+
+    Page spans are ascending and disjoint; characters between two pages (a separator) belong to none.
+    """
+
+    number: int
+    width: float
+    height: float
+    span: Span
+    words: Words
+    label: str | None = None  # the printed page number ("iv"), where the file carries one
+    rotation: int = 0  # degrees clockwise that the file asks viewers to turn the page; already applied to the boxes
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A piece of structure a loader saw: what it is, where, and how deep.
+
+    kind: heading, paragraph, list, table, row, code, quote, caption, header, footer, footnote.
+    level: 1-6 for headings, nesting depth for the others, from 0. A table's rows lie inside the table's span;
+    a table row with `level` 1 is a header row. Blocks are ordered by start; a table comes before its rows.
+    """
+
+    kind: str
+    span: Span
+    level: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Document:
+    """One source file or record: what a loader makes, a chunker reads and a user may hand in.
+
+    `Document(text="...", id="...", title="...", meta={...})` is a record from Python; loaders fill in pages, boxes
+    and blocks. An empty `id` is replaced by one made from the content when the document is added.
+    `meta` values are what JSON can hold.
+    """
+
+    text: str
+    id: str = ""
+    title: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    pages: tuple[Page, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    mime: str = "text/plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A span chosen by a chunker, with the headings it stands under, outermost first."""
+
+    span: Span
+    headings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CitedBox:
+    """A piece of evidence on a page: the box in points, and the page's displayed size in points."""
+
+    page: int
+    box: Box
+    page_width: float
+    page_height: float
+
+    @property
+    def relative(self) -> Box:
+        """The box in fractions of the page: 0-1 from the top left."""
+        w, h = self.page_width, self.page_height
+        return Box(self.box.x0 / w, self.box.y0 / h, self.box.x1 / w, self.box.y1 / h)
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """Where the evidence stands: source, pages (from 1), character span, boxes. `str()` is "report.pdf, p. 3"."""
+
+    source: str
+    span: Span
+    pages: tuple[int, ...] = ()
+    boxes: tuple[CitedBox, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.pages:
+            return self.source
+        if len(self.pages) == 1:
+            return f"{self.source}, p. {self.pages[0]}"
+        return f"{self.source}, pp. {self.pages[0]}–{self.pages[-1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a hit was found: the space, its rank there (from 1), and its score there on the space's own scale."""
+
+    space: str
+    rank: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hit:
+    """One answer. Higher scores are better; `scale` says which scale: "cosine", "bm25", "maxsim" or "rrf"."""
+
+    rank: int
+    score: float
+    scale: str
+    key: int
+    kind: str  # "chunk" or "page"
+    text: str
+    document_id: str
+    title: str
+    citation: Citation
+    headings: tuple[str, ...]
+    meta: Mapping[str, Any]
+    via: tuple[Reason, ...]
+
+    @property
+    def source(self) -> str:
+        return self.citation.source
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        return self.citation.pages
+
+    @property
+    def span(self) -> Span:
+        return self.citation.span
+
+    @property
+    def boxes(self) -> tuple[CitedBox, ...]:
+        return self.citation.boxes
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one document in an `add`: `reason` for failed ones, `warnings` for those kept with less."""
+
+    source: str
+    reason: str = ""
+    units: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AddReport:
+    """What one `add` did, each document once. `str()` is one line for a log."""
+
+    added: tuple[Outcome, ...] = ()
+    updated: tuple[Outcome, ...] = ()
+    unchanged: tuple[Outcome, ...] = ()
+    failed: tuple[Outcome, ...] = ()
+    truncated: int = 0  # units of which the encoder saw only the beginning (overflow="truncate")
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        line = f"added {len(self.added)}, updated {len(self.updated)}, unchanged {len(self.unchanged)}, failed {len(self.failed)}"
+        if self.truncated:
+            line += f", truncated {self.truncated}"
+        if self.failed:
+            shown = "; ".join(f"{f.source}: {f.reason}" for f in self.failed[:3])
+            line += f" ({shown}{'; …' if len(self.failed) > 3 else ''})"
+        return line
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A step of a long job, for a callback. `total` is None while it is not known yet."""
+
+    stage: str  # "load", "encode", "write"
+    done: int
+    total: int | None
+    unit: str  # "documents", "units", ...
+    source: str = ""
