@@ -27,7 +27,9 @@ class MultiVectors:
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.offsets.ndim != 1 or len(self.offsets) == 0:
-            raise ValueError(f"MultiVectors need values (sum_t, d) and offsets (n + 1,), got {self.values.shape} and {self.offsets.shape}")
+            raise ValueError(
+                f"MultiVectors need values (sum_t, d) and offsets (n + 1,), got {self.values.shape} and {self.offsets.shape}"
+            )
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
             raise ValueError(f"offsets must run from 0 to {len(self.values)}, got {self.offsets[0]} to {self.offsets[-1]}")
         # np.maximum.reduceat returns the next item's value for an empty segment, so empty items are refused here.

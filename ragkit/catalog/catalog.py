@@ -1,0 +1,597 @@
+"""The catalog: documents, pages, units, segments and settings of one index, in SQLite through SQLAlchemy Core.
+
+In go our values, out come our values; rows become values here and nowhere else, and only after their checksum was
+compared. Reads are short transactions: a snapshot is a commit number, never a transaction held open, because a pinned
+reader lets the write-ahead log grow without bound. Writers say BEGIN IMMEDIATE, so two of them queue instead of failing.
+What a commit number N sees: rows with added <= N and (deleted is NULL or deleted > N).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Table,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.exc import DatabaseError, OperationalError
+
+from ragkit.catalog import schema as s
+from ragkit.checked import FileRecord
+from ragkit.errors import Damaged, FormatTooNew, StorageError
+from ragkit.types import Block, Document, Ints, Page, Span, Words
+
+PIECE = 1 << 14  # characters of text per row: a hit inflates one or two pieces (about 0.1 ms), whatever the document's length
+BUSY = 60.0  # seconds a writer waits for another connection's short transaction
+IN = 500  # values per IN list, well below SQLite's limit on variables
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A commit: its number, the lexical generation that belongs to it, and the live totals."""
+
+    number: int
+    lexical: str
+    documents: int
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRow:
+    """A segment of vectors: its folder's name, rows (dead ones included), bytes, and the spaces it holds."""
+
+    id: str
+    rows: int
+    bytes: int
+    spaces: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnitRow:
+    key: int
+    document: int
+    kind: str
+    span: Span
+    headings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DocumentRow:
+    """A version of a document, without its text. `document_id` is the name users know it by."""
+
+    id: int
+    identity: str
+    root: str | None
+    source: str
+    content_hash: str
+    recipe_hash: str
+    title: str
+    mime: str
+    meta: Mapping[str, Any]
+    characters: int
+    units: int
+    added: int
+    deleted: int | None
+
+    @property
+    def path(self) -> Path | None:
+        """The file it was read from, where it was one."""
+        return None if self.root is None else Path(self.identity.partition("#")[0] if "#" in self.source else self.identity)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NewDocument:
+    """A document ready to be committed, under a reserved id, with its units under reserved keys."""
+
+    id: int
+    identity: str
+    root: str | None
+    source: str
+    content_hash: str
+    document: Document
+    units: tuple[UnitRow, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """Everything one commit does. It happens whole or not at all."""
+
+    number: int
+    kind: str
+    recipe_hash: str
+    lexical: str
+    lexical_files: Sequence[FileRecord]
+    documents: Sequence[NewDocument] = ()
+    deleted_documents: Sequence[int] = ()
+    segment: SegmentRow | None = None
+    segment_files: Sequence[FileRecord] = ()
+    retired_segments: Sequence[str] = ()
+    settings: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A document that could not be added, and why; kept until it is added or deleted."""
+
+    identity: str
+    source: str
+    content_hash: str
+    reason: str
+
+
+class Catalog:
+    """catalog.db. Thread-safe: every call takes its own connection."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+        # On read-only media SQLite can make no -shm file, so the database is opened as immutable.
+        url = f"sqlite:///{path}" if writable else f"sqlite:///file:{path}?mode=ro&immutable=1&uri=true"
+        self._engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": BUSY})
+        event.listen(self._engine, "connect", _configure if writable else _configure_read_only)
+        event.listen(self._engine, "begin", _begin)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with self._errors(), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with self._errors(), self._engine.connect().execution_options(ragkit_write=True) as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as error:
+            raise StorageError(f"{self.path}: {error.orig}. Is the disk full, or the folder read-only or gone?") from error
+        except DatabaseError as error:
+            raise Damaged(f"{self.path} is damaged: {error.orig}. Run: ragkit verify {self.path.parent}") from error
+
+    # Settings and counters
+
+    def setting(self, name: str) -> Any:
+        """A setting, decoded from JSON; None where it was never set."""
+        with self._read() as connection:
+            row = connection.execute(select(s.settings).where(s.settings.c.name == name)).mappings().first()
+        return None if row is None else json.loads(s.checked(s.settings, row)["value"])
+
+    def set_setting(self, name: str, value: Any) -> None:
+        with self._write() as connection:
+            _store_settings(connection, {name: value})
+
+    def check_format(self) -> None:
+        """FormatTooNew where a later ragkit wrote this."""
+        stored = self.setting("format")
+        if stored is None:
+            raise Damaged(f"{self.path} has no format version: it is not a catalog of ragkit, or it was cut short.")
+        if stored > s.FORMAT:
+            raise FormatTooNew(
+                f"{self.path.parent} has format {stored}; this ragkit reads up to {s.FORMAT}. Run: pip install -U ragkit"
+            )
+
+    def reserve(self, *, documents: int, units: int) -> tuple[int, int]:
+        """The first of as many fresh document ids and unit keys. Committed at once, so that none is ever given out twice."""
+        first = []
+        with self._write() as connection:
+            for name, count in (("document", documents), ("key", units)):
+                value = connection.execute(select(s.counters.c.next).where(s.counters.c.name == name)).scalar_one()
+                connection.execute(update(s.counters).where(s.counters.c.name == name).values(next=value + count))
+                first.append(value)
+        return first[0], first[1]
+
+    # Commits
+
+    @classmethod
+    def create(cls, path: Path, settings: Mapping[str, Any], *, lexical: str, lexical_files: Sequence[FileRecord]) -> None:
+        """A new catalog: tables, settings, counters and the first commit, all in one transaction."""
+        catalog = cls(path)
+        with catalog._write() as connection:
+            s.metadata.create_all(connection)
+            _store_settings(connection, {"format": s.FORMAT, **settings})
+            connection.execute(insert(s.counters), [{"name": "document", "next": 1}, {"name": "key", "next": 1}])
+            _insert_files(connection, lexical, lexical_files)
+            _insert(connection, s.commits, [_commit_row(1, "create", lexical, documents=0, units=0)])
+        catalog.close()
+
+    @property
+    def exists(self) -> bool:
+        """Whether a catalog was created here: a file cut short by a crash during creation is not one."""
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            return False
+        with self._read() as connection:
+            return connection.execute(text("SELECT 1 FROM sqlite_master WHERE name = 'commits'")).first() is not None
+
+    def latest(self) -> Commit:
+        """The newest commit. This is what makes a writer's work visible to readers."""
+        with self._read() as connection:
+            row = connection.execute(select(s.commits).order_by(s.commits.c.number.desc()).limit(1)).mappings().first()
+        if row is None:
+            raise Damaged(f"{self.path} has no commit. Run: ragkit verify {self.path.parent}")
+        s.checked(s.commits, row)
+        return Commit(row["number"], row["lexical"], row["documents"], row["units"])
+
+    def commit(self, change: Change) -> None:
+        """Make a change visible: one transaction."""
+        before = self.latest()
+        if change.number != before.number + 1:
+            raise StorageError(
+                f"commit {change.number} was prepared on top of {change.number - 1}, but the index is at {before.number}"
+            )
+        with self._write() as connection:
+            gone = _end_lives(connection, s.documents, change.deleted_documents, change.number)
+            _end_lives(connection, s.segments, change.retired_segments, change.number)
+            for document in change.documents:
+                _insert_document(connection, document, change)
+            if change.segment is not None:
+                row = change.segment
+                fields = {
+                    "id": row.id,
+                    "rows": row.rows,
+                    "bytes": row.bytes,
+                    "spaces": json.dumps(row.spaces),
+                    "added": change.number,
+                }
+                _insert(connection, s.segments, [fields])
+                _insert_files(connection, row.id, change.segment_files)
+            _insert_files(connection, change.lexical, change.lexical_files)
+            if change.settings:
+                _store_settings(connection, change.settings)
+            added_units = sum(len(document.units) for document in change.documents)
+            totals = {
+                "documents": before.documents + len(change.documents) - len(gone),
+                "units": before.units + added_units - sum(row["units"] for row in gone),
+            }
+            _insert(connection, s.commits, [_commit_row(change.number, change.kind, change.lexical, **totals)])
+            _clear_failures(connection, [document.identity for document in change.documents])
+
+    def purge(self, *, before: int, keep: Ints) -> None:
+        """Remove what was deleted at or before a commit that every reader has left behind.
+
+        `keep` are document versions of which a live segment still holds rows: they lose their text, pages and units, but
+        their row stays as the tombstone that hides those rows.
+        """
+        with self._write() as connection:
+            dead = list(connection.execute(select(s.documents.c.id).where(s.documents.c.deleted <= before)).scalars())
+            kept = set(keep.tolist())
+            for batch in _batches(dead):
+                for table in (s.texts, s.blocks, s.pages, s.units):
+                    connection.execute(delete(table).where(table.c.document.in_(batch)))
+            for batch in _batches([id for id in dead if id not in kept]):
+                connection.execute(delete(s.documents).where(s.documents.c.id.in_(batch)))
+            connection.execute(delete(s.segments).where(s.segments.c.deleted <= before))
+
+    def forget_files(self, folders: Sequence[str]) -> None:
+        """Remove the file records of folders that are gone, and the commits whose lexical generation they were."""
+        if folders:
+            with self._write() as connection:
+                for names in _batches(folders):
+                    connection.execute(delete(s.files).where(s.files.c.folder.in_(names)))
+                    connection.execute(delete(s.commits).where(s.commits.c.lexical.in_(names)))
+
+    def oldest_commit(self) -> int:
+        """The oldest commit that is still recorded: those before it can have no readers."""
+        with self._read() as connection:
+            return int(connection.execute(select(func.min(s.commits.c.number))).scalar_one())
+
+    # Segments and files
+
+    def segments(self, commit: int) -> list[SegmentRow]:
+        """The segments a commit sees, oldest first."""
+        with self._read() as connection:
+            query = select(s.segments).where(*_visible(s.segments, commit)).order_by(s.segments.c.added, s.segments.c.id)
+            rows = [s.checked(s.segments, row) for row in connection.execute(query).mappings()]
+        return [SegmentRow(row["id"], row["rows"], row["bytes"], tuple(json.loads(row["spaces"]))) for row in rows]
+
+    def files(self, folder: str) -> list[FileRecord]:
+        """The records of a folder's files, by name."""
+        with self._read() as connection:
+            query = select(s.files).where(s.files.c.folder == folder).order_by(s.files.c.name)
+            rows = [s.checked(s.files, row) for row in connection.execute(query).mappings()]
+        return [FileRecord(row["name"], row["size"], row["block"], row["sums"]) for row in rows]
+
+    def folders(self) -> set[str]:
+        """Every folder that has file records."""
+        with self._read() as connection:
+            return set(connection.execute(select(s.files.c.folder).distinct()).scalars())
+
+    # Documents and units
+
+    def find(self, identity: str) -> DocumentRow | None:
+        """The live version of a document."""
+        with self._read() as connection:
+            query = select(s.documents).where(s.documents.c.identity == identity, s.documents.c.deleted.is_(None))
+            row = connection.execute(query).mappings().first()
+        return None if row is None else _document(row)
+
+    def resolve(self, reference: str) -> list[DocumentRow]:
+        """The live documents that a source, a record's id, a path or an identity names; several where roots share a name."""
+        path = str(Path(reference).absolute())
+        names = or_(s.documents.c.source == reference, s.documents.c.identity.in_([reference, f"id:{reference}", path]))
+        with self._read() as connection:
+            query = select(s.documents).where(names, s.documents.c.deleted.is_(None)).order_by(s.documents.c.id)
+            return [_document(row) for row in connection.execute(query).mappings()]
+
+    def roots(self) -> list[str]:
+        """The folders that were added, live documents only."""
+        with self._read() as connection:
+            query = select(s.documents.c.root).where(s.documents.c.root.is_not(None), s.documents.c.deleted.is_(None)).distinct()
+            return sorted(connection.execute(query).scalars())
+
+    def documents(self, commit: int, *, after: int = 0) -> Iterator[DocumentRow]:
+        """The documents a commit sees with ids above `after`, by id, streamed in short reads."""
+        while True:
+            with self._read() as connection:
+                query = select(s.documents).where(*_visible(s.documents, commit), s.documents.c.id > after)
+                rows = [_document(row) for row in connection.execute(query.order_by(s.documents.c.id).limit(1000)).mappings()]
+            yield from rows
+            if len(rows) < 1000:
+                return
+            after = rows[-1].id
+
+    def deleted_documents(self, commit: int) -> Ints:
+        """Ids of the document versions that a commit no longer sees, ascending, (n,) int64."""
+        columns = (s.documents.c.id, s.documents.c.added, s.documents.c.deleted, s.documents.c.life_sum)
+        with self._read() as connection:
+            query = select(*columns).where(s.documents.c.deleted <= commit).order_by(s.documents.c.id)
+            rows = connection.execute(query).all()
+        for row in rows:
+            if s.life_sum(row.id, row.added, row.deleted) != row.life_sum:
+                raise Damaged(f"{self.path} is damaged: the row id={row.id} of documents. Run: ragkit verify {self.path.parent}")
+        return np.array([row.id for row in rows], dtype=np.int64)
+
+    def documents_by_id(self, ids: Iterable[int]) -> dict[int, DocumentRow]:
+        return {row["id"]: _document(row) for row in self._by(s.documents, s.documents.c.id, ids)}
+
+    def units(self, keys: Iterable[int]) -> dict[int, UnitRow]:
+        """Units by key; Damaged where a key has no row, because a vector index would not know it otherwise."""
+        keys = list(keys)
+        found = {row["key"]: _unit(row) for row in self._by(s.units, s.units.c.key, keys)}
+        for key in keys:
+            if key not in found:
+                raise Damaged(f"{self.path} is damaged: it has no unit {key}. Run: ragkit verify {self.path.parent}")
+        return found
+
+    def units_of(self, document: int) -> list[UnitRow]:
+        """All units of one document version, by key."""
+        with self._read() as connection:
+            query = select(s.units).where(s.units.c.document == document).order_by(s.units.c.key)
+            return [_unit(s.checked(s.units, row)) for row in connection.execute(query).mappings()]
+
+    def text(self, document: int, span: Span) -> str:
+        """A span of a document's text; reads only the pieces it touches."""
+        first = span.start // PIECE * PIECE
+        with self._read() as connection:
+            mine = (s.texts.c.document == document, s.texts.c.start >= first, s.texts.c.start < max(span.end, first + 1))
+            rows = connection.execute(select(s.texts).where(*mine).order_by(s.texts.c.start)).mappings().all()
+        text = "".join(zlib.decompress(s.checked(s.texts, row)["body"]).decode() for row in rows)
+        piece = text[span.start - first : span.end - first]
+        if len(piece) != len(span):
+            raise Damaged(
+                f"{self.path} is damaged: the text of document {document} ends before {span}. Run: ragkit verify {self.path.parent}"
+            )
+        return piece
+
+    def pages(self, document: int, span: Span | None = None) -> list[Page]:
+        """A document's pages, or those whose text overlaps a span, with their words and boxes."""
+        mine: list[ColumnElement[bool]] = [s.pages.c.document == document]
+        if span is not None:
+            mine += [s.pages.c.start < span.end, s.pages.c.end > span.start]
+        with self._read() as connection:
+            rows = connection.execute(select(s.pages).where(*mine).order_by(s.pages.c.number)).mappings().all()
+        return [_page(s.checked(s.pages, row)) for row in rows]
+
+    def document(self, row: DocumentRow) -> Document:
+        """A document whole again, as its loader made it."""
+        with self._read() as connection:
+            found = connection.execute(select(s.blocks).where(s.blocks.c.document == row.id)).mappings().first()
+        structure = [] if found is None else json.loads(zlib.decompress(s.checked(s.blocks, found)["body"]))
+        return Document(
+            text=self.text(row.id, Span(0, row.characters)),
+            id=row.source,
+            title=row.title,
+            meta=row.meta,
+            pages=tuple(self.pages(row.id)),
+            blocks=tuple(Block(kind, Span(start, end), level) for kind, start, end, level in structure),
+            mime=row.mime,
+        )
+
+    # Failures
+
+    def record_failure(self, failure: Failure) -> None:
+        row = {name: getattr(failure, name) for name in ("identity", "source", "content_hash", "reason")}
+        with self._write() as connection:
+            _clear_failures(connection, [failure.identity])
+            connection.execute(insert(s.failures), [{**row, "made": _now()}])
+
+    def failures(self) -> list[Failure]:
+        """Documents that failed when they were last added, by source."""
+        with self._read() as connection:
+            rows = connection.execute(select(s.failures).order_by(s.failures.c.source)).mappings().all()
+        return [Failure(row["identity"], row["source"], row["content_hash"], row["reason"]) for row in rows]
+
+    def clear_failures(self, identities: Sequence[str]) -> None:
+        if identities:
+            with self._write() as connection:
+                _clear_failures(connection, identities)
+
+    def _by(self, table: Table, column: ColumnElement[Any], values: Iterable[Any]) -> list[Mapping[str, Any]]:
+        rows: list[Mapping[str, Any]] = []
+        with self._read() as connection:
+            for batch in _batches(list(values)):
+                rows += [s.checked(table, row) for row in connection.execute(select(table).where(column.in_(batch))).mappings()]
+        return rows
+
+
+def _configure(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # the driver's own BEGIN comes too late: two reads would see two states
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "cell_size_check=ON", "wal_autocheckpoint=1000", "secure_delete=FAST"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _configure_read_only(connection: Any, record: Any) -> None:
+    connection.isolation_level = None
+    connection.execute("PRAGMA cell_size_check=ON")
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("ragkit_write") else "BEGIN")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _batches(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (values[start : start + IN] for start in range(0, len(values), IN))
+
+
+def _visible(table: Table, commit: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return table.c.added <= commit, or_(table.c.deleted.is_(None), table.c.deleted > commit)
+
+
+def _insert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        connection.execute(insert(table), [s.summed(table, row) for row in rows])
+
+
+def _insert_files(connection: Connection, folder: str, records: Sequence[FileRecord]) -> None:
+    fields = ("name", "size", "block", "sums")
+    _insert(
+        connection, s.files, [{"folder": folder, **{field: getattr(record, field) for field in fields}} for record in records]
+    )
+
+
+def _store_settings(connection: Connection, settings: Mapping[str, Any]) -> None:
+    connection.execute(delete(s.settings).where(s.settings.c.name.in_(list(settings))))
+    _insert(connection, s.settings, [{"name": name, "value": json.dumps(value)} for name, value in settings.items()])
+
+
+def _clear_failures(connection: Connection, identities: Sequence[str]) -> None:
+    for batch in _batches(identities):
+        connection.execute(delete(s.failures).where(s.failures.c.identity.in_(batch)))
+
+
+def _commit_row(number: int, kind: str, lexical: str, **totals: int) -> dict[str, Any]:
+    return {"number": number, "made": _now(), "kind": kind, "lexical": lexical, **totals}
+
+
+def _end_lives(connection: Connection, table: Table, ids: Sequence[int | str], commit: int) -> list[Row[Any]]:
+    ended: list[Any] = []
+    for batch in _batches(ids):
+        rows = connection.execute(select(table).where(table.c.id.in_(batch), table.c.deleted.is_(None))).mappings().all()
+        for row in rows:
+            s.checked(table, row)
+            values = {"deleted": commit, "life_sum": s.life_sum(row["id"], row["added"], commit)}
+            connection.execute(update(table).where(table.c.id == row["id"]).values(**values))
+        ended += rows
+    if len(ended) != len(ids):
+        raise StorageError(
+            f"{len(ids) - len(ended)} of {len(ids)} {table.name} to replace are not live any more; nothing was changed"
+        )
+    return ended
+
+
+def _insert_document(connection: Connection, new: NewDocument, change: Change) -> None:
+    document = new.document
+    fields = {
+        "id": new.id,
+        "identity": new.identity,
+        "root": new.root,
+        "source": new.source,
+        "content_hash": new.content_hash,
+        "recipe_hash": change.recipe_hash,
+        "title": document.title,
+        "mime": document.mime,
+        "meta": json.dumps(dict(document.meta), ensure_ascii=False, sort_keys=True),
+        "characters": len(document.text),
+        "units": len(new.units),
+        "added": change.number,
+    }
+    _insert(connection, s.documents, [fields])
+    starts = range(0, len(document.text), PIECE)
+    pieces = [{"document": new.id, "start": at, "body": _deflate(document.text[at : at + PIECE].encode())} for at in starts]
+    _insert(connection, s.texts, pieces)
+    if document.blocks:
+        structure = [[block.kind, block.span.start, block.span.end, block.level] for block in document.blocks]
+        _insert(connection, s.blocks, [{"document": new.id, "body": _deflate(json.dumps(structure).encode())}])
+    _insert(connection, s.pages, [_page_row(new.id, page) for page in document.pages])
+    _insert(connection, s.units, [_unit_row(unit) for unit in new.units])
+
+
+def _deflate(body: bytes) -> bytes:
+    return zlib.compress(body, 3)
+
+
+def _page_row(document: int, page: Page) -> dict[str, Any]:
+    spans = (page.words.spans - page.span.start).astype("<i4")
+    return {
+        "document": document,
+        "number": page.number,
+        "label": page.label,
+        "width": float(page.width),
+        "height": float(page.height),
+        "rotation": page.rotation,
+        "start": page.span.start,
+        "end": page.span.end,
+        "words": _deflate(spans.tobytes() + page.words.boxes.astype("<f4").tobytes()),
+    }
+
+
+def _page(row: Mapping[str, Any]) -> Page:
+    body = zlib.decompress(row["words"])
+    count = len(body) // 24  # two int32 and four float32 a word
+    spans = np.frombuffer(body, dtype="<i4", count=2 * count).reshape(count, 2).astype(np.int64) + row["start"]
+    boxes = np.frombuffer(body, dtype="<f4", offset=8 * count).reshape(count, 4).astype(np.float32)
+    span = Span(row["start"], row["end"])
+    return Page(row["number"], row["width"], row["height"], span, Words(spans, boxes), row["label"], row["rotation"])
+
+
+def _unit_row(unit: UnitRow) -> dict[str, Any]:
+    headings = json.dumps(unit.headings, ensure_ascii=False)
+    return {
+        **{name: getattr(unit, name) for name in ("key", "document", "kind")},
+        "start": unit.span.start,
+        "end": unit.span.end,
+        "headings": headings,
+    }
+
+
+def _unit(row: Mapping[str, Any]) -> UnitRow:
+    return UnitRow(row["key"], row["document"], row["kind"], Span(row["start"], row["end"]), tuple(json.loads(row["headings"])))
+
+
+def _document(row: Mapping[str, Any]) -> DocumentRow:
+    s.checked(s.documents, row)
+    fields = {name: row[name] for name in DocumentRow.__slots__ if name != "meta"}
+    return DocumentRow(**fields, meta=json.loads(row["meta"]))
+
+
+def with_key(unit: UnitRow, *, key: int, document: int) -> UnitRow:
+    """The unit under its reserved key."""
+    return replace(unit, key=key, document=document)

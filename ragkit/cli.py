@@ -1,0 +1,431 @@
+"""The command line: `ragkit add | search | show | delete | list | stats | eval | doctor`.
+
+Answers go to standard output, progress and messages to standard error; `--json` prints one JSON value. Exit codes: 0 done,
+1 an error, 2 wrong usage, 3 done but some documents failed, 130 interrupted (what was committed stays; run it again).
+Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from ragkit.errors import RagkitError
+
+if TYPE_CHECKING:
+    from ragkit.index import Index
+    from ragkit.types import AddReport, Citation, Hit, Progress
+
+OK, FAILED, PARTLY, INTERRUPTED = 0, 1, 3, 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Index documents, ask, and check the evidence.",
+)
+
+IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder of the index.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Run the command line, with every expected error as one clear line."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except KeyboardInterrupt:
+        _say("interrupted: what was committed is in the index; run the same command again for the rest")
+        sys.exit(INTERRUPTED)
+    except (RagkitError, ValueError, TypeError, OSError) as error:
+        _say(f"error: {error}")
+        sys.exit(FAILED)
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+@contextmanager
+def _opened(path: Path, **settings: Any) -> Iterator[Index]:
+    from ragkit.index import Index
+
+    with Index.open(path, **settings) as index:
+        yield index
+
+
+@app.command()
+def add(
+    index: IndexPath,
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, folders or globs.")],
+    model: Annotated[str | None, typer.Option(help="The encoder; the bundled all-MiniLM-L6-v2 if left out.")] = None,
+    task: Annotated[str | None, typer.Option(help="The encoder's task, where it has several.")] = None,
+    dims: Annotated[int | None, typer.Option(help="Keep the first DIMS of each vector.")] = None,
+    chunker: Annotated[str | None, typer.Option(help="sentences, structure, page or whole.")] = None,
+    chunk_tokens: Annotated[int | None, typer.Option(help="Tokens per chunk, at most.")] = None,
+    chunk_overlap: Annotated[int | None, typer.Option(help="Tokens shared by neighbouring chunks.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens the encoder takes, at most.")] = None,
+    overflow: Annotated[str | None, typer.Option(help="What to do with longer units: error, truncate or window.")] = None,
+    pdf_engine: Annotated[str | None, typer.Option(help="auto, pymupdf or pdfium.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Only files that match this glob; may be repeated.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="No files that match this glob; may be repeated.")] = None,
+    password: Annotated[str | None, typer.Option(envvar="RAGKIT_PASSWORD", help="For encrypted documents.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Parsing processes.")] = 1,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring files into the index: what is new or changed is embedded, the rest is left alone."""
+    settings: dict[str, Any] = {
+        "model": model,
+        "task": task,
+        "dims": dims,
+        "chunker": chunker,
+        "chunk_tokens": chunk_tokens,
+        "chunk_overlap": chunk_overlap,
+        "max_tokens": max_tokens,
+        "overflow": overflow,
+        "pdf_engine": pdf_engine,
+        "device": device,
+    }
+    reports = []
+    with _opened(index, **settings) as opened, _progress(quiet=quiet or as_json) as callback:
+        options: dict[str, Any] = {
+            "include": include or (),
+            "exclude": exclude or (),
+            "password": password,
+            "workers": workers,
+            "progress": callback,
+        }
+        reports = [opened.add(source, **options) for source in sources]
+    _print_report(reports, as_json=as_json)
+    if any(report.failed for report in reports):
+        raise typer.Exit(PARTLY)
+
+
+def _print_report(reports: list[AddReport], *, as_json: bool) -> None:
+    from ragkit.types import AddReport
+
+    kinds = ("added", "updated", "unchanged", "failed")
+    merged = AddReport(
+        **{kind: tuple(outcome for report in reports for outcome in getattr(report, kind)) for kind in kinds},
+        truncated=sum(report.truncated for report in reports),
+        seconds=sum(report.seconds for report in reports),
+    )
+    if as_json:
+        _print_json(
+            {
+                **{kind: [asdict(one) for one in getattr(merged, kind)] for kind in kinds},
+                "truncated": merged.truncated,
+                "seconds": round(merged.seconds, 3),
+            }
+        )
+        return
+    counts = ", ".join(f"{kind} {len(getattr(merged, kind))}" for kind in kinds)
+    truncated = f", truncated {merged.truncated} units" if merged.truncated else ""
+    units = sum(one.units for one in (*merged.added, *merged.updated))
+    print(f"{counts}{truncated}  ({units} units in {merged.seconds:.1f} s)")
+    for one in merged.failed:
+        _say(f"  failed   {one.source}: {one.reason}")
+    for one in (*merged.added, *merged.updated):
+        for warning in one.warnings:
+            _say(f"  warning  {one.source}: {warning}")
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Any]:
+    """A callback that draws documents, units per second and the time left on standard error; None where nobody looks."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("documents · {task.fields[units]} units · {task.fields[rate]:.1f} units/s ·"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    started = time.monotonic()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        job = bar.add_task("adding", total=None, units=0, rate=0.0)
+
+        def callback(step: Progress_) -> None:
+            if step.stage == "encode":
+                bar.update(job, units=step.done, rate=step.done / (time.monotonic() - started))
+            else:
+                bar.update(job, completed=step.done, total=step.total)
+
+        yield callback
+
+
+if TYPE_CHECKING:
+    Progress_ = Progress
+
+
+@app.command()
+def search(
+    index: IndexPath,
+    query: Annotated[str, typer.Argument(help="The question.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 5,
+    mode: Annotated[str, typer.Option(help="hybrid, dense, lexical or text.")] = "hybrid",
+    filters: Annotated[
+        str | None, typer.Option("--filter", help='JSON, such as \'{"lang": "en", "year": {"$gte": 2020}}\'.')
+    ] = None,
+    dims: Annotated[int | None, typer.Option(help="Compare the first DIMS of the vectors only.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Leave out hits below this score.")] = None,
+    per_document: Annotated[bool, typer.Option("--per-document", help="The best hit of each document.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Print the whole text of each hit.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask, and get passages with their citations."""
+    with _opened(index, create=False) as opened:
+        hits = opened.search(
+            query,
+            k,
+            mode=mode,
+            filters=_filters(filters),
+            dims=dims,
+            min_score=min_score,
+            group_by="document" if per_document else None,
+        )
+    if as_json:
+        _print_json([hit_fields(hit) for hit in hits])
+        return
+    if not hits:
+        _say("no hits")
+    for hit in hits:
+        _print_hit(hit, full=full)
+
+
+def _filters(text: str | None) -> Mapping[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--filter is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"--filter is a JSON object, got {text}")
+    return value
+
+
+def _print_hit(hit: Hit, *, full: bool) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    via = ", ".join(f"{reason.space} #{reason.rank}" for reason in hit.via)
+    head = (
+        Text(f"{hit.rank}. ")
+        .append(str(hit.citation), style="bold")
+        .append(f"   {hit.score:.3f} {hit.scale} · {via} · key {hit.key}", style="dim")
+    )
+    console.print(head)
+    if hit.headings:
+        console.print(Text("   " + " › ".join(hit.headings), style="italic"))
+    text = hit.text if full else _shortened(" ".join(hit.text.split()))
+    console.print(Text("   " + text.replace("\n", "\n   ")))
+
+
+def _shortened(text: str, width: int = 300) -> str:
+    return text if len(text) <= width else text[:width].rsplit(" ", 1)[0] + " …"
+
+
+def hit_fields(hit: Hit) -> dict[str, Any]:
+    """A hit as JSON holds it. Boxes are in points and, beside them, in fractions of the page."""
+    return {
+        "rank": hit.rank,
+        "score": hit.score,
+        "scale": hit.scale,
+        "key": hit.key,
+        "kind": hit.kind,
+        "text": hit.text,
+        "document_id": hit.document_id,
+        "title": hit.title,
+        "headings": list(hit.headings),
+        "citation": citation_fields(hit.citation),
+        "meta": dict(hit.meta),
+        "via": [asdict(reason) for reason in hit.via],
+    }
+
+
+def citation_fields(citation: Citation) -> dict[str, Any]:
+    return {
+        "text": str(citation),
+        "source": citation.source,
+        "pages": list(citation.pages),
+        "span": [citation.span.start, citation.span.end],
+        "boxes": [
+            {"page": one.page, "points": [round(v, 2) for v in one.box], "relative": [round(v, 5) for v in one.relative]}
+            for one in citation.boxes
+        ],
+    }
+
+
+@app.command()
+def show(
+    index: IndexPath,
+    reference: Annotated[str, typer.Argument(metavar="KEY|SOURCE", help="A hit's key, or a document's source or id.")],
+    query: Annotated[
+        str | None, typer.Option("--query", "-q", help="Box the best passages of this document for a question.")
+    ] = None,
+    page: Annotated[int | None, typer.Option(min=1, help="Which page; the first with evidence if left out.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The PNG to write; SOURCE-pN.png if left out.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many passages to box, with --query.")] = 1,
+    dpi: Annotated[int, typer.Option(min=18, max=600)] = 110,
+    password: Annotated[str | None, typer.Option(envvar="RAGKIT_PASSWORD", help="For encrypted documents.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the cited page as a PNG with the evidence boxed; for documents without pages, print the passage."""
+    from ragkit.show import evidence, page_png
+
+    with _opened(index, create=False) as opened:
+        found = evidence(opened, reference, query=query, k=k)
+        number = page or (found.pages[0] if found.pages else None)
+        path = None
+        if number is not None and opened.pages(found.row):
+            path = output or Path(f"{Path(found.row.source).name}-p{number}.png")
+            path.write_bytes(page_png(opened, found, page=number, dpi=dpi, password=password))
+    if as_json:
+        _print_json({"png": None if path is None else str(path), "citations": [citation_fields(one) for one in found.citations]})
+        return
+    for citation, text in zip(found.citations, found.texts, strict=True):
+        print(f"{citation}: {_shortened(' '.join(text.split()))}")
+    if path is not None:
+        print(f"wrote {path}: {found.row.source}, p. {number}, {found.boxes_on(number or 0)} boxes")
+
+
+@app.command()
+def delete(
+    index: IndexPath,
+    references: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Sources, ids or paths, as `ragkit list` prints them.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Delete documents."""
+    with _opened(index, create=False) as opened:
+        count = opened.delete(references)
+    if as_json:
+        _print_json({"deleted": count})
+    else:
+        print(f"deleted {count}")
+    if count < len(references):
+        _say(f"{len(references) - count} of {len(references)} are not in the index; see: ragkit list {index}")
+        raise typer.Exit(FAILED)
+
+
+@app.command("list")
+def list_(
+    index: IndexPath,
+    failed: Annotated[bool, typer.Option("--failed", help="Those that could not be added, and why.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the documents."""
+    with _opened(index, create=False) as opened:
+        if failed:
+            rows = [{"source": one.source, "reason": one.reason} for one in opened.failures()]
+            lines = [f"{row['source']}: {row['reason']}" for row in rows]
+        else:
+            rows = [
+                {
+                    "source": row.source,
+                    "title": row.title,
+                    "mime": row.mime,
+                    "units": row.units,
+                    "characters": row.characters,
+                    "meta": dict(row.meta),
+                    "root": row.root,
+                }
+                for row in opened.documents()
+            ]
+            lines = [f"{row['source']}\t{row['units']} units\t{row['title']}" for row in rows]
+    if as_json:
+        _print_json(rows)
+    else:
+        for line in lines:
+            print(line)
+
+
+@app.command()
+def stats(index: IndexPath, as_json: AsJson = False) -> None:
+    """What the index holds, and how its vectors are searched."""
+    with _opened(index, create=False) as opened:
+        found = opened.stats()
+    if as_json:
+        _print_json(asdict(found))
+        return
+    per_document = found.bytes // max(found.documents, 1)
+    print(f"{found.path}: {found.documents} documents, {found.units} units, commit {found.commit}")
+    print(f"model      {found.model}")
+    chunk = found.recipe["chunk"]
+    late = "on" if found.recipe["encode"]["late_chunking"] else "off"
+    print(f"chunker    {chunk['chunker']}, {chunk['tokens']} tokens, overlap {chunk['overlap']}; late chunking {late}")
+    print(
+        f"on disk    {found.bytes:,} bytes, {per_document:,} a document: "
+        + ", ".join(f"{name} {size:,}" for name, size in found.bytes_by_part.items())
+    )
+    for segment in found.dense:
+        print(
+            f"segment    {segment['live']:,} of {segment['rows']:,} rows, {segment['structure']}, recall {segment['recall']:.4f}"
+        )
+    if found.failures:
+        print(f"failed     {found.failures} documents; see: ragkit list {index} --failed")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Print versions, devices, engines and licences, and what is missing."""
+    from ragkit.doctor import examine, render
+
+    findings = examine()
+    if as_json:
+        _print_json(findings)
+    else:
+        print(render(findings))
+
+
+@app.command("eval")
+def eval_(
+    index: IndexPath,
+    judged: Annotated[Path, typer.Argument(metavar="JUDGED", help="A BEIR folder, or one with questions.jsonl and pdfs/.")],
+    modes: Annotated[
+        str, typer.Option(help="Modes to run, separated by commas; the first is compared with the others.")
+    ] = "hybrid,dense,lexical",
+    k: Annotated[int, typer.Option("-k", min=1)] = 100,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first LIMIT queries.")] = None,
+    per_query: Annotated[bool, typer.Option("--per-query", help="Each query's measures too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure retrieval with judgments: nDCG@10, recall, MRR, hit@k, with paired bootstrap intervals between modes."""
+    from ragkit.evaluate import command
+
+    with _opened(index, create=False) as opened:
+        result = command(opened, judged, modes=modes.split(","), k=k, limit=limit, per_query=per_query)
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        print(result.table())

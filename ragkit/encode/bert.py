@@ -1,0 +1,352 @@
+"""BERT with mean pooling, run by us: the default model all-MiniLM-L6-v2 and every checkpoint of its layout.
+
+In goes a folder, out comes an encoder. The forward pass (Devlin et al. 2019) works on packed rows, see `kernels.py`: texts
+sorted by length, batches of about 2,000 tokens that stay in the processor's cache, no padding, tokenised ahead on another thread.
+
+Rules: weights fit exactly or are refused (`checkpoint.py`); pooling and normalising in float32; a vector does not depend on
+what else is in its batch. Queries and documents are encoded alike: these models were trained so.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.encode.batching import ahead, batches, slices
+from ragkit.encode.checkpoint import Tensors, check_names_and_shapes, licence_of, read_json, read_tensors
+from ragkit.encode.contract import EncoderCard, Encoding, Item, TokenStates
+from ragkit.encode.kernels import Kernels, NumpyKernels, TorchKernels, runs_of
+from ragkit.encode.texts import check_texts, check_truncate_dim, too_long
+from ragkit.encode.tokens import Tokenizer
+from ragkit.errors import CheckpointError, EncodeError
+from ragkit.ragged import MultiVectors, truncate_dims, unit_rows
+from ragkit.types import Floats, Ints
+
+# The published model.safetensors of a model that goes by name whatever folder it lies in, and its licence.
+PUBLISHED = {
+    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db": ("sentence-transformers/all-MiniLM-L6-v2", "apache-2.0"),
+}
+CPU_TOKENS = 2048  # per batch; best of 512-16k in benchmarks/encode.py: 2k rows of 1,536 float32 are 12 MB
+GPU_TOKENS = 65536  # per batch; enough rows to fill the card's matrix units
+NUMPY_TOKENS = 512  # a first call of no more tokens runs without torch, whose import costs as much as 2,000
+SLICE = 1 << 16  # characters, some 16 k tokens, tokenised at a time
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class BertShape:
+    """The sizes of config.json, in its names."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+
+    @classmethod
+    def read(cls, path: Path) -> BertShape:
+        config = read_json(path)
+        try:
+            sizes = {name: int(config[name]) for name in cls.__slots__ if name != "layer_norm_eps"}
+            shape = cls(**sizes, layer_norm_eps=float(config.get("layer_norm_eps", 1e-12)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} lacks the sizes of a BERT model ({error!r}). Fetch the model again") from None
+        if min(sizes.values()) < 1 or shape.hidden_size % shape.num_attention_heads:
+            raise CheckpointError(f"{path} has impossible sizes: {sizes}. Fetch the model again")
+        return shape
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor that encoding needs, by its published name, with its shape."""
+        h, f = self.hidden_size, self.intermediate_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "embeddings.word_embeddings.weight": (self.vocab_size, h),
+            "embeddings.position_embeddings.weight": (self.max_position_embeddings, h),
+            "embeddings.token_type_embeddings.weight": (self.type_vocab_size, h),
+            **_pair("embeddings.LayerNorm", (h,)),
+        }
+        for layer in range(self.num_hidden_layers):
+            at = f"encoder.layer.{layer}"
+            for part in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):
+                shapes |= _pair(f"{at}.{part}", (h, h))
+            shapes |= _pair(f"{at}.intermediate.dense", (f, h)) | _pair(f"{at}.output.dense", (h, f))
+            shapes |= _pair(f"{at}.attention.output.LayerNorm", (h,)) | _pair(f"{at}.output.LayerNorm", (h,))
+        return shapes
+
+
+def _pair(name: str, weight: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": weight, f"{name}.bias": weight[:1]}
+
+
+# Not used for embeddings, and in many published files: the pooler of BERT's own training, and a buffer of 0, 1, 2, ...
+_IGNORABLE = ("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias")
+
+
+def _prepare(published: Mapping[str, Floats], layers: int) -> dict[str, Floats]:
+    """Weights as `forward` wants them: query, key and value in one matrix; token type 0, which every token has, in the positions."""
+    weights = dict(published)
+    types = weights.pop("embeddings.token_type_embeddings.weight")
+    weights["embeddings.position_embeddings.weight"] = weights["embeddings.position_embeddings.weight"] + types[0]
+    for layer in range(layers):
+        at = f"encoder.layer.{layer}.attention.self"
+        for kind in ("weight", "bias"):
+            weights[f"{at}.qkv.{kind}"] = np.concatenate(
+                [weights.pop(f"{at}.{part}.{kind}") for part in ("query", "key", "value")]
+            )
+    return weights
+
+
+def forward(kernels: Kernels, weights: Mapping[str, Any], shape: BertShape, *, ids: Sequence[npt.NDArray[np.int32]]) -> Any:
+    """Token ids of several texts -> the last layer's states, packed (sum of lengths, hidden)."""
+    eps, runs = shape.layer_norm_eps, runs_of([len(row) for row in ids])
+
+    def linear(x: Any, name: str) -> Any:
+        return kernels.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def norm_of_sum(x: Any, y: Any, name: str) -> Any:
+        return kernels.norm_of_sum(x, y, weights[f"{name}.weight"], weights[f"{name}.bias"], eps)
+
+    positions = np.concatenate([np.arange(len(row), dtype=np.int32) for row in ids])
+    words = kernels.gather(weights["embeddings.word_embeddings.weight"], np.concatenate(ids))
+    places = kernels.gather(weights["embeddings.position_embeddings.weight"], positions)
+    x = norm_of_sum(words, places, "embeddings.LayerNorm")
+    for layer in range(shape.num_hidden_layers):
+        at = f"encoder.layer.{layer}"
+        mixed = kernels.attention(linear(x, f"{at}.attention.self.qkv"), runs, shape.num_attention_heads)
+        x = norm_of_sum(linear(mixed, f"{at}.attention.output.dense"), x, f"{at}.attention.output.LayerNorm")
+        inner = kernels.gelu(linear(x, f"{at}.intermediate.dense"))
+        x = norm_of_sum(linear(inner, f"{at}.output.dense"), x, f"{at}.output.LayerNorm")
+    return x
+
+
+def load_bert(
+    folder: Path,
+    *,
+    name: str,
+    commit: str | None = None,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    task: str | None = None,
+    max_tokens: int | None = None,
+    multi: bool = False,
+) -> BertEncoder:
+    """Check and load a folder of the layout that `checkpoint.has_bert_layout` recognises.
+
+    name is what the card will say; a published file's own name takes its place, and its checksum is required of that name.
+    commit: of the hub's snapshot, if it came from there. The other arguments: see `load_encoder`.
+    """
+    dtype, shape = dtype or "float32", BertShape.read(folder / "config.json")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    required = next((digest for digest, (published, _) in PUBLISHED.items() if published == name), None)
+    # Hashing takes a third of a second and leaves the interpreter free: the tokenizer loads meanwhile.
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_tensors, folder / "model.safetensors", sha256=required)
+        tokenizer = _read_tokenizer(folder / "tokenizer.json", shape)
+        tensors = reading.result()
+    if commit is None and revision not in (None, "", tensors.sha256):
+        raise CheckpointError(f"{name}: {tensors.path} is at revision {tensors.sha256}, but {revision} was asked for")
+    published_name, licence = PUBLISHED.get(tensors.sha256, (name, licence_of(folder)))
+    card = EncoderCard(
+        name=published_name + ("+multi" if multi else ""),
+        revision=commit or tensors.sha256,
+        licence=licence,
+        dims=shape.hidden_size,
+        multi_dims=shape.hidden_size if multi else 0,
+        task=_known_task(task),
+        max_tokens=_token_limit(folder, shape, asked=max_tokens),
+        outputs=("dense", "multi") if multi else ("dense",),
+        pooling="mean",
+        dtype=dtype,
+        preprocessing={"weights": tensors.sha256, "tokenizer": tokenizer.sha256, "shape": asdict(shape)},
+    )
+    weights = _prepare(_read_weights(tensors, shape), shape.num_hidden_layers)
+    return BertEncoder(card, shape=shape, weights=weights, tokenizer=tokenizer, device=device or "cpu")
+
+
+def _read_tokenizer(path: Path, shape: BertShape) -> Tokenizer:
+    tokenizer = Tokenizer(path)
+    # Truncating keeps the last token because it is [SEP]; multi-vectors leave out the first and the last.
+    if tokenizer.special_count != 2 or len(tokenizer.ids([""])[0]) != 2:
+        raise CheckpointError(f"{path} does not put one token before a text and one after it, as BERT's does. Fetch the model again")
+    if tokenizer.vocabulary_size > shape.vocab_size:
+        raise CheckpointError(
+            f"{path} has {tokenizer.vocabulary_size} tokens, config.json has {shape.vocab_size}: they belong to different models"
+        )
+    return tokenizer
+
+
+def _read_weights(tensors: Tensors, shape: BertShape) -> dict[str, Floats]:
+    if all(name.startswith("bert.") for name in tensors.arrays):
+        tensors = replace(
+            tensors,
+            arrays={name.removeprefix("bert."): array for name, array in tensors.arrays.items()},
+            bfloat16=frozenset(name.removeprefix("bert.") for name in tensors.bfloat16),
+        )
+    expected = shape.tensors()
+    check_names_and_shapes(tensors, expected, ignorable=_IGNORABLE)
+    return {name: tensors.float32(name) for name in expected}
+
+
+def _token_limit(folder: Path, shape: BertShape, *, asked: int | None) -> int:
+    positions = shape.max_position_embeddings
+    if asked is None:
+        return min(positions, int(read_json(folder / "sentence_bert_config.json", optional=True).get("max_seq_length") or positions))
+    if not 3 <= asked <= positions:
+        raise ValueError(f"max_tokens must be between 3 and {positions}, the positions this model has, got {asked}")
+    return asked
+
+
+def _known_task(task: str | None) -> str | None:
+    if task not in (None, "retrieval"):
+        raise ValueError(f"this model has one task, 'retrieval', got {task!r}")
+    return task
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Slice:
+    """Tokenised texts: where they stand in the caller's list, their ids, and how many were cut."""
+
+    positions: Ints
+    ids: list[npt.NDArray[np.int32]]
+    cut: int
+
+
+class BertEncoder:
+    """An `Encoder` (see `contract.py`). Thread-safe: what changes after loading is only that torch arrives, under a lock."""
+
+    def __init__(
+        self, card: EncoderCard, *, shape: BertShape, weights: Mapping[str, Floats], tokenizer: Tokenizer, device: str
+    ) -> None:
+        """weights: as `_prepare` leaves them. Use `load_encoder`."""
+        self.card = card
+        self.device = device
+        self._shape = shape
+        self._weights = weights
+        self._tokenizer = tokenizer
+        self._torch: tuple[TorchKernels, Mapping[str, Any]] | None = None
+        self._lock = threading.Lock()
+        self._budget = CPU_TOKENS if device == "cpu" else GPU_TOKENS
+
+    def encode_query(
+        self, queries: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
+    ) -> Encoding:
+        """n texts -> n unit rows, in order. Raises InputTooLong (unless `truncate`), TypeError for what is not a str."""
+        return self.encode(queries, task=task, truncate_dim=truncate_dim, truncate=truncate)
+
+    def encode_document(
+        self, documents: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
+    ) -> Encoding:
+        """As `encode_query`: this model knows no roles. Beside the result, memory does not grow with the list."""
+        return self.encode(documents, task=task, truncate_dim=truncate_dim, truncate=truncate)
+
+    def encode(
+        self, inputs: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
+    ) -> Encoding:
+        """Texts without a role."""
+        _known_task(task)
+        check_texts(inputs)
+        check_truncate_dim(truncate_dim, self.card)
+        dense = np.empty((len(inputs), self.card.dims), dtype=np.float32)
+        multi: list[Floats] | None = [np.empty((0, 0), dtype=np.float32)] * len(inputs) if self.card.multi_dims else None
+        truncated = 0
+        tokenise = partial(self._tokenise, inputs, truncate=truncate)
+        for part in ahead(tokenise, slices(inputs, characters=SLICE)):
+            truncated += part.cut
+            lengths = np.array([len(row) for row in part.ids], dtype=np.int64)
+            for batch in batches(lengths, tokens=self._budget):
+                self._encode_batch([part.ids[i] for i in batch], at=part.positions[batch], dense=dense, multi=multi)
+        dense = unit_rows(dense) if truncate_dim is None else truncate_dims(dense, truncate_dim)
+        return Encoding(dense=dense, multi=None if multi is None else _pack(multi, self.card.multi_dims), truncated=truncated)
+
+    def encode_tokens(self, text: str, *, task: str | None = None) -> TokenStates:
+        """The last layer's states of one text within the limit, before pooling: not of unit length. Raises InputTooLong."""
+        _known_task(task)
+        check_texts([text])
+        ids, spans, special = self._tokenizer.one(text)
+        if len(ids) > self.card.max_tokens:
+            raise too_long(0, len(ids), self.card)
+        kernels, weights = self._kernels(len(ids))
+        with kernels.context():
+            states = kernels.to_numpy(forward(kernels, weights, self._shape, ids=[ids]))
+        spans[special] = 0
+        return TokenStates(states, spans, special)
+
+    def token_spans(self, text: str) -> Ints:
+        """Character spans of the text's own tokens, (t, 2) int64, ascending; any length, no special tokens."""
+        check_texts([text])
+        return self._tokenizer.spans(text)
+
+    def count_tokens(self, documents: Sequence[str]) -> Ints:
+        """Tokens of each text, [CLS] and [SEP] included, (n,) int64; any length."""
+        check_texts(documents)
+        return self._tokenizer.counts(documents)
+
+    def _tokenise(self, texts: Sequence[str], positions: Ints, *, truncate: bool) -> _Slice:
+        ids, cut, limit = self._tokenizer.ids([texts[i] for i in positions]), 0, self.card.max_tokens
+        for i, row in enumerate(ids):
+            if len(row) <= limit:
+                continue
+            if not truncate:
+                raise too_long(int(positions[i]), len(row), self.card)
+            ids[i], cut = np.append(row[: limit - 1], row[-1]), cut + 1  # the last one is [SEP]
+        return _Slice(positions, ids, cut)
+
+    def _encode_batch(
+        self, ids: list[npt.NDArray[np.int32]], *, at: Ints, dense: Floats, multi: list[Floats] | None
+    ) -> None:
+        """Write the means of these texts to rows `at` of dense, and their token states to multi, if wanted."""
+        lengths = [len(row) for row in ids]
+        kernels, weights = self._kernels(sum(lengths))
+        try:
+            with kernels.context():
+                states = forward(kernels, weights, self._shape, ids=ids)
+                dense[at] = kernels.means(states, runs_of(lengths))
+                rows = None if multi is None else kernels.to_numpy(states)
+        except kernels.out_of_memory as error:
+            if len(ids) == 1:
+                raise EncodeError(f"a text of {lengths[0]} tokens does not fit into the memory of {self.device}: {error}") from None
+        else:
+            if multi is not None and rows is not None:
+                _keep_token_states(rows, lengths, at=at, multi=multi)
+            return
+        # Here, not in the handler: its traceback holds the tensors that filled the memory.
+        self._budget = max(512, self._budget // 2)
+        half = len(ids) // 2
+        self._encode_batch(ids[:half], at=at[:half], dense=dense, multi=multi)
+        self._encode_batch(ids[half:], at=at[half:], dense=dense, multi=multi)
+
+    def _kernels(self, tokens: int) -> tuple[Kernels, Mapping[str, Any]]:
+        """The arithmetic for a batch of that many tokens: torch, but numpy where torch would be imported for very little."""
+        plain = self.device == "cpu" and self.card.dtype == "float32"
+        with self._lock:
+            if self._torch is None and plain and tokens <= NUMPY_TOKENS and "torch" not in sys.modules:
+                return NumpyKernels(), self._weights
+            if self._torch is None:
+                kernels = TorchKernels(self.device, self.card.dtype)
+                self._torch = kernels, kernels.place(self._weights)
+            return self._torch
+
+
+def _keep_token_states(rows: Floats, lengths: Sequence[int], *, at: Ints, multi: list[Floats]) -> None:
+    """Unit states of each text's own tokens; of [CLS] and [SEP] for a text without any, since no multi-vector is empty."""
+    for position, states in zip(at.tolist(), np.split(rows, np.cumsum(lengths)[:-1]), strict=True):
+        multi[position] = unit_rows(states[1:-1] if len(states) > 2 else states)
+
+
+def _pack(items: list[Floats], dims: int) -> MultiVectors:
+    if not items:
+        return MultiVectors(np.empty((0, dims), dtype=np.float32), np.zeros(1, dtype=np.int64))
+    return MultiVectors.pack(items)

@@ -1,0 +1,185 @@
+"""Reading a model's files, strictly: in goes a folder, out come arrays that were checked, or an error that names the tensor.
+
+Rules: safetensors only, nothing is unpickled. The bytes that were hashed are the bytes that are used: a file is read once.
+A missing, extra or misshapen tensor is refused. A checkpoint that asks to run code is refused with the way out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.errors import CheckpointError, MissingExtra
+from ragkit.types import Floats
+
+# What modules.json of a sentence-transformers model may name: classes of that package, by their last component.
+KNOWN_MODULES = frozenset(
+    "Transformer Pooling Normalize Dense LayerNorm StaticEmbedding Router Asym CLIPModel WeightedLayerPooling "
+    "Dropout BoW CNN LSTM WordEmbeddings WordWeights".split()
+)
+_LEGACY_POOLING = (
+    "pooling_mode_cls_token pooling_mode_max_tokens pooling_mode_mean_tokens pooling_mode_mean_sqrt_len_tokens "
+    "pooling_mode_weightedmean_tokens pooling_mode_lasttoken"
+).split()
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+def read_json(path: Path, *, optional: bool = False) -> Any:
+    """A JSON file's content; {} if it may be absent and is."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if optional:
+            return {}
+        raise CheckpointError(f"{path} is missing: this is not a complete checkpoint. Fetch the model again") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}). Fetch the model again") from None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensors:
+    """A safetensors file in memory: name to array in the file's own dtype (bfloat16 as uint16, see `bfloat16`)."""
+
+    path: Path
+    sha256: str  # of the whole file, hexadecimal
+    arrays: Mapping[str, npt.NDArray[Any]]
+    bfloat16: frozenset[str]
+
+    def float32(self, name: str) -> Floats:
+        """One tensor as float32, writable, of the file's shape. float16 and bfloat16 widen exactly."""
+        array = self.arrays[name]
+        if name in self.bfloat16:
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        if array.dtype not in (np.float32, np.float16):
+            raise CheckpointError(
+                f"{self.path}: tensor {name} holds {array.dtype}, but a weight must be a float32, float16 or bfloat16"
+            )
+        return array.astype(np.float32, copy=False)
+
+
+_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I32": np.int32,
+    "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+
+
+def read_tensors(path: Path, *, sha256: str | None = None) -> Tensors:
+    """Read a safetensors file and its sha256; one that is not `sha256` is refused before anything looks inside."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}. Weights must be safetensors; fetch the model again"
+        ) from None
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and digest != sha256:
+        raise CheckpointError(f"{path} has sha256 {digest}, expected {sha256}: it is damaged or another model. Install it again")
+    try:
+        from safetensors import SafetensorError, deserialize
+    except ImportError:
+        raise MissingExtra.of("safetensors", "cpu", "reading a model's weights") from None
+    try:
+        entries = deserialize(content)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}). Fetch the model again") from None
+    arrays, halves = {}, set()
+    for name, entry in entries:
+        if entry["dtype"] not in _DTYPES:
+            raise CheckpointError(f"{path}: tensor {name} has the dtype {entry['dtype']}, which is not supported")
+        arrays[name] = np.frombuffer(entry["data"], dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        if entry["dtype"] == "BF16":
+            halves.add(name)
+    return Tensors(path, digest, arrays, frozenset(halves))
+
+
+def check_names_and_shapes(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], *, ignorable: Collection[str] = ()) -> None:
+    """Every expected tensor is there in its shape, and nothing else is but `ignorable` names; else a CheckpointError lists them."""
+    found = tensors.arrays
+    wrong = [f"{name} is missing" for name in expected if name not in found]
+    wrong += [f"{name} is not known" for name in found if name not in expected and name not in ignorable]
+    wrong += [
+        f"{name} has the shape {found[name].shape}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
+        raise CheckpointError(
+            f"{tensors.path} does not fit its config.json: {'; '.join(wrong[:5])}{more}. Weights that do not fit are never "
+            "filled with random numbers: fetch the model again, or use the folder's own config.json"
+        )
+
+
+def refuse_code(folder: Path) -> None:
+    """Refuse a folder that would run code: `auto_map` in a config, a foreign class in modules.json, or pickled weights alone."""
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        if read_json(folder / name, optional=True).get("auto_map"):
+            raise CheckpointError(
+                f"{folder / name} asks to run code from the checkpoint (auto_map). ragkit never does. "
+                "Use a version of this model that needs no remote code, or serve it behind an embeddings API"
+            )
+    places = [folder]
+    for module in _modules(folder):
+        kind = module["type"]
+        if not kind.startswith("sentence_transformers.") or kind.rpartition(".")[2] not in KNOWN_MODULES:
+            raise CheckpointError(
+                f"{folder / 'modules.json'} names the class {kind}, which is not one of sentence-transformers' own. Loading it would "
+                f"run foreign code. Known: {', '.join(sorted(KNOWN_MODULES))}"
+            )
+        place = (folder / module["path"]).resolve()
+        if not place.is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{folder / 'modules.json'} points outside its folder: {module['path']}")
+        places.append(place)
+    for place in places:
+        pickles = [file for pattern in _PICKLES for file in place.glob(pattern)]
+        if pickles and not any(place.glob("*.safetensors")):
+            raise CheckpointError(
+                f"{place} has its weights only as a pickle ({pickles[0].name}), which can run code when opened. "
+                "Use a checkpoint with safetensors, or convert it where you trust it: model.save_pretrained(folder)"
+            )
+
+
+def _modules(folder: Path) -> list[dict[str, str]]:
+    listed = read_json(folder / "modules.json", optional=True) or []
+    if not isinstance(listed, list) or not all(isinstance(m, dict) and isinstance(m.get("type"), str) for m in listed):
+        raise CheckpointError(f"{folder / 'modules.json'} must be a list of modules with a type each")
+    return [{"type": module["type"], "path": str(module.get("path", ""))} for module in listed]
+
+
+def has_bert_layout(folder: Path) -> bool:
+    """Whether `bert.py` runs it: model_type bert, absolute positions, erf gelu, one mean pooling, no prompts."""
+    config = read_json(folder / "config.json", optional=True)
+    plain = (
+        config.get("model_type") == "bert"
+        and config.get("hidden_act", "gelu") == "gelu"
+        and config.get("position_embedding_type", "absolute") == "absolute"
+        and not config.get("is_decoder", False)
+    )
+    modules = _modules(folder)
+    kinds = [module["type"].rpartition(".")[2] for module in modules]
+    if not plain or kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or modules[0]["path"]:
+        return False
+    if any((read_json(folder / "config_sentence_transformers.json", optional=True).get("prompts") or {}).values()):
+        return False
+    pooling = read_json(folder / modules[1]["path"] / "config.json")
+    if "pooling_mode" in pooling:
+        return pooling["pooling_mode"] in ("mean", ["mean"])
+    return [name for name in _LEGACY_POOLING if pooling.get(name)] == ["pooling_mode_mean_tokens"]
+
+
+def licence_of(folder: Path) -> str:
+    """What the model card (README.md) says, or "unknown"."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "unknown"
+    found = re.match(r"---\n(?:.*\n)*?license: *([^\n]+)\n", text)
+    return found[1].strip() if found else "unknown"

@@ -1,0 +1,115 @@
+"""Text to token ids and character offsets, by the `tokenizers` package from a checkpoint's tokenizer.json.
+
+Truncation and padding are never the tokenizer's: it is switched to neither, so that one tokenizer serves many threads, and
+the encoder cuts with the numbers in hand. Any Python `str` is taken: lone surrogates count as U+FFFD, offsets unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.encode.texts import without_surrogates
+from ragkit.errors import CheckpointError, MissingExtra
+from ragkit.types import Ints
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding as TokenizerEncoding
+
+PIECE = 1 << 16  # characters tokenised at a time: the tokenizer keeps some 200 bytes per token while it works
+# Where a long text may be cut without moving a token: WordPiece never looks across these (\x1c-\x1f, which `\s` has, are dropped).
+_BREAK = re.compile(r"[ \t\n\r]")
+
+
+class Tokenizer:
+    """A BERT tokenizer. Thread-safe. `special_count` is what a text gets around it: 2 for [CLS] and [SEP]."""
+
+    def __init__(self, path: Path) -> None:
+        """Load `path` (tokenizer.json). `sha256` is over its content without truncation and padding, which are not used."""
+        try:
+            from tokenizers import Tokenizer as Backend
+        except ImportError:
+            raise MissingExtra.of("tokenizers", "cpu", "tokenising") from None
+        try:
+            content = path.read_text(encoding="utf-8")
+            settings = json.loads(content)
+            self._backend = Backend.from_str(content)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing: this is not a complete checkpoint. Fetch the model again") from None
+        except Exception as error:  # the backend raises bare Exception for a file it cannot make sense of
+            raise CheckpointError(f"{path} is not a tokenizer ({error}). Fetch the model again") from None
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.special_count = int(self._backend.num_special_tokens_to_add(is_pair=False))
+        self.cuts_at_whitespace = (settings.get("pre_tokenizer") or {}).get("type") == "BertPreTokenizer"
+        self.vocabulary_size = int(self._backend.get_vocab_size())
+        settings["truncation"] = settings["padding"] = None
+        self.sha256 = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def ids(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """Token ids of each text, specials included, (t,) int32 each."""
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in self._batch(texts, offsets=False)]
+
+    def one(self, text: str) -> tuple[npt.NDArray[np.int32], Ints, npt.NDArray[np.bool_]]:
+        """Ids (t,), character spans (t, 2) and which are special (t,), specials included."""
+        [encoding] = self._batch([text], offsets=True)
+        special = np.array(encoding.special_tokens_mask, dtype=np.bool_)
+        return np.array(encoding.ids, dtype=np.int32), _spans(encoding), special
+
+    def spans(self, text: str) -> Ints:
+        """Character spans of the text's own tokens, (t, 2) int64, ascending; a text of any length, piece by piece."""
+        found = [np.empty((0, 2), dtype=np.int64)]
+        for start, piece in self._pieces(text):
+            [encoding] = self._batch([piece], offsets=True, specials=False)
+            found.append(_spans(encoding) + start)
+        return np.concatenate(found)
+
+    def counts(self, texts: Sequence[str]) -> Ints:
+        """Tokens of each text, specials included, (n,) int64; texts of any length."""
+        result = np.full(len(texts), self.special_count, dtype=np.int64)
+        for group in _groups(texts):
+            owners, pieces = zip(*((i, piece) for i in group for _, piece in self._pieces(texts[i])), strict=True)
+            lengths = [len(encoding) for encoding in self._batch(pieces, offsets=False, specials=False)]
+            np.add.at(result, list(owners), lengths)
+        return result
+
+    def _pieces(self, text: str) -> Iterator[tuple[int, str]]:
+        """(start, piece): the text cut at whitespace into pieces of about PIECE characters, tokenised as if in one."""
+        start = 0
+        while self.cuts_at_whitespace and len(text) - start > PIECE and (cut := _BREAK.search(text, start + PIECE)):
+            yield start, text[start : cut.start()]
+            start = cut.start()
+        yield start, text[start:]
+
+    def _batch(self, texts: Sequence[str], *, offsets: bool, specials: bool = True) -> list[TokenizerEncoding]:
+        encode: Any = self._backend.encode_batch if offsets else self._backend.encode_batch_fast
+        try:
+            return encode(list(texts), add_special_tokens=specials)  # type: ignore[no-any-return]
+        except TypeError:  # the backend takes UTF-8, which has no lone surrogates
+            cleaned = [without_surrogates(text) for text in texts]
+            return encode(cleaned, add_special_tokens=specials)  # type: ignore[no-any-return]
+
+
+def _spans(encoding: TokenizerEncoding) -> Ints:
+    return np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[int]]:
+    """Positions in order, in groups of about PIECE characters."""
+    group: list[int] = []
+    size = 0
+    for i, text in enumerate(texts):
+        group.append(i)
+        size += len(text) + 1
+        if size >= PIECE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

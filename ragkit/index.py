@@ -1,0 +1,520 @@
+"""Index: a folder that holds documents, their vectors and their words, and answers questions with citations.
+
+    index = Index.open("library")            # created on first use; remembers its model and recipe
+    report = index.add("papers/")            # only what is new or changed
+    hits = index.search("what is late chunking?", k=5, filters={"lang": "en"})
+
+Any number of threads and processes search; one at a time writes. A search sees one commit, whole. The encoder is loaded
+when it is first needed, and refused when it is not the one that built the index.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast, overload
+
+import numpy as np
+
+from ragkit.catalog.catalog import Catalog, DocumentRow, Failure, UnitRow
+from ragkit.encode import load_encoder, resolve_name
+from ragkit.encode.contract import Encoder
+from ragkit.errors import FingerprintMismatch, NotAnIndex, RagkitError, RecipeMismatch, StorageError
+from ragkit.filters import FieldColumns, Filters
+from ragkit.ingest import AddOptions, Callback, Ingest, Target
+from ragkit.load import Limits
+from ragkit.locks import writer_lock
+from ragkit.recipe import ChunkStage, EncodeStage, LoadStage, Recipe, StoreStage, chunker_name, disagreements
+from ragkit.retrieve import Candidate, SearchOptions, citation, mean_vector, read_hits, search
+from ragkit.store import DENSE, Store
+from ragkit.types import AddReport, Citation, Document, Floats, Hit, Page, Reason, Span
+
+PROBES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "Wie spät ist es in Zürich?",
+    "def add(a, b): return a + b",
+    "東京は日本の首都です。",
+)
+PROBE_COSINE = 0.999  # two builds of one model agree better than this, in bfloat16 too; two models do not
+LOCK_TIMEOUT = 10.0  # seconds
+CHUNK_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stats:
+    """What an index holds, and how."""
+
+    path: str
+    commit: int
+    documents: int
+    units: int
+    segments: int
+    bytes: int
+    bytes_by_part: Mapping[str, int]
+    model: str
+    recipe: Mapping[str, Any]
+    dense: tuple[Mapping[str, Any], ...]  # per segment: rows, structure, measured recall
+    failures: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Duplicate:
+    """Two units whose vectors have a cosine at or above the threshold asked for."""
+
+    score: float
+    first: Hit
+    second: Hit
+
+
+class Index:
+    """An index on disk. Open one with `Index.open`; it may be shared by threads, and closed with `close()` or `with`."""
+
+    def __init__(
+        self, path: Path, catalog: Catalog, recipe: Recipe, *, encoder: Encoder | None, chunker: Callable[..., Any] | None
+    ) -> None:
+        self.path = path
+        self.recipe = recipe
+        self._catalog = catalog
+        self._store = Store(path, catalog, recall=recipe.store.recall)
+        self._encoder = encoder
+        self._chunker = chunker
+        self._encoder_checked = False
+        self._encoder_lock = threading.Lock()
+        self._columns = FieldColumns(lambda after: catalog.documents(self._store.snapshot().commit.number, after=after))
+
+    # Opening
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        model: str | Encoder | None = None,
+        task: str | None = None,
+        dims: int | None = None,
+        chunker: str | Callable[[Document], Iterable[Any]] | None = None,
+        chunk_tokens: int | None = None,
+        chunk_overlap: int | None = None,
+        max_tokens: int | None = None,
+        overflow: str | None = None,
+        late_chunking: str | bool | None = None,
+        pdf_engine: str | None = None,
+        recall: float | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        create: bool = True,
+    ) -> Index:
+        """Open the index in the folder `path`, or create it there.
+
+        The keywords make the recipe when the index is created: model "default" (all-MiniLM-L6-v2), chunker "sentences"
+        (or "structure", "page", "whole", or a callable from Document to spans), chunk_tokens 256, chunk_overlap 0,
+        overflow "error" (or "truncate", "window": what happens to `whole` units beyond the model's limit),
+        late_chunking "auto", recall 0.99. None means the default at creation and the stored value later; a value that
+        disagrees with the stored recipe raises RecipeMismatch. `device` is this process's choice, not the recipe's.
+        Raises NotAnIndex for a folder that holds something else, or for none when `create` is False.
+        """
+        path = Path(path).absolute()
+        name = resolve_name(model if model is None or isinstance(model, str) else model.card.name)
+        given: dict[str, Any] = {
+            "model": None if model is None else name,
+            "task": task,
+            "dims": dims,
+            "max_tokens": max_tokens,
+            "overflow": overflow,
+            "dtype": dtype,
+            "late_chunking": late_chunking,
+            "chunker": None if chunker is None else chunker_name(chunker),
+            "chunk_tokens": chunk_tokens,
+            "chunk_overlap": chunk_overlap,
+            "pdf_engine": pdf_engine,
+            "recall": recall,
+        }
+        encoder = None if model is None or isinstance(model, str) else model
+        catalog = _existing(path) or _create(path, given, name=name, encoder=encoder, device=device, create=create)
+        try:
+            catalog.check_format()
+            recipe = Recipe.model_validate(catalog.setting("recipe"))
+            if differing := disagreements(recipe, given):
+                raise RecipeMismatch(
+                    f"{path} was built with other settings ({'; '.join(differing)}). Leave them out to use the stored ones, "
+                    "or build a new index with these in another folder."
+                )
+        except BaseException:
+            catalog.close()
+            raise
+        index = cls(path, catalog, recipe, encoder=encoder, chunker=chunker if callable(chunker) else None)
+        index._device = device
+        return index
+
+    _device: str | None = None
+
+    def close(self) -> None:
+        """Let go of files and connections. Hits already returned stay valid."""
+        self._store.close()
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Index({str(self.path)!r}, model={self.recipe.encode.model!r})"
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder that built the index; loaded and checked on first use. FingerprintMismatch where it is another."""
+        with self._encoder_lock:
+            if self._encoder is None:
+                stage = self.recipe.encode
+                self._encoder = load_encoder(
+                    stage.model,
+                    revision=stage.revision or None,
+                    device=self._device,
+                    dtype=stage.dtype,
+                    task=stage.task,
+                    max_tokens=stage.max_tokens,
+                )
+            if not self._encoder_checked:
+                _check_fingerprint(self.path, self._catalog, self._encoder, self.recipe.encode)
+                self._encoder_checked = True
+            return self._encoder
+
+    # Adding and deleting
+
+    def add(
+        self,
+        target: Target,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        limits: Limits | None = None,
+        password: str | None = None,
+        workers: int = 1,
+        progress: Callback | None = None,
+        lock_timeout: float = LOCK_TIMEOUT,
+    ) -> AddReport:
+        """Bring documents into the index: a file, a folder, a glob, or an iterable of Documents and dicts, which is streamed.
+
+        What the index already holds, by content hash, is left alone; what changed replaces its former version in one
+        commit. A document that fails leaves its former version in place and is reported. Stopped halfway, the same call
+        does the rest. `include` and `exclude` are glob patterns for folders; `limits` bound each document's parsing;
+        `workers` parse in parallel. Raises FileNotFoundError, IndexLocked, FingerprintMismatch; never for one document.
+        """
+        options = AddOptions(
+            include=include, exclude=exclude, limits=limits or Limits(), password=password, workers=workers, progress=progress
+        )
+        encoder = self.encoder
+        with self._store.writer(timeout=lock_timeout) as writer:
+            ingest = Ingest(
+                self._store, writer, recipe=self.recipe, encoder=encoder, chunker=self._chunker_or_name(), options=options
+            )
+            return ingest.run(target)
+
+    def _chunker_or_name(self) -> str | Callable[..., Any]:
+        name = self.recipe.chunk.chunker
+        if not name.startswith("callable:"):
+            return name
+        if self._chunker is None:
+            raise RecipeMismatch(
+                f"{self.path} was built with the chunker {name.removeprefix('callable:')}; to add documents, pass it again: "
+                f"Index.open({str(self.path)!r}, chunker=...)"
+            )
+        return self._chunker
+
+    def delete(self, reference: str | Sequence[str], *, lock_timeout: float = LOCK_TIMEOUT) -> int:
+        """Delete documents by source, id or path; returns how many there were. ValueError where a name means several."""
+        references = [reference] if isinstance(reference, str) else list(reference)
+        with self._store.writer(timeout=lock_timeout) as writer:
+            rows = {row.id: row for name in references for row in self._named(name)}
+            failed = [one.identity for one in self._catalog.failures() if {one.identity, one.source} & set(references)]
+            self._catalog.clear_failures(failed)
+            if rows:
+                writer.commit("delete", delete=sorted(rows), recipe_hash=self.recipe.hash)
+        return len(rows)
+
+    def _named(self, reference: str) -> list[DocumentRow]:
+        rows = self._catalog.resolve(reference)
+        exact = [row for row in rows if row.identity in (reference, f"id:{reference}")]
+        if len(exact) == 1:
+            return exact
+        if len(rows) > 1:
+            raise ValueError(f"{reference!r} names several documents; give one of: {', '.join(row.identity for row in rows)}")
+        return rows
+
+    # Searching
+
+    @overload
+    def search(self, query: str, k: int = 10, **options: Any) -> list[Hit]: ...
+    @overload
+    def search(self, query: Sequence[str], k: int = 10, **options: Any) -> list[list[Hit]]: ...
+    def search(
+        self,
+        query: str | Sequence[str],
+        k: int = 10,
+        *,
+        mode: str = "hybrid",
+        filters: Filters | None = None,
+        dims: int | None = None,
+        min_score: float | None = None,
+        group_by: str | None = None,
+        weights: Mapping[str, float] | None = None,
+        rrf: float | None = None,
+        exact: bool = False,
+    ) -> list[Hit] | list[list[Hit]]:
+        """The k best hits for a query, best first; for a list of queries, a list of lists.
+
+        mode: "hybrid" (every space there is), "text", "dense", "lexical". filters: see `ragkit.filters`; exact in every
+        space. dims: compare only the first dims of the dense vectors, renormalised. min_score: on the scale of the hits'
+        scores. group_by="document": the best hit of each document. weights: per space, for fusing. exact: scan every dense
+        vector instead of the compressed index. Raises ValueError for what makes no sense, Damaged, FingerprintMismatch.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        queries = [query] if isinstance(query, str) else list(query)
+        for one in queries:
+            if not isinstance(one, str):
+                raise TypeError(f"a query is a text, got {type(one).__name__}")
+        options = SearchOptions(mode=mode, dims=dims, min_score=min_score, group_by=group_by, weights=weights or {}, exact=exact)
+        if rrf is not None:
+            options = replace(options, rrf=rrf)
+        vectors = self._encode_queries(queries, dims=dims) if DENSE in options.spaces and queries else None
+        snapshot = self._store.snapshot()
+        allowed = None if filters is None else self._columns.allowed(filters)
+        hits = search(snapshot, self._catalog, queries=queries, vectors=vectors, k=k, allowed=allowed, options=options)
+        return hits[0] if isinstance(query, str) else hits
+
+    def _encode_queries(self, queries: Sequence[str], *, dims: int | None) -> Floats:
+        stage = self.recipe.encode
+        encoding = self.encoder.encode_query(queries, task=stage.task, truncate_dim=stage.dims, truncate=True)
+        assert encoding.dense is not None
+        if dims is not None and not 1 <= dims <= encoding.dense.shape[1]:
+            raise ValueError(
+                f"dims must be between 1 and {encoding.dense.shape[1]}, the width of this index's vectors, got {dims}"
+            )
+        return encoding.dense
+
+    def similar(self, reference: str | int, k: int = 10, *, filters: Filters | None = None, dims: int | None = None) -> list[Hit]:
+        """The documents most like one in the index, each by its best unit; the document itself is left out.
+
+        `reference` is a source or id, compared by the mean direction of its units, or the key of one unit.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        units = self._units_named(reference)
+        snapshot = self._store.snapshot()
+        if not units:
+            return []
+        vector = mean_vector(snapshot.rows([unit.key for unit in units]))
+        mine = units[0].document
+        return search(
+            snapshot,
+            self._catalog,
+            queries=[""],
+            vectors=vector,
+            k=k,
+            allowed=None if filters is None else self._columns.allowed(filters),
+            options=SearchOptions(mode="dense", dims=dims, group_by="document"),
+            wanted=lambda unit: unit.document != mine,
+        )[0]
+
+    def _units_named(self, reference: str | int) -> list[UnitRow]:
+        if isinstance(reference, int):
+            return list(self._catalog.units([reference]).values())
+        rows = self._named(reference)
+        if not rows:
+            raise ValueError(f"{self.path} has no document {reference!r}. See: ragkit list {self.path}")
+        return self._catalog.units_of(rows[0].id)
+
+    def near_duplicates(self, threshold: float = 0.95) -> Iterator[Duplicate]:
+        """Every pair of units with a cosine of at least `threshold`, exact, by the keys of the pair."""
+        if not 0 < threshold <= 1:
+            raise ValueError(f"threshold must be above 0 and at most 1, got {threshold}")
+        snapshot = self._store.snapshot()
+        for first, second, score in snapshot.near_duplicates(threshold):
+            units = self._catalog.units([first, second])
+            pair = [Candidate(key, score, (Reason(DENSE, 1, score),)) for key in (first, second)]
+            yield Duplicate(score, *read_hits(pair, units, self._catalog, scale="cosine"))
+
+    def as_retriever(self, k: int = 10, **options: Any) -> Retriever:
+        """The index with its search settings fixed, for an application to call."""
+        SearchOptions(**{name: value for name, value in options.items() if name not in ("filters",)})
+        return Retriever(self, k, options)
+
+    # Looking inside
+
+    def documents(self) -> Iterator[DocumentRow]:
+        """The documents, oldest version first, streamed, without their texts."""
+        return self._catalog.documents(self._store.snapshot().commit.number)
+
+    def document(self, reference: str) -> Document:
+        """A document whole, by source, id or path; ValueError where there is none."""
+        rows = self._named(reference)
+        if not rows:
+            raise ValueError(f"{self.path} has no document {reference!r}. See: ragkit list {self.path}")
+        return self._catalog.document(rows[0])
+
+    def unit(self, key: int) -> tuple[DocumentRow, Citation]:
+        """The document and citation of a unit by its key, as a hit carries it; ValueError where it is gone."""
+        try:
+            unit = self._catalog.units([key])[key]
+            row = self._catalog.documents_by_id([unit.document])[unit.document]
+        except (KeyError, RagkitError):
+            raise ValueError(f"{self.path} has no unit {key}; it may have been deleted or replaced since") from None
+        return row, citation(self._catalog, row, unit.span)
+
+    def pages(self, row: DocumentRow) -> list[Page]:
+        """The pages of a document, with words and boxes."""
+        return self._catalog.pages(row.id)
+
+    def text(self, row: DocumentRow, span: Span) -> str:
+        """A span of a document's text; reads only the part it needs."""
+        return self._catalog.text(row.id, span)
+
+    def cite(self, row: DocumentRow, span: Span) -> Citation:
+        """The citation of any span of a document."""
+        return citation(self._catalog, row, span)
+
+    def find(self, reference: str) -> list[DocumentRow]:
+        """The documents a source, id or path names: none, one, or several where roots share a name."""
+        return self._catalog.resolve(reference)
+
+    def failures(self) -> list[Failure]:
+        """The documents that failed when they were last added, with their reasons."""
+        return self._catalog.failures()
+
+    def stats(self) -> Stats:
+        """Counts, bytes on disk by part, the recipe, and per segment the structure and its measured recall."""
+        snapshot = self._store.snapshot()
+        parts = {
+            "catalog": sum(path.stat().st_size for path in self.path.glob("catalog.db*")),
+            "vectors": sum(segment.row.bytes for segment in snapshot.segments),
+            "lexical": sum(record.size for record in self._catalog.files(snapshot.commit.lexical)),
+        }
+        return Stats(
+            path=str(self.path),
+            commit=snapshot.commit.number,
+            documents=snapshot.commit.documents,
+            units=snapshot.commit.units,
+            segments=len(snapshot.segments),
+            bytes=sum(parts.values()),
+            bytes_by_part=parts,
+            model=self.recipe.encode.model,
+            recipe=self.recipe.model_dump(),
+            dense=tuple(snapshot.dense_stats()),
+            failures=len(self.failures()),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Retriever:
+    """An index with k and search settings fixed. Call it, or `search`, with a query or a list of them."""
+
+    index: Index
+    k: int
+    options: Mapping[str, Any]
+
+    def search(self, query: str | Sequence[str], **changes: Any) -> list[Hit] | list[list[Hit]]:
+        """Search with the fixed settings; keywords given here take precedence."""
+        settings = {"k": self.k, **self.options, **changes}
+        return cast("list[Hit] | list[list[Hit]]", self.index.search(query, **settings))
+
+    __call__ = search
+
+
+def _existing(path: Path) -> Catalog | None:
+    """The catalog of the index at `path`, or None where there is none yet; NotAnIndex where there is something else."""
+    if path.exists() and not path.is_dir():
+        raise NotAnIndex(f"{path} is a file, not a folder")
+    if not (path / "catalog.db").exists():
+        return None
+    catalog = Catalog(path / "catalog.db")
+    if catalog.exists:
+        return catalog
+    catalog.close()
+    return None
+
+
+def _create(
+    path: Path, given: Mapping[str, Any], *, name: str, encoder: Encoder | None, device: str | None, create: bool
+) -> Catalog:
+    if not create:
+        raise NotAnIndex(f"there is no index at {path}. Make one: ragkit add {path} FILES")
+    ours = {"segments", "lexical", "LOCK", "catalog.db", "catalog.db-wal", "catalog.db-shm", "catalog.db-journal"}
+    if path.exists() and any(entry.name not in ours for entry in path.iterdir()):
+        raise NotAnIndex(f"{path} is not empty and holds no index. Name an empty or a new folder.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot create {path}: {error.strerror}") from error
+    # A wrong model or recipe must leave nothing behind, so both are settled before the first file is written.
+    encoder = encoder or load_encoder(
+        name, device=device, dtype=given["dtype"], task=given["task"], max_tokens=given["max_tokens"]
+    )
+    recipe = _new_recipe(given, encoder)
+    settings = {"recipe": recipe.model_dump(), "fingerprint": encoder.card.fingerprint, "probes": _probes(encoder, recipe.encode)}
+    with writer_lock(path / "LOCK", timeout=LOCK_TIMEOUT):
+        existing = _existing(path)  # another process may have been quicker
+        if existing is None:
+            Store.create(path, settings)
+    return existing or Catalog(path / "catalog.db")
+
+
+def _new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
+    card = encoder.card
+    max_tokens = given["max_tokens"] or card.max_tokens
+    if max_tokens > card.max_tokens:
+        raise ValueError(f"max_tokens {max_tokens} is beyond what {card.name} takes: {card.max_tokens}")
+    tokens = given["chunk_tokens"] or min(CHUNK_TOKENS, max_tokens)
+    if tokens > max_tokens:
+        raise ValueError(f"chunk_tokens {tokens} is beyond max_tokens {max_tokens} of {card.name}")
+    if given["dims"] is not None and not 1 <= given["dims"] <= card.dims:
+        raise ValueError(f"dims must be between 1 and {card.dims} for {card.name}, got {given['dims']}")
+    if given["late_chunking"] is True:
+        raise ValueError("late_chunking=True is not available in this version; leave it out, or say 'auto' or False")
+    return Recipe(
+        load=LoadStage(pdf_engine=given["pdf_engine"] or "auto"),
+        chunk=ChunkStage(chunker=given["chunker"] or "sentences", tokens=tokens, overlap=given["chunk_overlap"] or 0),
+        encode=EncodeStage(
+            model=card.name,
+            revision=card.revision,
+            task=given["task"],
+            dims=given["dims"],
+            max_tokens=max_tokens,
+            overflow=given["overflow"] or "error",
+            dtype=card.dtype,
+            late_chunking=False,
+        ),
+        store=StoreStage(recall=given["recall"] or StoreStage().recall),
+    )
+
+
+def _probes(encoder: Encoder, stage: EncodeStage) -> dict[str, str]:
+    """The probe texts' vectors in the document role: text to base64 of (d,) little-endian float32."""
+    rows = encoder.encode_document(PROBES, task=stage.task, truncate_dim=stage.dims, truncate=True).dense
+    assert rows is not None
+    return {text: base64.b64encode(row.astype("<f4").tobytes()).decode() for text, row in zip(PROBES, rows, strict=True)}
+
+
+def _check_fingerprint(path: Path, catalog: Catalog, encoder: Encoder, stage: EncodeStage) -> None:
+    stored = catalog.setting("fingerprint")
+    if encoder.card.fingerprint != stored:
+        raise FingerprintMismatch(
+            f"{path} was built with {stage.model} ({stored[:12]}), but this encoder is {encoder.card.name} "
+            f"({encoder.card.fingerprint[:12]}). Open it with the first, or build a new index in another folder."
+        )
+    probes = catalog.setting("probes")
+    texts = list(probes)
+    expected = np.stack([np.frombuffer(base64.b64decode(probes[text]), dtype="<f4") for text in texts])
+    rows = encoder.encode_document(texts, task=stage.task, truncate_dim=stage.dims, truncate=True).dense
+    assert rows is not None
+    cosines = (rows * expected).sum(axis=1)
+    if cosines.min() < PROBE_COSINE:
+        raise FingerprintMismatch(
+            f"{encoder.card.name} calls itself the model that built {path}, but a probe text comes out at cosine "
+            f"{cosines.min():.4f} to the stored vector, below {PROBE_COSINE}: its weights or its software differ."
+        )

@@ -1,0 +1,391 @@
+"""Sources become units in the index: load → chunk → encode → write → commit, many documents, with progress and a report.
+
+Documents stream: in flight are the parser's few, one pool of texts for the encoder, and what awaits the next commit. A
+document is committed whole, together with the deletion of its former version. One that fails leaves the former version
+in place and is reported with its reason. Stopping at any point keeps every commit made so far, and running the same
+call again does only what is left.
+
+Every document that goes in comes out in the report exactly once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from ragkit.catalog.catalog import Catalog, DocumentRow, Failure
+from ragkit.chunk import chunk_document
+from ragkit.encode.contract import Encoder
+from ragkit.errors import RagkitError
+from ragkit.load import Limits, Parser, Source, content_hash, discover, file_hash, record
+from ragkit.ragged import unit_rows
+from ragkit.recipe import Recipe
+from ragkit.store import Prepared, Store, Writer
+from ragkit.types import AddReport, Chunk, Document, Floats, Outcome, Progress, Span
+
+POOL = 1024  # units encoded together: enough for batches of like length, few enough for a commit every half minute on a CPU
+POOL_CHARACTERS = 4_000_000
+SLICE = 64  # units between two reports of progress
+COMMIT_UNITS = 8192
+COMMIT_SECONDS = 30.0
+CONTAINERS = (".jsonl", ".ndjson")  # files of many documents, each with a hash of its own
+
+Target = str | Path | Iterable[Any]
+Callback = Callable[[Progress], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """A document on its way: where it came from, what it replaces, its chunks and, once encoded, their vectors."""
+
+    identity: str
+    root: str | None
+    source: str
+    content_hash: str
+    document: Document
+    replaces: DocumentRow | None
+    chunks: tuple[Chunk, ...] = ()
+    dense: list[Floats | None] = field(default_factory=list)
+    truncated: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AddOptions:
+    """How to add, beyond the recipe: what `Index.add` takes."""
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    limits: Limits = field(default_factory=Limits)
+    password: str | None = None
+    workers: int = 1
+    progress: Callback | None = None
+
+
+class Ingest:
+    """One `add`: feed it targets, then take the report."""
+
+    def __init__(
+        self,
+        store: Store,
+        writer: Writer,
+        *,
+        recipe: Recipe,
+        encoder: Encoder,
+        chunker: str | Callable[..., Any],
+        options: AddOptions,
+    ) -> None:
+        self._catalog: Catalog = store.catalog
+        self._writer = writer
+        self._recipe = recipe
+        self._encoder = encoder
+        self._chunker = chunker
+        self._options = options
+        self._outcomes: dict[str, list[Outcome]] = {"added": [], "updated": [], "unchanged": [], "failed": []}
+        self._truncated = 0
+        self._seen: set[str] = set()
+        self._pool: list[_Item] = []
+        self._pool_units = 0
+        self._pool_characters = 0
+        self._ready: list[_Item] = []
+        self._committed = time.monotonic()
+        self._done = 0
+        self._encoded = 0
+        self._total: int | None = None
+        self._bad: set[str] = set()  # identities of documents of which a text could not be encoded
+
+    def run(self, target: Target) -> AddReport:
+        started = time.monotonic()
+        items = self._from_paths(target) if isinstance(target, (str, Path)) else self._from_records(target)
+        for item in items:
+            self._take(item)
+        self._encode_pool()
+        self._commit()
+        fields = {name: tuple(outcomes) for name, outcomes in self._outcomes.items()}
+        return AddReport(**fields, truncated=self._truncated, seconds=time.monotonic() - started)
+
+    # Sources
+
+    def _from_paths(self, target: str | Path) -> Iterator[_Item]:
+        options = self._options
+        roots = self._catalog.roots()
+        sources = discover(target, include=options.include, exclude=options.exclude)
+        first = next(sources, None)  # a target that does not exist is an error before any work
+        if first is None:
+            return
+        threading.Thread(target=self._count, args=(target,), daemon=True).start()
+        hashes: dict[Path, tuple[str, DocumentRow | None]] = {}
+
+        def changed() -> Iterator[Source]:
+            for source in _chain(first, sources):
+                source = _under_known_root(source, roots)
+                if self._is_new(source, hashes):
+                    yield source
+
+        with Parser(
+            workers=options.workers, limits=options.limits, pdf_engine=self._recipe.load.pdf_engine, password=options.password
+        ) as parser:
+            for source, loaded in parser.parse(changed()):
+                digest, former = hashes[source.path]
+                identity = str(source.path)
+                if isinstance(loaded, RagkitError):
+                    self._fail(identity, source.name, digest, str(loaded))
+                    continue
+                if source.path.suffix.lower() in CONTAINERS:
+                    identity, digest = f"{source.path}#{loaded.id.partition('#')[2]}", content_hash(loaded)
+                    if not self._first_sight(identity, loaded.id):
+                        continue
+                    former = self._catalog.find(identity)
+                    if self._unchanged(former, digest):
+                        self._finish("unchanged", Outcome(loaded.id, units=cast(DocumentRow, former).units))
+                        continue
+                yield _Item(identity, str(source.root), loaded.id or source.name, digest, loaded, former)
+
+    def _count(self, target: str | Path) -> None:
+        try:
+            total = sum(1 for _ in discover(target, include=self._options.include, exclude=self._options.exclude))
+        except (OSError, RagkitError):
+            return
+        self._total = total
+
+    def _is_new(self, source: Source, hashes: dict[Path, tuple[str, DocumentRow | None]]) -> bool:
+        """Whether the file must be parsed: it is not, byte for byte, what the index already holds."""
+        identity = str(source.path)
+        if source.path.suffix.lower() in CONTAINERS:
+            hashes[source.path] = ("", None)
+            return True
+        if not self._first_sight(identity, source.name):
+            return False
+        try:
+            digest = file_hash(source.path)
+        except OSError as error:
+            self._fail(identity, source.name, "", error.strerror or str(error))
+            return False
+        former = self._catalog.find(identity)
+        if self._unchanged(former, digest):
+            self._finish("unchanged", Outcome(source.name, units=cast(DocumentRow, former).units))
+            return False
+        hashes[source.path] = (digest, former)
+        return True
+
+    def _from_records(self, records: Iterable[Any]) -> Iterator[_Item]:
+        if isinstance(records, (Document, Mapping)):
+            records = [records]
+        if hasattr(records, "__len__"):
+            self._total = len(records)
+        for number, one in enumerate(records):
+            if isinstance(one, (str, Path)):
+                raise TypeError(
+                    f"item {number} is a {type(one).__name__}; add() takes one path or glob, or an iterable of documents and "
+                    "dicts. Call add() once per path."
+                )
+            try:
+                document = record(one)
+            except (RagkitError, ValueError, TypeError) as error:
+                name = str(one.get("id", "")) if isinstance(one, Mapping) else ""
+                self._fail(f"id:{name}" if name else f"record:{number}", name or f"record {number}", "", str(error))
+                continue
+            digest = content_hash(document)
+            source = document.id or f"sha256:{digest[:16]}"
+            identity = f"id:{source}"
+            if identity in self._seen:  # the same id twice in one call: the later one replaces the earlier
+                self._encode_pool()
+                self._commit()
+            self._seen.add(identity)
+            former = self._catalog.find(identity)
+            if self._unchanged(former, digest):
+                self._finish("unchanged", Outcome(source, units=cast(DocumentRow, former).units))
+                continue
+            yield _Item(identity, None, source, digest, document, former)
+
+    def _first_sight(self, identity: str, source: str) -> bool:
+        if identity in self._seen:
+            return False
+        self._seen.add(identity)
+        return True
+
+    def _unchanged(self, former: DocumentRow | None, digest: str) -> bool:
+        return former is not None and former.content_hash == digest and former.recipe_hash == self._recipe.hash
+
+    # Chunking and encoding
+
+    def _take(self, item: _Item) -> None:
+        try:
+            item.chunks = tuple(self._chunk(item.document))
+            self._guard_length(item)
+        except (RagkitError, ValueError, TypeError) as error:
+            self._fail(item.identity, item.source, item.content_hash, f"{type(error).__name__}: {error}")
+            return
+        if not item.chunks:
+            item.warnings = ("no text was found in it",)
+        self._pool.append(item)
+        self._pool_units += len(item.chunks)
+        self._pool_characters += len(item.document.text)
+        if (
+            self._pool_units >= POOL
+            or self._pool_characters >= POOL_CHARACTERS
+            or time.monotonic() - self._committed > COMMIT_SECONDS
+        ):
+            self._encode_pool()
+
+    def _chunk(self, document: Document) -> list[Chunk]:
+        stage = self._recipe.chunk
+        return chunk_document(
+            document, chunker=self._chunker, tokens=stage.tokens, overlap=stage.overlap, encoder_tokens=self._encoder
+        )
+
+    def _guard_length(self, item: _Item) -> None:
+        """Units of the `whole` chunker may be longer than the model takes: an error, unless the recipe says otherwise."""
+        stage = self._recipe.encode
+        if self._recipe.chunk.chunker != "whole" or stage.overflow != "error" or not item.chunks:
+            return
+        counts = self._encoder.count_tokens([chunk.span.of(item.document.text) for chunk in item.chunks])
+        if counts.max() > stage.max_tokens:
+            raise ValueError(
+                f"it has {counts.max()} tokens and the model takes {stage.max_tokens}. "
+                "Choose another chunker, or overflow='truncate' or 'window'."
+            )
+
+    def _encode_pool(self) -> None:
+        if not self._pool:
+            return
+        pool, self._pool = self._pool, []
+        self._pool_units = self._pool_characters = 0
+        for item in pool:
+            item.dense = [None] * len(item.chunks)
+        work = [(item, position) for item in pool for position in range(len(item.chunks))]
+        # Like lengths together, so that a slice pads little; longest first, so that memory peaks at the start.
+        work.sort(key=lambda pair: len(pair[0].chunks[pair[1]].span), reverse=True)
+        for start in range(0, len(work), SLICE):
+            self._encode_slice(work[start : start + SLICE])
+        self._ready += [item for item in pool if item.identity not in self._bad]
+        units = sum(len(item.chunks) for item in self._ready)
+        if units >= COMMIT_UNITS or time.monotonic() - self._committed > COMMIT_SECONDS or len(self._ready) >= COMMIT_UNITS:
+            self._commit()
+
+    def _encode_slice(self, work: Sequence[tuple[_Item, int]]) -> None:
+        work = [pair for pair in work if pair[0].identity not in self._bad]
+        if not work:
+            return
+        try:
+            rows, truncated = self._encode([item.chunks[at].span.of(item.document.text) for item, at in work])
+        except RagkitError as error:
+            if len(work) > 1:  # one bad text must not take its neighbours with it
+                for pair in work:
+                    self._encode_slice([pair])
+                return
+            item = work[0][0]
+            self._bad.add(item.identity)
+            self._fail(item.identity, item.source, item.content_hash, str(error))
+            return
+        for (item, at), row in zip(work, rows, strict=True):
+            item.dense[at] = row
+        self._truncated += truncated
+        self._encoded += len(work)
+        self._report("encode", self._encoded, None, "units")
+
+    def _encode(self, texts: Sequence[str]) -> tuple[Floats, int]:
+        stage = self._recipe.encode
+        encode = self._encoder.encode_document
+        if stage.overflow == "window":
+            return encode_windows(self._encoder, texts, max_tokens=stage.max_tokens, task=stage.task, dims=stage.dims), 0
+        encoding = encode(texts, task=stage.task, truncate_dim=stage.dims, truncate=stage.overflow == "truncate")
+        assert encoding.dense is not None
+        if len(encoding.dense) != len(texts):
+            raise RagkitError(f"the encoder returned {len(encoding.dense)} vectors for {len(texts)} texts")
+        return encoding.dense, encoding.truncated
+
+    # Writing
+
+    def _commit(self) -> None:
+        ready, self._ready = self._ready, []
+        self._committed = time.monotonic()
+        if not ready:
+            return
+        prepared = [
+            Prepared(
+                identity=item.identity,
+                root=item.root,
+                source=item.source,
+                content_hash=item.content_hash,
+                document=item.document,
+                chunks=item.chunks,
+                dense=np.stack(cast(list[Floats], item.dense)) if item.dense else None,
+                replaces=None if item.replaces is None else item.replaces.id,
+            )
+            for item in ready
+        ]
+        self._writer.commit("add", prepared, recipe_hash=self._recipe.hash)
+        for item in ready:
+            outcome = Outcome(item.source, units=len(item.chunks), warnings=item.warnings)
+            self._finish("added" if item.replaces is None else "updated", outcome)
+        self._report("write", self._done, self._total, "documents")
+
+    # The report
+
+    def _fail(self, identity: str, source: str, digest: str, reason: str) -> None:
+        self._catalog.record_failure(Failure(identity, source, digest, reason))
+        self._finish("failed", Outcome(source, reason=reason))
+
+    def _finish(self, kind: str, outcome: Outcome) -> None:
+        self._outcomes[kind].append(outcome)
+        self._done += 1
+        self._report("load", self._done, self._total, "documents", outcome.source)
+
+    def _report(self, stage: str, done: int, total: int | None, unit: str, source: str = "") -> None:
+        if self._options.progress is not None:
+            self._options.progress(Progress(stage, done, total, unit, source))
+
+
+def _chain(first: Source, rest: Iterator[Source]) -> Iterator[Source]:
+    yield first
+    yield from rest
+
+
+def _under_known_root(source: Source, roots: Sequence[str]) -> Source:
+    """The source named from a root that was added before, so that adding a folder and then a file in it means one document."""
+    for root in roots:
+        if source.path.is_relative_to(root):
+            return Source(path=source.path, root=Path(root), name=source.path.relative_to(root).as_posix())
+    return source
+
+
+def encode_windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int, task: str | None, dims: int | None) -> Floats:
+    """Texts of any length as one vector each, (n, d) float32 unit rows: windows of at most `max_tokens` are encoded apart,
+    and their unit vectors averaged, weighted by their tokens."""
+    pieces, owners, weights = [], [], []
+    for owner, text in enumerate(texts):
+        for span, tokens in windows(encoder, text, max_tokens=max_tokens):
+            pieces.append(span.of(text))
+            owners.append(owner)
+            weights.append(max(tokens, 1))
+    encoding = encoder.encode_document(pieces, task=task, truncate_dim=dims)
+    assert encoding.dense is not None
+    sums = np.zeros((len(texts), encoding.dense.shape[1]), dtype=np.float32)
+    np.add.at(sums, owners, encoding.dense * np.array(weights, dtype=np.float32)[:, None])
+    return unit_rows(sums)
+
+
+def windows(encoder: Encoder, text: str, *, max_tokens: int) -> Iterator[tuple[Span, int]]:
+    """The text cut into spans that fit the model, each with its number of tokens; halved until they fit, should cutting
+    have changed the tokens."""
+    spans = encoder.token_spans(text)
+    room = max(1, max_tokens - int(encoder.count_tokens([""])[0]))
+    if len(spans) <= room:
+        yield Span(0, len(text)), len(spans)
+        return
+    for first in range(0, len(spans), room):
+        last = min(first + room, len(spans))
+        span = Span(int(spans[first, 0]), int(spans[last - 1, 1]))
+        if encoder.count_tokens([span.of(text)])[0] <= max_tokens or last - first == 1:
+            yield span, last - first
+            continue
+        middle = (first + last) // 2
+        for low, high in ((first, middle), (middle, last)):
+            yield Span(int(spans[low, 0]), int(spans[high - 1, 1])), high - low

@@ -1,0 +1,170 @@
+"""A target (a file, a folder, a glob) becomes the sources beneath it, one at a time.
+
+A source's name is its identity (design: the path relative to the added root), so roots are kept absolute and as given:
+symbolic links in them are not resolved.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ragkit.load.formats import format_of
+
+OnSkip = Callable[[Path, str], None]
+_MAGIC = re.compile(r"[*?\[]")
+_SKIPPED_FOLDERS = {"CVS", "_darcs", "__pycache__"}  # besides hidden ones, such as .git
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file to load: where it is, the root it was found under, and its name, relative to the root with "/"."""
+
+    path: Path
+    root: Path
+    name: str
+
+
+def discover(
+    target: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), on_skip: OnSkip | None = None
+) -> Iterator[Source]:
+    """The sources of a file, a folder (recursively, sorted within each folder), or a glob ("papers/**/*.pdf").
+
+    Streams: nothing is listed before it is asked for, but a target that does not exist raises FileNotFoundError at once.
+    A file named outright is a source whatever its kind. In folders and globs, files without a loader are left out and
+    told to `on_skip(path, reason)`, and so are folders that cannot be read. Hidden files, hidden and version-control
+    folders are left out silently. Links that lead within the root are left out, since what they point at is found
+    there; those that lead elsewhere are followed, no folder twice.
+
+    `include` and `exclude` are globs over the name ("drafts/**", "*.pdf"); one without "/" speaks of the last part of
+    the name, or of any folder. A file is taken if some `include` (or none is given) and no `exclude` matches.
+    """
+    path = Path(os.path.abspath(os.path.expanduser(target)))  # noqa: PTH100, PTH111 - Path.resolve would follow links
+    taken, refused = _matcher(include), _matcher(exclude)
+
+    def keeps(name: str) -> bool:
+        return (not include or taken(name)) and not refused(name)
+
+    if path.is_dir():
+        return _in_folder(path, keeps=keeps, refused=refused, on_skip=on_skip, depth=None)
+    if path.exists():
+        return iter([Source(path, path.parent, path.name)] if keeps(path.name) else [])
+    if _MAGIC.search(str(target)):
+        return _in_glob(path, keeps=keeps, refused=refused, on_skip=on_skip)
+    near = next(parent for parent in path.parents if parent.exists())
+    where = "" if near == path.parent else f" (the nearest folder that exists is {near})"
+    raise FileNotFoundError(f"{path} does not exist{where}. Name a file, a folder, or a glob such as 'papers/**/*.pdf'.")
+
+
+def _in_glob(
+    path: Path, *, keeps: Callable[[str], bool], refused: Callable[[str], bool], on_skip: OnSkip | None
+) -> Iterator[Source]:
+    fixed = next(i for i, part in enumerate(path.parts) if _MAGIC.search(part))
+    root, pattern = Path(*path.parts[:fixed]), "/".join(path.parts[fixed:])
+    if not root.is_dir():
+        raise FileNotFoundError(f"{path} matches nothing: there is no folder {root}")
+    depth = None if "**" in pattern else pattern.count("/") + 1
+    matches = re.compile(_regex(pattern)).fullmatch
+
+    def walk() -> Iterator[Source]:
+        found = False
+        skipped: list[Path] = []
+
+        def note(skipped_path: Path, reason: str) -> None:
+            skipped.append(skipped_path)
+            if on_skip:
+                on_skip(skipped_path, reason)
+
+        both = lambda name: matches(name) is not None and keeps(name)  # noqa: E731
+        for source in _in_folder(root, keeps=both, refused=refused, on_skip=note, depth=depth):
+            found = True
+            yield source
+        if not found and not skipped:
+            raise FileNotFoundError(f"{path} matches no file beneath {root}")
+
+    return walk()
+
+
+def _in_folder(
+    root: Path, *, keeps: Callable[[str], bool], refused: Callable[[str], bool], on_skip: OnSkip | None, depth: int | None
+) -> Iterator[Source]:
+    real_root = Path(os.path.realpath(root))
+    seen = {_identity(real_root)}
+
+    def walk(folder: Path, prefix: str) -> Iterator[Source]:
+        try:
+            with os.scandir(folder) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            if on_skip:
+                on_skip(folder, f"cannot be listed: {error.strerror}")
+            return
+        for entry in listed:
+            name = prefix + entry.name
+            if entry.name.startswith(".") or (entry.is_symlink() and _leads_within(Path(entry.path), real_root)):
+                continue
+            if entry.is_dir():
+                if entry.name in _SKIPPED_FOLDERS or refused(name) or (depth and name.count("/") + 1 >= depth):
+                    continue
+                if (identity := _identity(Path(entry.path))) in seen:
+                    continue
+                seen.add(identity)
+                yield from walk(Path(entry.path), name + "/")
+            elif entry.is_file() and keeps(name):
+                if format_of(entry.name) is not None:
+                    yield Source(Path(entry.path), root, name)
+                elif on_skip:
+                    on_skip(Path(entry.path), "no loader takes this kind of file")
+
+    return walk(root, "")
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    stat = folder.stat()
+    return stat.st_dev, stat.st_ino
+
+
+def _leads_within(link: Path, root: Path) -> bool:
+    """Whether a link leads into the root, or to a folder around it: a loop."""
+    target = Path(os.path.realpath(link))
+    return target.is_relative_to(root) or root.is_relative_to(target)
+
+
+def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
+    if isinstance(patterns, str):
+        raise TypeError(f"include and exclude are sequences of globs, got the string {patterns!r}")
+    if not patterns:
+        return lambda name: False
+    # A glob without "/" speaks of the file's own name or of any folder on the way to it.
+    parts = [_regex(p.strip("/")) if "/" in p.strip("/") else f"(?:.*/)?{_regex(p.strip('/'))}" for p in patterns]
+    compiled = re.compile("|".join(f"(?:{part})(?:/.*)?" for part in parts))
+    return lambda name: compiled.fullmatch(name) is not None
+
+
+def _regex(pattern: str) -> str:
+    """A glob as a regular expression: "*" and "?" stay within one folder, "**" crosses folders, "[a-c]" is a set."""
+    out, at = [], 0
+    while at < len(pattern):
+        if pattern.startswith("**/", at):
+            out.append("(?:.*/)?")
+            at += 3
+        elif pattern.startswith("**", at):
+            out.append(".*")
+            at += 2
+        elif pattern[at] == "*":
+            out.append("[^/]*")
+            at += 1
+        elif pattern[at] == "?":
+            out.append("[^/]")
+            at += 1
+        elif pattern[at] == "[" and (end := pattern.find("]", at + 2)) > 0:
+            inside = pattern[at + 1 : end].replace("\\", "\\\\")
+            out.append("[" + ("^" + inside[1:] if inside[0] in "!^" else inside) + "]")
+            at = end + 1
+        else:
+            out.append(re.escape(pattern[at]))
+            at += 1
+    return "".join(out)

@@ -1,0 +1,294 @@
+"""Words with boxes become reading order, lines and paragraphs: numpy only, the same for every PDF engine.
+
+In go words as an engine emits them: boxes in points as displayed, and the number of the engine's line each word stands
+on. Out come the same words in reading order, and where lines and paragraphs begin.
+
+The idea: lines are cut at wide gaps into segments. A vertical gutter that few segments cross, with running text on both
+sides, makes columns; the segments that do cross it (titles, wide figures) cut the page into bands, each read column by
+column. Everything else, tables included, is read row by row. Turned text keeps the engine's order and comes last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.types import Floats, Ints
+
+Bools = npt.NDArray[np.bool_]
+Array = npt.NDArray[Any]
+
+_GAP = 1.0  # line heights; a wider space within a line may be a gutter or the space between two cells
+_SOLID_WIDTH = 8.0  # line heights; a segment this wide is running text rather than a cell
+_SOLID_SHARE = 0.5  # of the ink of a side of a gutter that must be running text
+_COLUMN_ROWS = 3  # lines of running text on each side that make columns
+_PARAGRAPH_GAP = 0.35  # line heights beyond the page's usual leading
+_SIZE_CHANGE = 1.12  # ratio of line heights that starts a new paragraph
+
+SAME, LINE, BLOCK, COLUMN = 0, 1, 2, 3  # what lies before a word: nothing new, a new line, paragraph, column
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """`order` (w,) int64: positions of the words in reading order; `breaks` (w,) int8, in that order: SAME, LINE, BLOCK
+    or COLUMN before the word; `heights` (w,) float32, in that order: the height of the line the word stands on."""
+
+    order: Ints
+    breaks: npt.NDArray[np.int8]
+    heights: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Segments:
+    """Pieces of lines: `first` and `end` (s,) positions of words; boxes as four (s,) columns; `turned` (s,) bool."""
+
+    first: Ints
+    end: Ints
+    x0: Array
+    y0: Array
+    x1: Array
+    y1: Array
+    turned: Bools
+
+    @property
+    def heights(self) -> Array:
+        return self.y1 - self.y0
+
+
+def read(boxes: Floats, lines: Ints, *, rtl: bool = False) -> Layout:
+    """The reading order of one page. boxes (w, 4) float32, lines (w,) ascending; `rtl`: rows run from right to left."""
+    if not len(boxes):
+        return Layout(np.empty(0, np.int64), np.empty(0, np.int8), np.empty(0, np.float32))
+    segments = _segments(boxes, lines)
+    turned = np.flatnonzero(segments.turned)
+    if 2 * len(turned) > len(segments.first):
+        groups = [[np.array([i])] for i in range(len(segments.first))]  # a turned page: the engine's order
+    else:
+        upright = np.flatnonzero(~segments.turned)
+        groups = _ordered(segments, upright, depth=3, rtl=rtl) + [[np.array([i])] for i in turned]
+    return _assemble(segments, groups, boxes)
+
+
+def _segments(boxes: Floats, lines: Ints) -> _Segments:
+    x0, y0, x1, y1 = boxes.astype(np.float64).T
+    start = np.ones(len(boxes), dtype=bool)
+    start[1:] = lines[1:] != lines[:-1]
+    heads = np.flatnonzero(start)
+    tails = np.append(heads[1:], len(boxes)) - 1
+    # A line is turned when its words climb rather than advance, or when its only word is much taller than wide.
+    across = np.maximum.reduceat(x1, heads) - np.minimum.reduceat(x0, heads)
+    down = np.maximum.reduceat(y1, heads) - np.minimum.reduceat(y0, heads)
+    turned = down > 1.8 * across
+    alone = heads == tails
+    turned[~alone] &= np.abs((y0 + y1)[tails] - (y0 + y1)[heads])[~alone] > np.abs((x0 + x1)[tails] - (x0 + x1)[heads])[~alone]
+
+    gap = np.maximum(x0[1:] - x1[:-1], x0[:-1] - x1[1:])
+    start[1:] |= gap > _GAP * (y1 - y0)[1:]
+    line_of_word = np.repeat(np.arange(len(heads)), tails - heads + 1)
+    turned_words = turned[line_of_word]
+    start[turned_words] = False
+    start[heads] = True
+    first = np.flatnonzero(start)
+    end = np.append(first[1:], len(boxes))
+    return _Segments(
+        first,
+        end,
+        np.minimum.reduceat(x0, first),
+        np.minimum.reduceat(y0, first),
+        np.maximum.reduceat(x1, first),
+        np.maximum.reduceat(y1, first),
+        turned[line_of_word[first]],
+    )
+
+
+# A group is a list of rows, a row an array of segments from left to right; groups follow each other in reading order.
+Rows = list[Ints]
+
+
+def _ordered(s: _Segments, region: Ints, *, depth: int, rtl: bool) -> list[Rows]:
+    """The groups of a region (positions of segments), columns read one after the other."""
+    if depth and len(region) >= 2 * _COLUMN_ROWS:
+        for gutter in _gutters(s, region):
+            bands = _bands(s, region, gutter)
+            if bands is not None:
+                return [group for band in bands for group in _band_groups(s, band, depth=depth, rtl=rtl)]
+    return [_rows(s, region, rtl=rtl)] if len(region) else []
+
+
+def _gutters(s: _Segments, region: Ints) -> list[float]:
+    """Up to three x where few segments cross, the emptiest first, then the widest."""
+    low, high = s.x0[region].min(), s.x1[region].max()
+    # One bin a point; segments shrink by half a point each side, since neighbouring columns may touch by rounding.
+    starts = (s.x0[region] - low + 0.5).astype(np.int64)
+    ends = np.maximum((s.x1[region] - low - 0.5).astype(np.int64), starts + 1)
+    bins = int(high - low) + 3
+    crossing = np.cumsum(np.bincount(starts, minlength=bins) - np.bincount(ends, minlength=bins))
+    inner = crossing[bins // 8 : bins - bins // 8]
+    if not len(inner):
+        return []
+    few = inner <= 0.25 * crossing.max()
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], few, [False])).astype(np.int8)))
+    found = []
+    for left, right in edges.reshape(-1, 2):
+        emptiest = np.flatnonzero(inner[left:right] == inner[left:right].min())
+        # The widest run of the emptiest bins is the gutter; its middle is where to cut.
+        breaks = np.flatnonzero(np.diff(emptiest) > 1)
+        run_starts = emptiest[np.concatenate(([0], breaks + 1))]
+        run_ends = emptiest[np.concatenate((breaks, [len(emptiest) - 1]))]
+        widest = int(np.argmax(run_ends - run_starts))
+        width = int(run_ends[widest] - run_starts[widest]) + 1
+        middle = left + (run_starts[widest] + run_ends[widest] + 1) / 2
+        found.append((int(inner[left + run_starts[widest]]), -width, float(low + bins // 8 + middle)))
+    return [middle for _, _, middle in sorted(found)[:3]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Band:
+    """A stretch of the page from top to bottom: rows right across (`left` only), or two sides of a gutter."""
+
+    left: Ints
+    right: Ints
+    columns: bool
+
+
+def _bands(s: _Segments, region: Ints, gutter: float) -> list[_Band] | None:
+    """The region cut into bands along a gutter, or None where its sides are not running text."""
+    x0, x1, height = s.x0[region], s.x1[region], s.heights[region]
+    reach = 2 * height  # what only just pokes through the gutter belongs to the side it stands on
+    wide = (x0 < gutter - reach) & (x1 > gutter + reach)
+    on_left = ~wide & ((x0 + x1) / 2 < gutter)
+    on_right = ~wide & ~on_left
+    left, right = region[on_left], region[on_right]
+    if not (_running(s, left, least=_COLUMN_ROWS) and _running(s, right, least=_COLUMN_ROWS)):
+        return None
+    if min(s.y1[left].max(), s.y1[right].max()) - max(s.y0[left].min(), s.y0[right].min()) < 2 * float(np.median(height)):
+        return None
+    middles = (s.y0 + s.y1)[region] / 2
+    walls = np.sort(middles[wide])
+    stretch = np.searchsorted(walls, middles, side="left") * 2 + wide  # walls take the odd numbers
+    bands: list[_Band] = []
+    for number in np.unique(stretch):
+        inside = region[stretch == number]
+        if number % 2:
+            bands.append(_Band(inside, inside[:0], False))
+        else:
+            bands += _softly(s, inside, gutter)
+    merged = _merged(bands)
+    return merged if any(band.columns and len(band.left) and len(band.right) for band in merged) else None
+
+
+def _softly(s: _Segments, region: Ints, gutter: float) -> list[_Band]:
+    """Bands between white stripes that run through both sides, so that a wide table between columns is read by rows."""
+    by_top = region[np.argsort(s.y0[region], kind="stable")]
+    reached = np.maximum.accumulate(s.y1[by_top])
+    stripe = s.y0[by_top][1:] - reached[:-1] > 0.8 * np.median(s.heights[region])
+    pieces = np.split(by_top, np.flatnonzero(stripe) + 1)
+    bands = []
+    for i, piece in enumerate(pieces):
+        is_left = (s.x0 + s.x1)[piece] / 2 < gutter
+        left, right = piece[is_left], piece[~is_left]
+        columns = not (len(left) and len(right)) or (_running(s, left, least=1) and _running(s, right, least=1))
+        if not columns:
+            short = max(s.y1[piece].max() - s.y0[piece].min(), 0) < (_COLUMN_ROWS - 0.5) * np.median(s.heights[piece])
+            columns = short and 0 < i < len(pieces) - 1  # the ends of two paragraphs, where a header or a table is not
+        bands.append(_Band(left, right, True) if columns else _Band(piece, piece[:0], False))
+    return bands
+
+
+def _merged(bands: list[_Band]) -> list[_Band]:
+    merged: list[_Band] = []
+    for band in bands:
+        if merged and merged[-1].columns == band.columns:
+            last = merged.pop()
+            band = _Band(np.concatenate((last.left, band.left)), np.concatenate((last.right, band.right)), band.columns)
+        merged.append(band)
+    return merged
+
+
+def _running(s: _Segments, side: Ints, *, least: int) -> bool:
+    """Whether a side of a gutter is running text: mostly segments as wide as lines, not as narrow as cells."""
+    if len(side) < least:
+        return False
+    widths = s.x1[side] - s.x0[side]
+    extent = s.x1[side].max() - s.x0[side].min()
+    solid = (widths >= _SOLID_WIDTH * s.heights[side]) & (widths >= 0.4 * extent)
+    return int(solid.sum()) >= least and bool(widths[solid].sum() >= _SOLID_SHARE * widths.sum())
+
+
+def _band_groups(s: _Segments, band: _Band, *, depth: int, rtl: bool) -> list[Rows]:
+    if not band.columns:
+        return [_rows(s, band.left, rtl=rtl)]
+    sides = (band.right, band.left) if rtl else (band.left, band.right)
+    return [group for side in sides if len(side) for group in _ordered(s, side, depth=depth - 1, rtl=rtl)]
+
+
+def _rows(s: _Segments, region: Ints, *, rtl: bool) -> Rows:
+    """Segments that share a line, from top to bottom."""
+    middle = (s.y0 + s.y1)[region] / 2
+    by_middle = np.argsort(middle, kind="stable")
+    region, middle = region[by_middle], middle[by_middle]
+    height = s.heights[region]
+    apart = np.diff(middle) > 0.5 * np.minimum(height[1:], height[:-1])
+    row = np.concatenate(([0], np.cumsum(apart)))
+    across = -s.x1[region] if rtl else s.x0[region]
+    region = region[np.lexsort((across, row))]
+    return np.split(region, np.flatnonzero(apart) + 1)
+
+
+def _assemble(s: _Segments, groups: list[Rows], boxes: Floats) -> Layout:
+    rows = [row for group in groups for row in group]
+    sequence = np.concatenate(rows)
+    counts = (s.end - s.first)[sequence]
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    order = np.arange(ends[-1]) + np.repeat(s.first[sequence] - starts, counts)
+
+    row_sizes = np.array([len(row) for row in rows])
+    row_heads = starts[np.cumsum(row_sizes) - row_sizes]  # position, in reading order, of each row's first word
+    x0, y0, x1, y1 = boxes[order].astype(np.float64).T
+    turned = s.turned[sequence][np.cumsum(row_sizes) - row_sizes]
+    height = _row_heights(x0, y0, x1, y1, row_heads, turned)
+    breaks = np.zeros(len(order), dtype=np.int8)
+    breaks[row_heads] = _row_breaks(
+        np.minimum.reduceat(x0, row_heads),
+        np.minimum.reduceat(y0, row_heads),
+        np.maximum.reduceat(y1, row_heads),
+        height,
+        turned,
+    )
+    group_heads = np.cumsum([0] + [len(group) for group in groups[:-1]])
+    breaks[row_heads[group_heads]] = np.maximum(breaks[row_heads[group_heads]], COLUMN)
+    words_per_row = np.diff(np.append(row_heads, len(order)))
+    return Layout(order, breaks, np.repeat(height, words_per_row).astype(np.float32))
+
+
+def _row_heights(x0: Array, y0: Array, x1: Array, y1: Array, heads: Ints, turned: Bools) -> Array:
+    """The height of each row's letters: the mean over its words by width, so that a superscript counts for little."""
+    widths = np.maximum(x1 - x0, 1e-3)
+    upright = np.add.reduceat((y1 - y0) * widths, heads) / np.add.reduceat(widths, heads)
+    across = np.add.reduceat(x1 - x0, heads) / np.diff(np.append(heads, len(x0)))
+    return np.where(turned, across, upright)
+
+
+def _row_breaks(x0: Array, y0: Array, y1: Array, height: Array, turned: Bools) -> npt.NDArray[np.int8]:
+    """LINE or BLOCK before each row. x0, y0, y1, height (r,)."""
+    breaks = np.full(len(x0), LINE, dtype=np.int8)
+    breaks[0] = COLUMN
+    if len(x0) < 2:
+        return breaks
+    # Baselines are compared rather than boxes: a superscript raises a box, not its line.
+    least = np.minimum(height[1:], height[:-1])
+    pitch = (y1[1:] - y1[:-1]) / least
+    usual = pitch[(pitch > 0.5) & (pitch < 2.5)]
+    leading = float(np.median(usual)) if len(usual) else 1.2
+    apart = (pitch > leading + _PARAGRAPH_GAP) | (pitch < 0)
+    resized = np.maximum(height[1:], height[:-1]) > _SIZE_CHANGE * least
+    indent = (x0[1:] - x0[:-1]) / least
+    indented = (indent > 0.6) & (indent < 3.5)
+    indented[:-1] &= np.abs(x0[2:] - x0[:-2]) < 0.3 * least[:-1]  # the line after returns to the margin
+    indented[-1] = False
+    breaks[1:][apart | resized | indented | turned[1:]] = BLOCK
+    return breaks

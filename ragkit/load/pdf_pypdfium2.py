@@ -1,0 +1,181 @@
+"""pypdfium2 (PDFium, BSD and Apache licences) behind the interface of `ragkit.load.pdf`.
+
+PDFium knows characters, not words. A page's text is fetched once and cut at spaces and line ends; boxes are asked for
+the first and the last character of a word, and for all of them only where the page's edge cuts through it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.errors import EncryptedDocument, LoadError, MissingExtra, UnsupportedFormat
+from ragkit.load.pdf import PageWords
+from ragkit.types import Floats, Ints
+
+_HYPHEN = (0x02, 0xFFFE)  # what PDFium puts for a hyphen at a line's end, joining the two lines
+_LINE_ENDS = (0x0A, 0x0D)
+
+
+class Pdf:
+    """An open file. Raises EncryptedDocument, LoadError, or UnsupportedFormat where pypdfium2 is not installed."""
+
+    def __init__(self, path: Path, password: str | None) -> None:
+        try:
+            import pypdfium2
+            import pypdfium2.raw
+        except ImportError:
+            raise UnsupportedFormat(str(MissingExtra.of("pypdfium2", "pdfium", "reading PDF files"))) from None
+        self._raw: Any = pypdfium2.raw
+        self._failure = pypdfium2.PdfiumError
+        if path.stat().st_size == 0:
+            raise LoadError("the PDF is empty: 0 bytes")
+        try:
+            self._document = pypdfium2.PdfDocument(path, password=password)
+        except pypdfium2.PdfiumError as error:
+            if getattr(error, "err_code", None) == pypdfium2.raw.FPDF_ERR_PASSWORD:
+                wrong = "the password does not open it" if password else "it needs a password"
+                raise EncryptedDocument(f"the PDF is encrypted; {wrong}") from None
+            raise LoadError(f"not a readable PDF: {error}") from None
+
+    def close(self) -> None:
+        self._document.close()
+
+    def count(self) -> int:
+        return len(self._document)
+
+    def metadata(self) -> dict[str, str]:
+        names = {"title": "Title", "author": "Author", "created": "CreationDate", "modified": "ModDate"}
+        return {ours: self._document.get_metadata_value(theirs) or "" for ours, theirs in names.items()}
+
+    def labels(self) -> list[str]:
+        """The printed number of each page, or an empty list where the file carries none."""
+        found = [self._document.get_page_label(i) or "" for i in range(min(self.count(), 1))]
+        if not any(found):
+            return []
+        return [self._document.get_page_label(i) or "" for i in range(self.count())]
+
+    def page(self, index: int) -> PageWords:
+        page = self._load(index)
+        try:
+            textpage = page.get_textpage()
+        except self._failure as error:
+            raise LoadError(f"page {index + 1} cannot be read: {error}") from None
+        width, height = page.get_size()
+        rotation = int(page.get_rotation())
+        codes = self._codes(textpage)
+        starts, ends, lines, codes = _cut(codes)
+        if not len(starts):
+            return PageWords.blank(width, height, rotation)
+        x0, y0, x1, y1 = page.get_bbox()
+        turn = _Displayed(x0, y0, x1, y1, rotation)
+        boxes = turn(self._boxes(textpage, starts, ends))
+        edge = (boxes[:, 0] < 0) | (boxes[:, 1] < 0) | (boxes[:, 2] > width) | (boxes[:, 3] > height)
+        if edge.any():
+            starts, ends, lines, boxes = self._visible(textpage, turn, (starts, ends, lines, boxes), np.flatnonzero(edge))
+        text = codes.astype("<u4").tobytes().decode("utf-32-le", errors="replace")
+        texts = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        return PageWords(texts, boxes, lines, width, height, rotation)
+
+    def _codes(self, textpage: Any) -> npt.NDArray[np.uint32]:
+        """The code point of each character of the page, by PDFium's own character numbers."""
+        count = textpage.count_chars()
+        if count <= 0:
+            return np.empty(0, np.uint32)
+        buffer = (ctypes.c_ushort * (count + 1))()
+        written = self._raw.FPDFText_GetText(textpage.raw, 0, count, buffer) - 1
+        units = np.frombuffer(buffer, dtype=np.uint16)[: max(written, 0)]
+        if len(units) == count and not ((units >= 0xD800) & (units < 0xE000)).any():
+            return units.astype(np.uint32)
+        # The text leaves out characters without a code and takes two units for some: only one by one do numbers match.
+        ask, handle = self._raw.FPDFText_GetUnicode, textpage.raw
+        return np.fromiter((ask(handle, i) for i in range(count)), dtype=np.uint32, count=count)
+
+    def _boxes(self, textpage: Any, starts: Ints, ends: Ints) -> Floats:
+        """Boxes (w, 4) in the page's own coordinates: left, bottom, right, top, with room for ascenders and descenders."""
+        rect = self._raw.FS_RECTF()
+        pointer, ask, handle = ctypes.byref(rect), self._raw.FPDFText_GetLooseCharBox, textpage.raw
+        found: list[tuple[float, float, float, float]] = []
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            ask(handle, start, pointer)
+            left, bottom, right, top = rect.left, rect.bottom, rect.right, rect.top
+            if end - start > 1:
+                ask(handle, end - 1, pointer)
+                left, bottom = min(left, rect.left), min(bottom, rect.bottom)
+                right, top = max(right, rect.right), max(top, rect.top)
+            found.append((left, bottom, right, top))
+        return np.array(found, dtype=np.float32).reshape(-1, 4)
+
+    def _visible(
+        self, textpage: Any, turn: _Displayed, words: tuple[Ints, Ints, Ints, Floats], cut: Ints
+    ) -> tuple[Ints, Ints, Ints, Floats]:
+        """The words with those at `cut` shortened to the characters that show, and left out where none do."""
+        starts, ends, lines, boxes = (part.copy() for part in words)
+        keep = np.ones(len(starts), dtype=bool)
+        for i in cut:
+            each = np.arange(starts[i], ends[i])
+            letters = turn(self._boxes(textpage, each, each + 1))
+            shows = (letters[:, 2] > 0) & (letters[:, 3] > 0) & (letters[:, 0] < turn.width) & (letters[:, 1] < turn.height)
+            if not shows.any():
+                keep[i] = False
+                continue
+            inside = np.flatnonzero(shows)
+            first, last = int(inside[0]), int(inside[-1]) + 1
+            starts[i], ends[i] = each[first], each[last - 1] + 1
+            boxes[i] = [*letters[first:last, :2].min(axis=0), *letters[first:last, 2:].max(axis=0)]
+        return starts[keep], ends[keep], lines[keep], boxes[keep]
+
+    def _load(self, index: int) -> Any:
+        try:
+            return self._document[index]
+        except (self._failure, IndexError) as error:
+            raise LoadError(f"page {index + 1} cannot be read: {error}") from None
+
+    def render(self, index: int, scale: float) -> tuple[int, int, bytes]:
+        """Width and height in pixels, and the RGB bytes, row by row."""
+        bitmap = self._load(index).render(scale=scale, rev_byteorder=True, prefer_bgrx=False)
+        pixels = bitmap.to_numpy()
+        rgb = np.repeat(pixels.reshape(*pixels.shape[:2], -1), 3, axis=2) if pixels.ndim == 2 else pixels[:, :, :3]
+        return int(rgb.shape[1]), int(rgb.shape[0]), np.ascontiguousarray(rgb).tobytes()
+
+
+class _Displayed:
+    """From a page's own coordinates (y upwards) to points as displayed: crop, then rotation, then y downwards."""
+
+    def __init__(self, x0: float, y0: float, x1: float, y1: float, rotation: int) -> None:
+        self._crop, self._rotation = (x0, y0, x1, y1), rotation % 360
+        across, up = x1 - x0, y1 - y0
+        self.width, self.height = (up, across) if self._rotation in (90, 270) else (across, up)
+
+    def __call__(self, boxes: Floats) -> Floats:
+        """boxes (w, 4) left, bottom, right, top -> (w, 4) x0, y0, x1, y1."""
+        x0, y0, x1, y1 = self._crop
+        left, bottom, right, top = boxes.T
+        turned = {
+            0: (left - x0, y1 - top, right - x0, y1 - bottom),
+            90: (bottom - y0, left - x0, top - y0, right - x0),
+            180: (x1 - right, bottom - y0, x1 - left, top - y0),
+            270: (y1 - top, x1 - right, y1 - bottom, x1 - left),
+        }[self._rotation]
+        return np.stack(turned, axis=1).astype(np.float32)
+
+
+def _cut(codes: npt.NDArray[np.uint32]) -> tuple[Ints, Ints, Ints, npt.NDArray[np.uint32]]:
+    """Words of a page's characters: first and end (w,), the number of each word's line (w,), and the characters mended."""
+    hyphen = np.isin(codes, _HYPHEN)
+    codes = np.where(hyphen, ord("-"), codes)
+    line_end = np.isin(codes, _LINE_ENDS)
+    blank = line_end | np.isin(codes, _BLANKS) | (codes < 0x20) | ((codes >= 0xD800) & (codes < 0xE000))
+    inside = np.concatenate(([False], ~blank, [False]))
+    starting = inside[1:-1] & (~inside[:-2] | np.concatenate(([False], hyphen[:-1])))
+    ending = inside[1:-1] & (~inside[2:] | hyphen)
+    starts, ends = np.flatnonzero(starting), np.flatnonzero(ending) + 1
+    line = np.cumsum(line_end | np.concatenate(([False], hyphen[:-1]))) if len(codes) else np.empty(0, np.int64)
+    return starts, ends, line[starts].astype(np.int64), codes.astype(np.uint32)
+
+
+_BLANKS = tuple(code for code in range(0x20, 0x3001) if chr(code).isspace() and code != 0xA0)

@@ -1,0 +1,192 @@
+"""Records from Python become Documents; documents and files get their content hashes; what a Document must be is checked.
+
+`record` is the door for what users hand in, `check` for what a child process answers: both trust nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ragkit.types import Document
+
+BLOCK_KINDS = ("heading", "paragraph", "list", "table", "row", "code", "quote", "caption", "header", "footer", "footnote")
+_DEPTH = 20  # of nested meta; a JSON parser of somebody else's must be able to read it back
+
+
+def record(value: Mapping[str, Any] | Document) -> Document:
+    """A record as a Document: `text` (required), `id` or `_id`, `title`, `mime`, `meta`; all other keys go into meta.
+
+    Ids may be integers. Dates in meta become ISO strings. A field of the wrong type raises TypeError and a value that
+    cannot be stored ValueError, both naming the field.
+    """
+    if isinstance(value, Document):
+        checked = replace(
+            value, meta=_plain_object(value.meta, "meta"), id=_identifier(value.id), title=_string(value.title, "title")
+        )
+        return check(checked)
+    if not isinstance(value, Mapping):
+        raise TypeError(f"a record is a mapping or a Document, got {type(value).__name__}")
+    fields = dict(value)
+    if "text" not in fields:
+        raise ValueError(f'a record needs the field "text", got {_names(fields)}')
+    text = _string(fields.pop("text"), "text")
+    identifier = _identifier(fields.pop("_id", None) if "id" not in fields else fields.pop("id"))
+    title = fields.pop("title", None)
+    mime = fields.pop("mime", None)
+    meta = fields.pop("meta", None)
+    if not (meta is None or isinstance(meta, Mapping)):
+        raise TypeError(f'the field "meta" of a record must be a mapping, got {type(meta).__name__}')
+    merged = _plain_object(fields, "") | _plain_object(meta or {}, "meta")
+    return Document(
+        text=text,
+        id=identifier,
+        title="" if title is None else _string(title, "title"),
+        mime="text/plain" if mime is None else _string(mime, "mime"),
+        meta=merged,
+    )
+
+
+def _names(fields: Mapping[Any, Any]) -> str:
+    return ", ".join(repr(name) for name in list(fields)[:8]) or "an empty mapping"
+
+
+def _string(value: Any, field: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f'the field "{field}" of a record must be a string, got {type(value).__name__}')
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f'the field "{field}" of a record holds a lone surrogate at character {error.start}: not valid Unicode'
+        ) from None
+    return value
+
+
+def _identifier(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _string(value, "id")
+
+
+def _plain_object(value: Any, field: str) -> dict[str, Any]:
+    plain = _plain(value, field, _DEPTH)
+    if not isinstance(plain, dict):
+        raise TypeError(f'the field "{field}" of a record must be a mapping, got {type(value).__name__}')
+    return plain
+
+
+def _plain(value: Any, field: str, depth: int) -> Any:
+    """The value as JSON can hold it."""
+    if depth == 0:
+        raise ValueError(f'the field "{field}" of a record is nested deeper than {_DEPTH}')
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _string(value, field)
+    if isinstance(value, np.generic):
+        return _plain(value.item(), field, depth)
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**64:
+            raise ValueError(f'the field "{field}" of a record is an integer beyond 64 bits')
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f'the field "{field}" of a record is {value}, which JSON cannot hold')
+        return float(value)
+    if isinstance(value, datetime.date | datetime.datetime):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f'the field "{field}" of a record has a key that is not a string: {key!r}')
+            _string(key, field or "the name of a field")
+        return {key: _plain(item, f"{field}.{key}" if field else key, depth - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
+        return [_plain(item, f"{field}[{i}]", depth - 1) for i, item in enumerate(items)]
+    raise TypeError(f'the field "{field}" of a record must be what JSON can hold, got {type(value).__name__}')
+
+
+def check(document: Document) -> Document:
+    """The document itself, if it keeps the laws of `ragkit.types`; else ValueError saying which is broken and where."""
+    _string(document.text, "text")
+    size = len(document.text)
+    end = 0
+    for page in document.pages:
+        where = f"page {page.number}"
+        _law(page.number >= 1, f"{where}: pages count from 1")
+        _law(_positive(page.width) and _positive(page.height), f"{where}: size {page.width} x {page.height}")
+        _law(
+            end <= page.span.start and page.span.end <= size,
+            f"{where}: its span {tuple(page.span)} is out of order or beyond {size}",
+        )
+        end = page.span.end
+        _check_words(page.words.spans, page.words.boxes, (page.span.start, page.span.end), where)
+    start = 0
+    for i, block in enumerate(document.blocks):
+        _law(block.kind in BLOCK_KINDS, f"block {i}: unknown kind {block.kind!r}")
+        _law(
+            start <= block.span.start and block.span.end <= size,
+            f"block {i}: its span {tuple(block.span)} is out of order or beyond {size}",
+        )
+        _law(0 <= block.level <= 1000, f"block {i}: level {block.level}")
+        start = block.span.start
+    return document
+
+
+def _check_words(spans: Any, boxes: Any, within: tuple[int, int], where: str) -> None:
+    _law(spans.dtype == np.int64 and boxes.dtype == np.float32, f"{where}: words need int64 spans and float32 boxes")
+    if not len(spans):
+        return
+    flat = spans.ravel()
+    # One pass: start <= end <= next start <= ... is ascending and disjoint at once.
+    _law(bool((flat[1:] >= flat[:-1]).all()), f"{where}: word spans are not ascending and disjoint")
+    _law(bool((spans[:, 1] > spans[:, 0]).all()), f"{where}: a word is empty")
+    _law(within[0] <= flat[0] and flat[-1] <= within[1], f"{where}: a word lies outside the page's span {within}")
+    _law(bool(np.isfinite(boxes).all()), f"{where}: a box is not finite")
+    _law(bool((boxes[:, :2] <= boxes[:, 2:]).all()), f"{where}: a box is turned inside out")
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _law(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def content_hash(document: Document) -> str:
+    """sha256, in hexadecimal, of everything but the id: the text, title, meta, mime, blocks, pages and their words."""
+    head = {
+        "title": document.title,
+        "mime": document.mime,
+        "meta": document.meta,
+        "blocks": [[block.kind, block.span.start, block.span.end, block.level] for block in document.blocks],
+        "pages": [[p.number, p.width, p.height, p.span.start, p.span.end, p.label, p.rotation] for p in document.pages],
+    }
+    parts = [json.dumps(head, sort_keys=True, ensure_ascii=False).encode(), document.text.encode()]
+    for page in document.pages:
+        parts += [page.words.spans.tobytes(), page.words.boxes.tobytes()]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))  # so that nothing can move from one part to the next unseen
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def file_hash(path: str | Path) -> str:
+    """sha256, in hexadecimal, of a file's bytes, read in pieces."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,402 @@
+"""Where vectors live: segments and lexical generations on disk, the commit that makes them visible, and snapshots.
+
+This is the narrow seam between Index and storage: write a batch, delete documents, search a space within a snapshot and
+a filter. The catalog alone decides what is visible. The commit, in order:
+
+    1. reserve keys and document ids in a transaction of their own
+    2. write the segment's files to a new folder; sync files, folder and segments/
+    3. write the next lexical generation to a new folder; sync it and lexical/
+    4. one SQL transaction: insert documents, pages, units, segment and checksums; end the lives of what they replace
+
+Before 4 the new folders are garbage, which only the holder of LOCK removes; after 4 they are live. Folders that a commit
+retires go when no snapshot holds them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.catalog.catalog import Catalog, Change, Commit, NewDocument, SegmentRow, UnitRow, with_key
+from ragkit.checked import CheckedFolder, FileRecord, seal, sync_file
+from ragkit.errors import StorageError
+from ragkit.locks import Pin, unused, writer_lock
+from ragkit.ragged import top_k
+from ragkit.types import Chunk, Document, Floats, Ints
+from ragkit.vectors.dense import DenseReader, near_duplicates, write_dense
+from ragkit.vectors.lexical import LexicalReader, write_generation
+
+DENSE = "chunk.dense"
+LEXICAL = "chunk.lexical"
+SMALL = 1 << 20  # bytes; segments below this are one tier, and are merged into the next commit at once
+FANOUT = 4  # segments of one tier, four times as large each, before they are merged into the next
+DEAD = 0.5  # share of deleted rows at which a segment is rewritten by the next commit
+ROWS = 4096  # rows copied at a time when segments are merged
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A document with its chunks and their vectors, ready to be written. `dense` (n, d) float32 unit rows, n chunks."""
+
+    identity: str
+    root: str | None
+    source: str
+    content_hash: str
+    document: Document
+    chunks: tuple[Chunk, ...]
+    dense: Floats | None
+    replaces: int | None  # the id of the version it replaces
+
+
+class Segment:
+    """An open segment: `keys` and `documents` (n,) int64, mapped, and a reader per space. Immutable; held by a shared lock."""
+
+    def __init__(self, folder: Path, row: SegmentRow, records: Sequence[FileRecord]) -> None:
+        self.pin = Pin(folder)
+        self.row = row
+        self.folder = CheckedFolder(folder, records, mend=f"ragkit verify {folder.parent.parent}")
+        self.keys = self._column("keys.npy")
+        self.documents = self._column("documents.npy")
+        self.dense = DenseReader(self.folder, DENSE) if DENSE in row.spaces else None
+
+    def _column(self, name: str) -> Ints:
+        path = self.folder.file(name)
+        self.folder.verify(name)
+        column: Ints = np.load(path, mmap_mode="r", allow_pickle=False)
+        return column
+
+
+class Snapshot:
+    """What one search sees: the segments, the lexical generation and the deletions of one commit."""
+
+    def __init__(
+        self, commit: Commit, segments: Sequence[Segment], lexical: LexicalReader, lexical_pin: Pin, deleted: Ints
+    ) -> None:
+        self.commit = commit
+        self.segments = tuple(segments)
+        self.lexical = lexical
+        self.deleted = deleted  # document versions, ascending
+        self._lexical_pin = lexical_pin
+        self._live = [~np.isin(segment.documents, deleted) for segment in segments]
+
+    def live(self, position: int) -> Mask:
+        """Which rows of the segment at a position are visible, (n,) bool."""
+        return self._live[position]
+
+    def search_dense(
+        self, queries: Floats, k: int, *, allowed: Ints | None = None, dims: int | None = None, exact: bool = False
+    ) -> list[tuple[Ints, Floats]]:
+        """The k best units per query over all segments: keys and cosines, best first, ties by key. queries (q, d) unit rows.
+
+        `allowed` are the document versions to answer from, ascending; None is all of them.
+        """
+        found: list[list[tuple[Ints, Floats]]] = [[] for _ in queries]
+        for segment, live in zip(self.segments, self._live, strict=True):
+            if segment.dense is None:
+                continue
+            mask = live if allowed is None else live & np.isin(segment.documents, allowed)
+            positions, scores = segment.dense.search(queries, k, keys=segment.keys, allowed=mask, dims=dims, exact=exact)
+            for row, (at, score) in enumerate(zip(positions, scores, strict=True)):
+                found[row].append((np.asarray(segment.keys[at], dtype=np.int64), score))
+        return [_best(parts, k) for parts in found]
+
+    def search_lexical(self, query: str, k: int, *, allowed: Ints | None = None) -> tuple[Ints, Floats]:
+        """The k best units by BM25: keys and scores, best first, ties by key."""
+        if allowed is not None:
+            allowed = np.setdiff1d(allowed, self.deleted, assume_unique=True)
+        keys, _, scores = self.lexical.search(query, k, allowed_documents=allowed, excluded_documents=self.deleted)
+        return keys, scores
+
+    def rows(self, keys: Iterable[int]) -> Floats:
+        """The stored dense vectors of visible units, (n, d) float32; KeyError for a key that is not visible."""
+        wanted = list(keys)
+        found: dict[int, Floats] = {}
+        for segment, live in zip(self.segments, self._live, strict=True):
+            if segment.dense is not None:
+                positions = np.flatnonzero(np.isin(segment.keys, wanted) & live)
+                rows = segment.dense.rows(positions)
+                found.update(zip(np.asarray(segment.keys)[positions].tolist(), rows, strict=True))
+        return np.stack([found[key] for key in wanted])
+
+    def near_duplicates(self, threshold: float) -> Iterator[tuple[int, int, float]]:
+        """Pairs of visible units with a cosine of at least `threshold`: key, larger key, cosine."""
+        parts = [
+            (segment.dense, segment.keys, live) for segment, live in zip(self.segments, self._live, strict=True) if segment.dense
+        ]
+        return near_duplicates(parts, threshold)
+
+    def dense_stats(self) -> Iterator[dict[str, Any]]:
+        """Per segment: its rows, how many are live, and how its dense vectors are searched."""
+        for segment, live in zip(self.segments, self._live, strict=True):
+            if segment.dense is not None:
+                yield {"segment": segment.row.id, "rows": segment.row.rows, "live": int(live.sum()), **segment.dense.describe()}
+
+
+def _best(parts: Sequence[tuple[Ints, Floats]], k: int) -> tuple[Ints, Floats]:
+    if not parts:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+    keys = np.concatenate([part[0] for part in parts])
+    scores = np.concatenate([part[1] for part in parts])
+    best = top_k(scores, keys, k)
+    return keys[best], scores[best]
+
+
+class Store:
+    """The folder of an index. Thread-safe for readers; `writer()` admits one at a time, across processes."""
+
+    def __init__(self, path: Path, catalog: Catalog, *, recall: float) -> None:
+        self.path = path
+        self.catalog = catalog
+        self._recall = recall
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._snapshot: Snapshot | None = None
+
+    @classmethod
+    def create(cls, path: Path, settings: Mapping[str, Any]) -> None:
+        """A new, empty index in the existing folder `path`. Cut short, it left no index, and may be called again."""
+        for name in ("segments", "lexical"):
+            (path / name).mkdir(exist_ok=True)
+        generation = uuid.uuid4().hex
+        records = write_generation(None, path / "lexical" / generation, add=(), delete_documents=())
+        for folder in (path / "lexical", path / "segments", path):
+            sync_file(folder)
+        Catalog.create(path / "catalog.db", settings, lexical=generation, lexical_files=records)
+        sync_file(path)
+
+    def close(self) -> None:
+        with self._lock:
+            self._snapshot = None
+        self.catalog.close()
+
+    def snapshot(self) -> Snapshot:
+        """The newest commit, opened. Cheap when nothing was committed since the last call."""
+        with self._lock:
+            while True:
+                commit = self.catalog.latest()
+                if self._snapshot is not None and self._snapshot.commit == commit:
+                    return self._snapshot
+                fresh = self._open(commit)
+                if fresh is not None:
+                    self._snapshot = fresh
+
+    def _open(self, commit: Commit) -> Snapshot | None:
+        """The commit's snapshot, or None where a newer commit overtook it and its folders may be going."""
+        known = {segment.row.id: segment for segment in self._snapshot.segments} if self._snapshot else {}
+        rows = self.catalog.segments(commit.number)
+        try:
+            folder = self.path / "lexical" / commit.lexical
+            pin = Pin(folder)
+            segments = [known.get(row.id) or self._open_segment(row) for row in rows]
+            deleted = self.catalog.deleted_documents(commit.number)
+            lexical_folder = CheckedFolder(folder, self.catalog.files(commit.lexical), mend=f"ragkit verify {self.path}")
+            if self.catalog.latest().number != commit.number:
+                return None
+            return Snapshot(commit, segments, lexical=LexicalReader(lexical_folder), lexical_pin=pin, deleted=deleted)
+        except FileNotFoundError as error:
+            if self.catalog.latest().number != commit.number:
+                return None
+            raise StorageError(f"{error.filename} is missing. Run: ragkit verify {self.path}") from error
+
+    def _open_segment(self, row: SegmentRow) -> Segment:
+        return Segment(self.path / "segments" / row.id, row, self.catalog.files(row.id))
+
+    @contextmanager
+    def writer(self, *, timeout: float) -> Iterator[Writer]:
+        """The only writer, until the block ends; IndexLocked where another does not let go in `timeout` seconds."""
+        if not self._writing.acquire(timeout=max(timeout, 0)):
+            raise StorageError(f"another thread of this process is writing to {self.path}")
+        try:
+            with writer_lock(self.path / "LOCK", timeout=timeout):
+                self._remove_unused()
+                yield Writer(self)
+        finally:
+            self._writing.release()
+
+    def _remove_unused(self) -> None:
+        """Remove folders that the latest commit does not see and nobody reads; then the rows of dead documents."""
+        latest = self.catalog.latest()
+        live = {row.id for row in self.catalog.segments(latest.number)} | {latest.lexical}
+        gone = []
+        for folder in (*(self.path / "segments").iterdir(), *(self.path / "lexical").iterdir()):
+            if folder.name not in live and unused(folder):
+                shutil.rmtree(folder)
+                gone.append(folder.name)
+        if gone:
+            self.catalog.forget_files(gone)
+            self.catalog.purge(before=self.catalog.oldest_commit(), keep=self._still_in_segments(latest))
+
+    def _still_in_segments(self, commit: Commit) -> Ints:
+        """Deleted document versions of which a live segment still holds rows: their tombstones must stay."""
+        dead = self.catalog.deleted_documents(commit.number)
+        segments = self.snapshot().segments
+        held = [np.intersect1d(segment.documents, dead) for segment in segments] if len(dead) else []
+        return np.unique(np.concatenate(held)) if held else np.empty(0, dtype=np.int64)
+
+    def refresh(self) -> None:
+        """Move this process's own snapshot forward, and remove what no snapshot holds any more."""
+        self.snapshot()
+        self._remove_unused()
+
+
+class Writer:
+    """What the holder of LOCK can do."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def commit(
+        self,
+        kind: str,
+        prepared: Sequence[Prepared] = (),
+        *,
+        delete: Sequence[int] = (),
+        recipe_hash: str = "",
+        merge: bool = False,
+    ) -> None:
+        """Make documents and deletions visible, all at once. `delete` are ids of versions; `merge` all segments into one."""
+        store = self._store
+        snapshot = store.snapshot()
+        documents, dense = self._reserve(prepared)
+        deleted = sorted({*delete, *(one.replaces for one in prepared if one.replaces is not None)})
+        absorbed = self._absorbed(snapshot, rows=dense, deleted=deleted, merge=merge)
+        change = Change(
+            number=snapshot.commit.number + 1,
+            kind=kind,
+            recipe_hash=recipe_hash,
+            lexical=uuid.uuid4().hex,
+            lexical_files=(),
+            documents=documents,
+            deleted_documents=deleted,
+            retired_segments=[segment.row.id for segment in absorbed],
+        )
+        if dense is not None or absorbed:
+            change = self._write_segment(change, absorbed, dense)
+        change = self._write_lexical(change, snapshot, prepared)
+        store.catalog.commit(change)
+        del snapshot, absorbed  # they hold the folders that refresh is about to remove
+        store.refresh()
+
+    def _reserve(self, prepared: Sequence[Prepared]) -> tuple[list[NewDocument], Floats | None]:
+        """The documents under fresh ids and keys, and their dense rows in the order of the keys."""
+        counts = [len(one.chunks) for one in prepared]
+        if not prepared:
+            return [], None
+        document, key = self._store.catalog.reserve(documents=len(prepared), units=sum(counts))
+        documents = []
+        for one in prepared:
+            rows = [UnitRow(0, 0, "chunk", chunk.span, chunk.headings) for chunk in one.chunks]
+            units = tuple(with_key(row, key=key + at, document=document) for at, row in enumerate(rows))
+            documents.append(NewDocument(document, one.identity, one.root, one.source, one.content_hash, one.document, units))
+            document, key = document + 1, key + len(units)
+        dense = [one.dense for one in prepared if one.dense is not None and len(one.dense)]
+        return documents, np.concatenate(dense) if dense else None
+
+    def _absorbed(self, snapshot: Snapshot, *, rows: Floats | None, deleted: Sequence[int], merge: bool) -> list[Segment]:
+        """The segments that this commit rewrites together with its own rows."""
+        dead = np.array(deleted, dtype=np.int64)
+        sizes, shares = [], []
+        for position, segment in enumerate(snapshot.segments):
+            live = snapshot.live(position) & ~np.isin(segment.documents, dead)
+            shares.append(1.0 - float(live.mean()) if len(live) else 1.0)
+            sizes.append(segment.row.bytes)
+        if merge:
+            return list(snapshot.segments)
+        chosen = merge_policy(sizes, new=0 if rows is None else 2 * rows.size, dead=shares)
+        return [snapshot.segments[position] for position in chosen]
+
+    def _write_segment(self, change: Change, absorbed: Sequence[Segment], dense: Floats | None) -> Change:
+        store = self._store
+        dead = np.union1d(store.catalog.deleted_documents(change.number - 1), np.array(change.deleted_documents, dtype=np.int64))
+        live = [np.flatnonzero(~np.isin(segment.documents, dead)) for segment in absorbed]
+        new_units = [unit for document in change.documents for unit in document.units] if dense is not None else []
+        keys = [np.asarray(segment.keys)[at] for segment, at in zip(absorbed, live, strict=True)]
+        documents = [np.asarray(segment.documents)[at] for segment, at in zip(absorbed, live, strict=True)]
+        keys.append(np.array([unit.key for unit in new_units], dtype=np.int64))
+        documents.append(np.array([unit.document for unit in new_units], dtype=np.int64))
+        total = sum(map(len, keys))
+        if total == 0:
+            return change
+        name = uuid.uuid4().hex
+        folder = store.path / "segments" / name
+        folder.mkdir()
+        np.save(folder / "keys.npy", np.concatenate(keys))
+        np.save(folder / "documents.npy", np.concatenate(documents))
+        write_dense(folder, DENSE, _dense_blocks(absorbed, live, dense), recall=store._recall)
+        records = seal(folder)
+        sync_file(folder.parent)
+        row = SegmentRow(name, total, sum(record.size for record in records), (DENSE,))
+        return replace(change, segment=row, segment_files=records)
+
+    def _write_lexical(self, change: Change, snapshot: Snapshot, prepared: Sequence[Prepared]) -> Change:
+        store = self._store
+        folder = store.path / "lexical" / change.lexical
+        known = {record.name: record for record in store.catalog.files(snapshot.commit.lexical)}
+        records = write_generation(
+            store.path / "lexical" / snapshot.commit.lexical,
+            folder,
+            add=_lexical_rows(change.documents),
+            delete_documents=change.deleted_documents,
+            known=known.get,
+        )
+        sync_file(folder.parent)
+        return replace(change, lexical_files=records)
+
+
+def _lexical_rows(documents: Sequence[NewDocument]) -> Iterator[tuple[int, int, str, str | None]]:
+    for new in documents:
+        lang = new.document.meta.get("lang")
+        for unit in new.units:
+            yield unit.key, unit.document, unit.span.of(new.document.text), lang if isinstance(lang, str) else None
+
+
+def _dense_blocks(absorbed: Sequence[Segment], live: Sequence[npt.NDArray[np.intp]], dense: Floats | None) -> Iterator[Floats]:
+    for segment, positions in zip(absorbed, live, strict=True):
+        if segment.dense is None:
+            continue
+        for start in range(0, len(positions), ROWS):
+            yield segment.dense.rows(positions[start : start + ROWS])
+    if dense is not None:
+        yield dense
+
+
+def merge_policy(sizes: Sequence[int], *, new: int, dead: Sequence[float]) -> list[int]:
+    """Positions of the segments to rewrite together with `new` bytes of fresh rows, ascending.
+
+    A log-structured merge: segments fall into tiers by size, each FANOUT times the one below; everything under SMALL is
+    the lowest tier. A tier that would hold FANOUT segments is merged, and what comes of it may fill the next. So n
+    additions leave O(log n) segments, and a row is rewritten O(log n) times. Segments mostly dead go too.
+    """
+    chosen = {position for position, share in enumerate(dead) if share > DEAD}
+    total = new + sum(sizes[position] for position in chosen)
+    if total == 0:
+        return sorted(chosen)
+    small = {position for position, size in enumerate(sizes) if size < SMALL} - chosen
+    chosen |= small
+    total += sum(sizes[position] for position in small)
+    while True:
+        tier = _tier(total)
+        peers = [position for position, size in enumerate(sizes) if position not in chosen and _tier(size) <= tier]
+        if len(peers) < FANOUT - 1:
+            return sorted(chosen)
+        chosen.update(peers)
+        total += sum(sizes[position] for position in peers)
+
+
+def _tier(size: int) -> int:
+    tier = 0
+    while size >= SMALL:
+        size //= FANOUT
+        tier += 1
+    return tier
