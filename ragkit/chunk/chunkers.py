@@ -69,7 +69,13 @@ def chunk_document(
     budget, ruler = measured.budget, measured.ruler
     ranges = [pack(text, *region, cuts, ruler, budget=budget, overlap=overlap) for region in _regions(document, chunker)]
     fitted = _fitted(measured, list(chain.from_iterable(ranges)))
-    return [Chunk(Span(*r), headings.at(r[0])) for r in fitted]
+    return [Chunk(Span(*r), headings.at(r[0])) for r in _new(fitted)]
+
+
+def _new(ranges: list[Range]) -> list[Range]:
+    """Without those that lie within an earlier one: a chunk cut again leaves behind what it only repeated."""
+    furthest = np.maximum.accumulate([0, *(end for _, end in ranges)])
+    return [found for found, reached in zip(ranges, furthest.tolist(), strict=False) if found[1] > reached]
 
 
 def _check(tokens: int, overlap: int) -> None:

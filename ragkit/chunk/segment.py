@@ -32,6 +32,7 @@ _ITEM = re.compile(r"(?:[-*+•‣◦▪·–—]|\(?(?:\d{1,3}|[a-zA-Z]|[ivxIVX
 _CLAUSE = re.compile(rf"[,;:،؛—–][{_CLOSERS}]*\s+|[、，；：][{_CLOSERS}]*\s*|\s[–—-]\s+|\s*[|\t]\s*")
 _SPACE = re.compile(r"\s+")
 _FIRST_WORD = re.compile(r"[^\W\d_]+")
+TITLE = 80  # characters that a line may have to be a title
 
 
 def _words(line: str) -> frozenset[str]:
@@ -136,11 +137,17 @@ def _after_line(text: str, newline: int, at: int, width: float) -> int:
     if _ITEM.match(text, at):
         return ITEM
     if width == float("inf"):
-        return LINE
+        return SENTENCE if _announces(text, newline, at) else LINE
     if text[at].islower():
         return WORD
     begin = max(text.rfind("\n", 0, newline), text.rfind("\r", 0, newline))
     return WORD if newline - begin >= width else LINE
+
+
+def _announces(text: str, newline: int, at: int) -> bool:
+    """Is the line a title of the next one: short, without an end mark, and the next one much longer?"""
+    title = text[max(text.rfind("\n", max(0, newline - TITLE), newline), newline - TITLE, 0) : newline].strip()
+    return 0 < len(title) < TITLE - 1 and title[-1] not in ",;" and "\n" not in text[at : at + 2 * len(title)]
 
 
 def _after_stop(text: str, stop: int, at: int, blank: str) -> int:

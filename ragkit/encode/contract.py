@@ -94,5 +94,8 @@ class Encoder(Protocol):
         ...
 
     def count_tokens(self, documents: Sequence[str]) -> Ints:
-        """How many tokens the model would see of each text in the document role, (n,) int64: specials and instruction included, no limit."""
+        """How many tokens the model would see of each text in the document role, (n,) int64.
+
+        Specials and instruction included, no limit.
+        """
         ...

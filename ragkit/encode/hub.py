@@ -1,7 +1,7 @@
 """Models by hub id: those already on this machine, and fetching one when asked in so many words.
 
 `load_encoder` only looks into the cache (huggingface_hub's own). `fetch_model` is the one place that uses the network: it
-asks first, with name, revision, size and licence in hand, and takes safetensors, JSON and vocabulary files, nothing that could run.
+asks first, with name, revision, size and licence in hand, and takes safetensors, JSON and vocabularies, nothing that could run.
 """
 
 from __future__ import annotations
@@ -50,14 +50,12 @@ def cached_folder(name: str, *, revision: str | None = None) -> Path:
         )
     at = f", revision={revision!r}" if revision else ""
     raise CheckpointError(
-        f"{name}{f' at {revision}' if revision else ''} is not on this machine, and nothing is downloaded unasked. Fetch it once with "
-        f"ragkit.encode.hub.fetch_model({name!r}{at}, agree=...), or give the path of a folder that holds its files"
+        f"{name}{f' at {revision}' if revision else ''} is not on this machine, and nothing is downloaded unasked. Fetch it once "
+        f"with ragkit.encode.hub.fetch_model({name!r}{at}, agree=...), or give the path of a folder that holds its files"
     )
 
 
-def fetch_model(
-    name: str, *, agree: Callable[[Offer], bool], revision: str | None = None, endpoint: str | None = None
-) -> Path:
+def fetch_model(name: str, *, agree: Callable[[Offer], bool], revision: str | None = None, endpoint: str | None = None) -> Path:
     """Download a model into the cache, if `agree(offer)` says so, and return its folder.
 
     endpoint: another hub, as a URL. Raises CheckpointError if the model is not there, has no safetensors, or was declined.

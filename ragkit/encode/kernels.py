@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,7 @@ import numpy.typing as npt
 from ragkit.errors import MissingExtra
 from ragkit.types import Floats
 
-if TYPE_CHECKING:
-    import torch
-
+Tensor = Any  # torch.Tensor: naming the type would import torch, or tie the types here to one version of it
 Runs = Sequence[tuple[int, int]]
 
 
@@ -93,13 +91,13 @@ class NumpyKernels:
         return x @ weight.T + bias
 
     def gelu(self, x: Floats) -> Floats:
-        return 0.5 * x * (1 + _erf(x * np.float32(math.sqrt(0.5))))
+        return np.asarray(0.5 * x * (1 + _erf(x * np.float32(math.sqrt(0.5)))), dtype=np.float32)
 
     def norm_of_sum(self, x: Floats, y: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
         total = x + y
         total -= total.mean(axis=1, keepdims=True)
         variance = np.square(total).mean(axis=1, keepdims=True)
-        return total / np.sqrt(variance + np.float32(eps)) * weight + bias
+        return np.asarray(total / np.sqrt(variance + np.float32(eps)) * weight + bias)
 
     def attention(self, qkv: Floats, runs: Runs, heads: int) -> Floats:
         width = qkv.shape[1] // 3
@@ -139,29 +137,29 @@ class TorchKernels:
     def __init__(self, device: str, dtype: str) -> None:
         self.torch = import_torch()
         self.device = self.torch.device(device)
-        self.dtype: torch.dtype = getattr(self.torch, dtype)
+        self.dtype = getattr(self.torch, dtype)
         self.out_of_memory: type[Exception] = self.torch.OutOfMemoryError
 
     def context(self) -> AbstractContextManager[Any]:
         return self.torch.inference_mode()  # type: ignore[no-any-return]
 
-    def place(self, weights: Mapping[str, Floats]) -> dict[str, torch.Tensor]:
+    def place(self, weights: Mapping[str, Floats]) -> dict[str, Tensor]:
         """The weights where and as they are computed with; float32 on the CPU shares numpy's memory."""
         return {name: self.torch.from_numpy(array).to(self.device, self.dtype) for name, array in weights.items()}
 
-    def gather(self, table: torch.Tensor, rows: npt.NDArray[np.int32]) -> torch.Tensor:
+    def gather(self, table: Tensor, rows: npt.NDArray[np.int32]) -> Tensor:
         return table[self.torch.from_numpy(rows).to(self.device)]
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.torch.nn.functional.linear(x, weight, bias)
 
-    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+    def gelu(self, x: Tensor) -> Tensor:
         return self.torch.nn.functional.gelu(x)
 
-    def norm_of_sum(self, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    def norm_of_sum(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         return self.torch.nn.functional.layer_norm(x.add_(y), weight.shape, weight, bias, eps)
 
-    def attention(self, qkv: torch.Tensor, runs: Runs, heads: int) -> torch.Tensor:
+    def attention(self, qkv: Tensor, runs: Runs, heads: int) -> Tensor:
         width = qkv.shape[1] // 3
         out, start = qkv.new_empty((len(qkv), width)), 0
         for texts, length in runs:
@@ -172,10 +170,10 @@ class TorchKernels:
             start = stop
         return out
 
-    def to_numpy(self, x: torch.Tensor) -> Floats:
-        return x.float().cpu().numpy()
+    def to_numpy(self, x: Tensor) -> Floats:
+        return np.asarray(x.float().cpu().numpy())
 
-    def means(self, x: torch.Tensor, runs: Runs) -> Floats:
+    def means(self, x: Tensor, runs: Runs) -> Floats:
         parts = x.split([texts * length for texts, length in runs])
         pooled = [part.view(texts, length, -1).float().mean(dim=1) for (texts, length), part in zip(runs, parts, strict=True)]
         return self.to_numpy(self.torch.cat(pooled))

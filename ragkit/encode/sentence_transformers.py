@@ -106,13 +106,15 @@ class SentenceTransformerEncoder:
         self, queries: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
     ) -> Encoding:
         """With the model's query prompt, if it has one."""
-        return self._encode(queries, self._model.encode_query, self._query_prompt, truncate_dim=truncate_dim, truncate=truncate)
+        encode, prompt = self._model.encode_query, self._query_prompt
+        return self._encode(queries, encode, prompt, truncate_dim=truncate_dim, truncate=truncate)
 
     def encode_document(
         self, documents: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
     ) -> Encoding:
         """With the model's document prompt, if it has one."""
-        return self._encode(documents, self._model.encode_document, self._document_prompt, truncate_dim=truncate_dim, truncate=truncate)
+        encode, prompt = self._model.encode_document, self._document_prompt
+        return self._encode(documents, encode, prompt, truncate_dim=truncate_dim, truncate=truncate)
 
     def _encode(self, texts: Sequence[Item], encode: Any, prompt: str, *, truncate_dim: int | None, truncate: bool) -> Encoding:
         check_texts(texts)
@@ -136,7 +138,9 @@ class SentenceTransformerEncoder:
             raise too_long(0, int(count), self.card)
         [clean] = _clean([text])
         with self._lock:
-            made = self._model.tokenizer(self._document_prompt + clean, return_offsets_mapping=True, return_special_tokens_mask=True)
+            made = self._model.tokenizer(
+                self._document_prompt + clean, return_offsets_mapping=True, return_special_tokens_mask=True
+            )
             states = self._model.encode_document(
                 [clean], prompt=self._document_prompt, output_value="token_embeddings", show_progress_bar=False
             )[0]

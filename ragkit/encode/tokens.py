@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding as TokenizerEncoding
 
 PIECE = 1 << 16  # characters tokenised at a time: the tokenizer keeps some 200 bytes per token while it works
-# Where a long text may be cut without moving a token: WordPiece never looks across these (\x1c-\x1f, which `\s` has, are dropped).
+# Where a long text may be cut without moving a token: no word goes across these. Not `\s`: its \x1c-\x1f are dropped from words.
 _BREAK = re.compile(r"[ \t\n\r]")
 
 

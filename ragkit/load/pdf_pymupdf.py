@@ -33,6 +33,14 @@ class Pdf:
         if self._document.needs_pass and not self._document.authenticate(password or ""):
             raise EncryptedDocument("the PDF is encrypted; " + ("the password does not open it" if password else "it needs a password"))
 
+        self._labelled = self._has_labels()
+
+    def _has_labels(self) -> bool:
+        try:
+            return bool(self._document.get_page_labels())
+        except (RuntimeError, ValueError, TypeError, KeyError):
+            return False
+
     def close(self) -> None:
         self._document.close()
 
@@ -44,24 +52,15 @@ class Pdf:
         names = {"title": "title", "author": "author", "created": "creationDate", "modified": "modDate"}
         return {ours: found.get(theirs) or "" for ours, theirs in names.items()}
 
-    def labels(self) -> list[str]:
-        """The printed number of each page, or an empty list where the file carries none."""
-        try:
-            if not self._document.get_page_labels():
-                return []
-            return [self._document[i].get_label() for i in range(self.count())]
-        except (RuntimeError, ValueError, TypeError, KeyError):  # a damaged label tree is no reason to lose the text
-            return []
-
     def page(self, index: int) -> PageWords:
         page = self._load(index)
         try:
             words = self._textpage(page).extractWORDS()
         except RuntimeError as error:
             raise LoadError(f"page {index + 1} cannot be read: {error}") from None
-        width, height, rotation = page.rect.width, page.rect.height, int(page.rotation)
+        width, height, rotation, label = page.rect.width, page.rect.height, int(page.rotation), self._label(page)
         if not words:
-            return PageWords.blank(width, height, rotation)
+            return PageWords.blank(width, height, rotation, label)
         x0, y0, x1, y1, texts, blocks, lines, _ = zip(*words, strict=True)
         block, line = np.array(blocks, dtype=np.int64), np.array(lines, dtype=np.int64)
         return PageWords(
@@ -71,7 +70,14 @@ class Pdf:
             width,
             height,
             rotation,
+            label,
         )
+
+    def _label(self, page: Any) -> str | None:
+        try:
+            return page.get_label() or None if self._labelled else None
+        except (RuntimeError, ValueError, TypeError, KeyError):  # a damaged label tree is no reason to lose the text
+            return None
 
     def _textpage(self, page: Any) -> Any:
         if page.rotation == 0 and page.cropbox == page.mediabox:

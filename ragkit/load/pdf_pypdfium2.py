@@ -50,14 +50,7 @@ class Pdf:
 
     def metadata(self) -> dict[str, str]:
         names = {"title": "Title", "author": "Author", "created": "CreationDate", "modified": "ModDate"}
-        return {ours: self._document.get_metadata_value(theirs) or "" for ours, theirs in names.items()}
-
-    def labels(self) -> list[str]:
-        """The printed number of each page, or an empty list where the file carries none."""
-        found = [self._document.get_page_label(i) or "" for i in range(min(self.count(), 1))]
-        if not any(found):
-            return []
-        return [self._document.get_page_label(i) or "" for i in range(self.count())]
+        return {ours: _mended(self._document.get_metadata_value(theirs) or "") for ours, theirs in names.items()}
 
     def page(self, index: int) -> PageWords:
         page = self._load(index)
@@ -66,11 +59,11 @@ class Pdf:
         except self._failure as error:
             raise LoadError(f"page {index + 1} cannot be read: {error}") from None
         width, height = page.get_size()
-        rotation = int(page.get_rotation())
+        rotation, label = int(page.get_rotation()), self._document.get_page_label(index) or None
         codes = self._codes(textpage)
         starts, ends, lines, codes = _cut(codes)
         if not len(starts):
-            return PageWords.blank(width, height, rotation)
+            return PageWords.blank(width, height, rotation, label)
         x0, y0, x1, y1 = page.get_bbox()
         turn = _Displayed(x0, y0, x1, y1, rotation)
         boxes = turn(self._boxes(textpage, starts, ends))
@@ -79,7 +72,7 @@ class Pdf:
             starts, ends, lines, boxes = self._visible(textpage, turn, (starts, ends, lines, boxes), np.flatnonzero(edge))
         text = codes.astype("<u4").tobytes().decode("utf-32-le", errors="replace")
         texts = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-        return PageWords(texts, boxes, lines, width, height, rotation)
+        return PageWords(texts, boxes, lines, width, height, rotation, label)
 
     def _codes(self, textpage: Any) -> npt.NDArray[np.uint32]:
         """The code point of each character of the page, by PDFium's own character numbers."""
@@ -119,7 +112,8 @@ class Pdf:
         for i in cut:
             each = np.arange(starts[i], ends[i])
             letters = turn(self._boxes(textpage, each, each + 1))
-            shows = (letters[:, 2] > 0) & (letters[:, 3] > 0) & (letters[:, 0] < turn.width) & (letters[:, 1] < turn.height)
+            middle = (letters[:, :2] + letters[:, 2:]) / 2
+            shows = ((middle > 0) & (middle < (turn.width, turn.height))).all(axis=1)
             if not shows.any():
                 keep[i] = False
                 continue
@@ -162,6 +156,14 @@ class _Displayed:
             270: (y1 - top, x1 - right, y1 - bottom, x1 - left),
         }[self._rotation]
         return np.stack(turned, axis=1).astype(np.float32)
+
+
+def _mended(text: str) -> str:
+    """PDFium reads UTF-8 without a mark, which some writers put, as Latin-1: é becomes Ã©."""
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return text
 
 
 def _cut(codes: npt.NDArray[np.uint32]) -> tuple[Ints, Ints, Ints, npt.NDArray[np.uint32]]:

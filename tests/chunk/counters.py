@@ -24,7 +24,7 @@ class PieceCounter:
 
 
 class SeamCounter(PieceCounter):
-    """A text by itself has one token more for each capital it begins with: a stand-in for tokenizers that depend on neighbours."""
+    """A text by itself has a token more for each capital it begins with, as tokenizers that depend on neighbours may."""
 
     def count_tokens(self, documents: Sequence[str]) -> Ints:
         extra = [len(d) - len(d.lstrip("ABCDEFGHIJKLM")) for d in documents]

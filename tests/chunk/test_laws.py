@@ -1,6 +1,7 @@
 """The laws of chunking, on random texts of many scripts, random structure and every chunker."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,9 +17,13 @@ from .counters import PieceCounter, SeamCounter
 
 regex = pytest.importorskip("regex", reason="the independent oracle for graphemes")
 
-WORDS = ["the", "cat", "sat", "Dr.", "e.g.", "U.S.", "3.", "3.14", "Smith", "unbelievably", "a" * 30, "end.", "what?", '"no!"', "wait…",
-         "然后", "他说。", "「好！」", "ประเทศไทย", "นํ้า", "नमस्ते।", "क्षत्रिय", "한국어", "각", "🇩🇪🇫🇷🇯🇵", "👩‍👩‍👧‍👦", "👍🏽", "e\u0301t\u0302\u0323e", "مرحبا؟", "-", "|",
-         "x;", "y,", "(z)", "[12]", "\u200b", "\u00ad"]  # fmt: skip
+WORDS = [
+    "the", "cat", "sat", "Dr.", "e.g.", "U.S.", "3.", "3.14", "Smith", "unbelievably", "a" * 30, "end.", "what?", '"no!"',
+    "wait…",
+    "然后", "他说。", "「好！」", "ประเทศไทย", "นํ้า", "नमस्ते।", "क्षत्रिय", "한국어", "\u1100\u1161\u11a8",
+    "🇩🇪🇫🇷🇯🇵", "👩‍👩‍👧‍👦", "👍🏽",
+    "e\u0301t\u0302\u0323e", "مرحبا؟", "-", "|", "x;", "y,", "(z)", "[12]", "\u200b", "\u00ad",
+]  # fmt: skip
 GAPS = [" ", " ", " ", " ", "\n", "\n\n", "\r\n", "\t", "", "\n- ", "\n1. ", "  ", "\u3000", "\u2028", "\n# ", "\n \n"]
 
 
@@ -33,7 +38,7 @@ def documents(draw: st.DrawFn) -> Document:
     text = draw(texts())
     edges = sorted(draw(st.lists(st.integers(0, len(text)), max_size=8)))
     kinds = st.sampled_from(["heading", "paragraph", "list", "table", "row", "code", "quote", "caption"])
-    blocks = tuple(Block(draw(kinds), Span(a, b), draw(st.integers(0, 3))) for a, b in zip(edges, edges[1:], strict=False))
+    blocks = tuple(Block(draw(kinds), Span(a, b), draw(st.integers(0, 3))) for a, b in pairwise(edges))
     pages = [a for a in edges if can_cut(text, a)]
     empty = Words(np.empty((0, 2), np.int64), np.empty((0, 4), np.float32))
     numbered = tuple(
@@ -55,7 +60,8 @@ def assert_lawful(document: Document, chunks: Sequence[Chunk], counter: PieceCou
     covered = np.zeros(len(text), bool)
     for span in spans:
         piece = text[span.start : span.end]
-        assert piece and not piece[0].isspace() and not piece[-1].isspace()
+        assert piece
+        assert piece == piece.strip()
         if counter.count_tokens([piece])[0] > tokens:
             assert len(regex.findall(r"\X", piece)) == 1, piece
         # A cut never stands within a grapheme; blanks at the ends are dropped even where a mark would hold on to them.
@@ -79,7 +85,7 @@ class Visible(PieceCounter):
         return np.array([self._specials + len(self.token_spans(d)) for d in documents], dtype=np.int64)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(documents(), st.sampled_from(["sentences", "structure", "page"]), st.integers(3, 40), st.data())
 def test_every_chunker_keeps_the_laws(document: Document, chunker: str, tokens: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, tokens - 1))
@@ -88,14 +94,14 @@ def test_every_chunker_keeps_the_laws(document: Document, chunker: str, tokens: 
     assert_lawful(document, chunks, counter, tokens)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(texts(), st.integers(4, 40), st.data())
 def test_neighbours_share_at_most_the_overlap(text: str, tokens: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, tokens - 1))
     counter = PieceCounter()
     chunks = chunk_document(Document(text=text), tokens=tokens, overlap=overlap, encoder_tokens=counter)
     ends = counter.token_spans(text)[:, 1]
-    for left, right in zip(chunks, chunks[1:], strict=False):
+    for left, right in pairwise(chunks):
         assert left.span.end < right.span.end
         shared = (ends > right.span.start) & (ends <= left.span.end)
         assert shared.sum() <= overlap
@@ -103,7 +109,7 @@ def test_neighbours_share_at_most_the_overlap(text: str, tokens: int, data: st.D
         assert overlap > 0 or left.span.end <= right.span.start
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(texts(), st.integers(3, 20))
 def test_the_budget_holds_where_a_piece_has_more_tokens_than_within_the_text(text: str, tokens: int) -> None:
     text = text.replace("the", "ABCDEFGH").replace("cat", "ABLE")
@@ -127,7 +133,7 @@ def test_whole_is_one_chunk_from_the_first_to_the_last_visible_character(documen
     assert [c.span.of(document.text) for c in chunks] == ([document.text.strip()] if document.text.strip() else [])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(texts(), st.integers(3, 30), st.data())
 def test_a_users_spans_come_back_within_the_budget(text: str, tokens: int, data: st.DataObject) -> None:
     edges = [e for e in sorted(grapheme_edges(text))]

@@ -1,0 +1,74 @@
+"""Bytes become text: the encoding is declared by a mark, is UTF-8, is named by the file, or is detected, in that order.
+
+A wrong label is common, so a declared encoding is believed only where the bytes fit it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Sequence
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_SAMPLE = 256 * 1024  # bytes looked at to guess an encoding
+_SURE = 128  # bytes outside ASCII from which a guess over all encodings is better than the likeliest few
+_LIKELY = ["cp1252", "cp932", "gb18030", "big5", "cp949", "cp1251", "cp1256", "cp1255", "cp1253", "iso8859_2"]
+
+
+def decode(data: bytes, *, declared: Sequence[str] = ()) -> str:
+    """The text of a file's bytes, without a byte order mark; line ends stay. What fits no encoding becomes U+FFFD.
+
+    `declared`: encodings the file itself names, best first.
+    """
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return _clean(data[len(mark) :].decode(encoding, errors="replace"))
+    if (wide := _wide(data)) is not None:
+        return _clean(data.decode(wide, errors="replace"))
+    for encoding in ("utf-8", *declared):
+        try:
+            text = data.decode(encoding)
+        except (UnicodeError, LookupError, ValueError):
+            continue
+        if encoding == "utf-8" or _plausible(text):
+            return _clean(text)
+    return _clean(data.decode(_guess(data[:_SAMPLE]), errors="replace"))
+
+
+def _clean(text: str) -> str:
+    # Some codecs (UTF-7, cp65001-like) let lone surrogates through, which nothing after us could store.
+    return re.sub("[\ud800-\udfff]", "\ufffd", text) if not text.isascii() else text
+
+
+def _wide(data: bytes) -> str | None:
+    """UTF-16 without a mark: in most texts nearly every other byte is then zero."""
+    sample = data[:4096]
+    if len(sample) < 4:
+        return None
+    even, odd = sample[0::2].count(0), sample[1::2].count(0)
+    if odd > 0.4 * len(sample[1::2]) and even < 0.05 * len(sample):
+        return "utf-16-le"
+    if even > 0.4 * len(sample[0::2]) and odd < 0.05 * len(sample):
+        return "utf-16-be"
+    return None
+
+
+def _plausible(text: str) -> bool:
+    """Control characters of C1 are what a wrong single-byte encoding turns letters into."""
+    sample = text[:_SAMPLE]
+    return sum(1 for c in sample if "\x80" <= c <= "\x9f") * 100 <= len(sample)
+
+
+def _guess(data: bytes) -> str:
+    import charset_normalizer
+
+    # A few words fit dozens of encodings: then only the likely ones compete.
+    beyond_ascii = sum(1 for byte in data if byte > 127)
+    match = charset_normalizer.from_bytes(data, cp_isolation=None if beyond_ascii >= _SURE else _LIKELY).best()
+    return match.encoding if match else "cp1252"

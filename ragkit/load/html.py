@@ -1,0 +1,223 @@
+"""HTML: the text a reader sees, without scripts, styles and navigation, with its headings, lists, tables and code.
+
+Parsed by Lexbor (selectolax) as browsers do. The tree is walked with a list of our own, so depth costs no stack. Cells of
+a table row are joined by " | ", list items are lines of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ragkit.load.decode import decode
+from ragkit.load.limits import Options
+from ragkit.types import Block, Document, Span
+
+_HIDDEN = set(
+    "script style noscript template head nav svg math iframe object embed canvas audio video select button input textarea "
+    "dialog".split()
+)
+_ROLES = {"navigation", "search", "banner", "contentinfo", "menu", "menubar", "toolbar", "dialog"}
+_BLOCKS = set(
+    "address article aside blockquote body caption center dd details dialog div dl dt fieldset figcaption figure footer form "
+    "h1 h2 h3 h4 h5 h6 header hr html legend li main ol p pre section summary table tbody td tfoot th thead tr ul".split()
+)
+_HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
+_CHARSET = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([A-Za-z0-9_.:-]+)""", re.IGNORECASE)
+_XML = re.compile(rb"""^\s*<\?xml[^>]+encoding\s*=\s*["']([A-Za-z0-9_.:-]+)""")
+_SPACE = re.compile(r"[ \t\r\n\f]+")
+_CELL = " | "
+
+
+def load(path: Path, options: Options) -> Iterator[Document]:
+    """The one Document of an HTML file."""
+    data = path.read_bytes()
+    head = data[:4096]
+    named = [match[1].decode("ascii") for pattern in (_CHARSET, _XML) if (match := pattern.search(head))]
+    # What browsers do with these labels (WHATWG Encoding): the Windows code page, which holds more.
+    declared = ["cp1252" if name.lower() in ("iso-8859-1", "latin1", "ascii", "us-ascii") else name for name in named]
+    yield parse(decode(data, declared=declared))
+
+
+def parse(source: str) -> Document:
+    """HTML source as a Document: text, title, blocks, and from the head `lang`, `author`, `description`, dates."""
+    from selectolax.lexbor import LexborHTMLParser
+
+    tree = LexborHTMLParser(source.replace("\0", "\ufffd"))
+    root = tree.root
+    if root is None:
+        return Document(text="")
+    page = _Page()
+    # Where a page says what its main part is, the rest is boilerplate.
+    mains = tree.css("main, [role=main]")
+    _walk(mains[0] if len(mains) == 1 and len((mains[0].text() or "").strip()) > 200 else tree.body or root, page)
+    text, blocks = page.finish()
+    title = tree.css_first("title")
+    name = _squeezed(title.text() or "") if title is not None else ""
+    first = next((block for block in blocks if block.kind == "heading" and block.level == 1), None)
+    return Document(text=text, title=name or (first.span.of(text) if first else ""), meta=_meta(tree), blocks=blocks)
+
+
+def _squeezed(text: str) -> str:
+    return _SPACE.sub(" ", text).strip()
+
+
+def _meta(tree: Any) -> dict[str, Any]:
+    meta: dict[str, Any] = {}
+    html = tree.css_first("html")
+    if html is not None and html.attributes.get("lang"):
+        meta["lang"] = html.attributes["lang"]
+    wanted = {
+        "author": "author",
+        "description": "description",
+        "article:published_time": "created",
+        "date": "created",
+        "article:modified_time": "modified",
+        "last-modified": "modified",
+    }
+    for node in tree.css("meta"):
+        fields = node.attributes
+        name = (fields.get("name") or fields.get("property") or "").lower()
+        content = _squeezed(fields.get("content") or "")
+        if name in wanted and content:
+            meta.setdefault(wanted[name], content)
+    return meta
+
+
+@dataclass(slots=True)
+class _Page:
+    """The text so far, and the blocks. Line breaks are owed until the next word comes, so no blank ends are written."""
+
+    parts: list[str] = field(default_factory=list)
+    size: int = 0
+    owed: int = 0  # newlines before the next word
+    space: bool = False  # a space before the next word
+    joint: str = ""  # what stands between two cells
+    blocks: list[list[Any]] = field(default_factory=list)  # kind, level, start, end; start -1 until a word comes
+    open: list[list[Any]] = field(default_factory=list)
+    lists: int = 0
+    cells: int = 0  # depth of table cells: blocks within a cell are joined by spaces, so that a row stays a line
+    preformatted: int = 0
+
+    def break_line(self, lines: int) -> None:
+        if self.cells:
+            self.space = True
+        else:
+            self.owed = max(self.owed, lines)
+
+    def write(self, text: str) -> None:
+        """Text without white space around it."""
+        lead = self.joint or ("\n" * self.owed if self.owed else " " if self.space else "")
+        if not self.size:
+            lead = self.joint.lstrip()
+        if lead:
+            self.parts.append(lead)
+            self.size += len(lead)
+        self.owed, self.space, self.joint = 0, False, ""
+        for block in self.open:
+            if block[2] < 0:
+                block[2] = self.size
+        self.parts.append(text)
+        self.size += len(text)
+
+    def words(self, text: str) -> None:
+        squeezed = _squeezed(text)
+        if not squeezed:
+            self.space = self.space or bool(text)
+            return
+        self.space = self.space or text[0] in " \t\r\n\f"
+        self.write(squeezed)
+        self.space = text[-1] in " \t\r\n\f"
+
+    def begin(self, kind: str, level: int) -> None:
+        block = [kind, level, -1, -1]
+        self.blocks.append(block)
+        self.open.append(block)
+
+    def end(self) -> None:
+        self.open.pop()[3] = self.size
+
+    def finish(self) -> tuple[str, tuple[Block, ...]]:
+        kept = [b for b in self.blocks if 0 <= b[2] < b[3]]
+        kept.sort(key=lambda b: b[2])  # stable: an outer block was begun first
+        return "".join(self.parts), tuple(Block(kind, Span(start, end), level) for kind, level, start, end in kept)
+
+
+def _walk(root: Any, page: _Page) -> None:
+    """Depth first. The list holds nodes to enter, and (tag, node) pairs to leave once their children are done."""
+    stack: list[Any] = [root]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, tuple):
+            _leave(item[0], page)
+            continue
+        tag = item.tag
+        if tag == "-text":
+            _text(item.text_content or "", page)
+            continue
+        if tag.startswith(("-", "_", "!")) or _skipped(item, tag):
+            continue
+        _enter(item, tag, page)
+        stack.append((tag,))
+        children = []
+        child = item.first_child
+        while child is not None:
+            children.append(child)
+            child = child.next
+        stack.extend(reversed(children))
+
+
+def _text(text: str, page: _Page) -> None:
+    if not page.preformatted:
+        page.words(text)
+        return
+    body = text.replace("\r\n", "\n")
+    if page.size and not page.parts[-1].endswith("\n") and not page.owed and not page.space:
+        page.parts.append(body)  # goes on where the last piece of the same <pre> stopped
+        page.size += len(body)
+    elif body.strip():
+        page.write(body.lstrip("\n"))
+
+
+def _skipped(node: Any, tag: str) -> bool:
+    if tag in _HIDDEN:
+        return True
+    fields = node.attributes
+    if not fields:
+        return False
+    style = (fields.get("style") or "").replace(" ", "").lower()
+    hidden = "hidden" in fields or fields.get("aria-hidden") == "true" or "display:none" in style
+    return hidden or (fields.get("role") or "").lower() in _ROLES
+
+
+def _enter(node: Any, tag: str, page: _Page) -> None:
+    if tag == "br":
+        page.break_line(1)
+    elif tag in _BLOCKS:
+        page.break_line(1 if tag in ("li", "tr", "dt", "dd", "td", "th", "thead", "tbody", "tfoot") else 2)
+    if page.cells:
+        return  # within a cell everything is the row's text
+    if tag in _HEADINGS:
+        page.begin("heading", int(tag[1]))
+    elif tag in ("p", "dt", "dd"):
+        page.begin("paragraph", page.lists)
+    elif tag in ("ul", "ol", "dl"):
+        page.begin("list", page.lists)
+        page.lists += 1
+    elif tag == "blockquote":
+        page.begin("quote", 0)
+    elif tag in ("figcaption", "caption"):
+        page.begin("caption", 0)
+    elif tag == "pre":
+        page.begin("code", 0)
+        page.preformatted += 1
+    elif tag == "table":
+        page.begin("table", 0)
+    elif tag == "tr":
+        page.begin("row", int(_all_headers(node)))
+        page.joint = ""
+    elif tag in ("td", "th"):
+        page.cells += 1

@@ -1,0 +1,49 @@
+"""Which language a text is in: declared by the file, else recognised where there is enough of it (py3langid)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+_LEAST = 120  # letters from which recognition is reliable
+_SAMPLE = 3000  # characters from each of the beginning, the middle and the end
+_CONFIDENCE = 0.9
+_CODE = re.compile(r"([A-Za-z]{2})(?:[-_][A-Za-z0-9]+)*")
+
+
+def declared_language(tag: Any) -> str:
+    """The ISO 639-1 code of a language tag ("de-AT" -> "de"), or "" for what is none."""
+    match = _CODE.fullmatch(tag.strip()) if isinstance(tag, str) else None
+    return match[1].lower() if match else ""
+
+
+def with_language(meta: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """The meta with `lang`: kept as declared if it is a language tag, else recognised, else left out."""
+    found = declared_language(meta.get("lang")) or recognise(text)
+    rest = {key: value for key, value in meta.items() if key != "lang"}
+    return {**rest, "lang": found} if found else rest
+
+
+def recognise(text: str) -> str:
+    """The ISO 639-1 code of a text's language, or "" where it is too short or too mixed to tell."""
+    if len(text) <= 3 * _SAMPLE:
+        sample = text
+    else:
+        half = len(text) // 2
+        sample = "\n".join((text[:_SAMPLE], text[half : half + _SAMPLE], text[-_SAMPLE:]))
+    letters = sum(map(str.isalpha, sample))
+    # A letter of Chinese or Japanese says as much as several of an alphabet.
+    weight = letters + 3 * sum(1 for c in sample if "\u3040" <= c <= "\u9fff" or "\uac00" <= c <= "\ud7af")
+    if weight < _LEAST or letters < 0.4 * len(sample.replace(" ", "")):
+        return ""
+    code, confidence = _identifier().classify(sample)
+    return str(code) if confidence >= _CONFIDENCE and len(code) == 2 else ""
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,0 +1,320 @@
+"""For tests, ours and other people's: an encoder without a model, and a check that any encoder keeps the contract.
+
+`HashEncoder` is deterministic on every machine, fast, needs neither torch nor files, and ranks sensibly: texts that share
+words, or parts of words, are similar. `assert_encoder_contract(encoder)` raises AssertionError with what is broken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from ragkit.encode.contract import Encoder, EncoderCard, Encoding, TokenStates
+from ragkit.encode.texts import check_texts, check_truncate_dim, too_long, without_surrogates
+from ragkit.errors import InputTooLong
+from ragkit.ragged import MultiVectors, truncate_dims, unit_rows
+from ragkit.types import Floats, Ints
+
+VERSION = "1"  # of the vectors: changes with anything that changes them
+_NO_SPACES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana and ideographs: one token each
+_TOKEN = re.compile(f"[{_NO_SPACES}]|[^\\W{_NO_SPACES}]+|[^\\w\\s]")
+_NAME = re.compile(r"hash(?::(?P<dims>\d+)(?:\+multi(?P<multi>\d+))?(?P<asymmetric>\+asymmetric)?(?:\+seed(?P<seed>\d+))?)?")
+_SPECIALS = 2  # one token before the text, one after it, as most models have: off-by-ones show
+_CONTEXT = 0.25  # of the text's mean in each token state: late chunks differ from chunks alone, and the mean keeps its direction
+
+
+class HashEncoder:
+    """Words and their three-letter parts, hashed to signs. An `Encoder`; thread-safe.
+
+    A token's state is a vector of pseudo-random signs, longer words weighing more, plus a share of its text's mean; a text's
+    dense vector is the unit mean of all its states. Multi-vectors are the tokens' own, one each, without context.
+    asymmetric: queries and documents get different special tokens, so that a test sees roles swapped.
+    """
+
+    def __init__(
+        self, dims: int = 64, *, multi_dims: int = 0, max_tokens: int = 512, asymmetric: bool = False, seed: int = 0
+    ) -> None:
+        """dims, multi_dims: widths, multi_dims 0 for none. max_tokens: the two special tokens included."""
+        if dims < 1 or multi_dims < 0 or max_tokens < _SPECIALS + 1 or seed < 0:
+            raise ValueError(
+                f"HashEncoder needs dims >= 1, multi_dims >= 0, max_tokens >= {_SPECIALS + 1}, seed >= 0, "
+                f"got {dims}, {multi_dims}, {max_tokens}, {seed}"
+            )
+        parts = (f"+multi{multi_dims}" * bool(multi_dims), "+asymmetric" * asymmetric, f"+seed{seed}" * bool(seed))
+        self.card = EncoderCard(
+            name=f"hash:{dims}" + "".join(parts),
+            revision=VERSION,
+            licence="apache-2.0",
+            dims=dims,
+            multi_dims=multi_dims,
+            max_tokens=max_tokens,
+            outputs=("dense", "multi") if multi_dims else ("dense",),
+            preprocessing={"casefold": True, "seed": seed, "asymmetric": asymmetric},
+        )
+        self._seed = seed
+        self._roles = {"query": "query" if asymmetric else "", "document": "document" if asymmetric else ""}
+
+    @classmethod
+    def from_name(cls, name: str, *, max_tokens: int | None = None) -> HashEncoder:
+        """The encoder whose card has that name: "hash", "hash:64", "hash:64+multi32+asymmetric+seed7"."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise ValueError(
+                f"{name!r} is not hash, hash:<dims>, or hash:<dims>+multi<dims>+asymmetric+seed<number> with parts left out"
+            )
+        return cls(
+            int(match["dims"] or 64),
+            multi_dims=int(match["multi"] or 0),
+            max_tokens=512 if max_tokens is None else max_tokens,
+            asymmetric=match["asymmetric"] is not None,
+            seed=int(match["seed"] or 0),
+        )
+
+    @classmethod
+    def full_name(cls, name: str) -> str:
+        """ "hash" -> "hash:64"."""
+        return cls.from_name(name).card.name
+
+    def encode_query(
+        self, queries: Sequence[Any], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
+    ) -> Encoding:
+        return self._encode(queries, "query", task=task, truncate_dim=truncate_dim, truncate=truncate)
+
+    def encode_document(
+        self, documents: Sequence[Any], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
+    ) -> Encoding:
+        return self._encode(documents, "document", task=task, truncate_dim=truncate_dim, truncate=truncate)
+
+    def encode_tokens(self, text: str, *, task: str | None = None) -> TokenStates:
+        self._check_task(task)
+        check_texts([text])
+        spans = self.token_spans(text)
+        self._check_length(0, len(spans))
+        states = self._states([text[a:b] for a, b in spans], "document", dims=self.card.dims)
+        spans = np.concatenate([np.zeros((1, 2), dtype=np.int64), spans, np.zeros((1, 2), dtype=np.int64)])
+        special = np.zeros(len(spans), dtype=np.bool_)
+        special[[0, -1]] = True
+        return TokenStates(states, spans, special)
+
+    def token_spans(self, text: str) -> Ints:
+        check_texts([text])
+        return np.array([match.span() for match in _TOKEN.finditer(text)], dtype=np.int64).reshape(-1, 2)
+
+    def count_tokens(self, documents: Sequence[str]) -> Ints:
+        check_texts(documents)
+        return np.array([len(_TOKEN.findall(text)) + _SPECIALS for text in documents], dtype=np.int64)
+
+    def _encode(self, texts: Sequence[Any], role: str, *, task: str | None, truncate_dim: int | None, truncate: bool) -> Encoding:
+        self._check_task(task)
+        check_texts(texts)
+        check_truncate_dim(truncate_dim, self.card)
+        dense = np.empty((len(texts), self.card.dims), dtype=np.float32)
+        multi, truncated, room = [], 0, self.card.max_tokens - _SPECIALS
+        for i, text in enumerate(texts):
+            words = _TOKEN.findall(text)
+            if len(words) > room:
+                if not truncate:
+                    self._check_length(i, len(words))
+                words, truncated = words[:room], truncated + 1
+            dense[i] = self._states(words, role, dims=self.card.dims).mean(axis=0)
+            if self.card.multi_dims:
+                multi.append(self._multi(words, role))
+        # With few dims the signs may cancel; a text's vector has a direction all the same.
+        dense[~dense.any(axis=1)] = 1
+        dense = unit_rows(dense) if truncate_dim is None else truncate_dims(_no_zero_prefix(dense, truncate_dim), truncate_dim)
+        if not self.card.multi_dims:
+            return Encoding(dense=dense, truncated=truncated)
+        packed = MultiVectors.pack(multi) if multi else _no_multi(self.card.multi_dims)
+        return Encoding(dense=dense, multi=packed, truncated=truncated)
+
+    def _states(self, words: Sequence[str], role: str, *, dims: int) -> Floats:
+        """(len(words) + 2, dims): the states of one text, special tokens first and last."""
+        own = [_word_vector(without_surrogates(word.casefold()), dims, self._seed) for word in words]
+        states = np.stack([self._special("first", role, dims=dims), *own, self._special("last", role, dims=dims)])
+        return np.asarray(states + np.float32(_CONTEXT) * states.mean(axis=0), dtype=np.float32)
+
+    def _multi(self, words: Sequence[str], role: str) -> Floats:
+        """(max(1, len(words)), multi_dims) unit rows; the first special token stands for a text without words."""
+        dims = self.card.multi_dims
+        own = [_word_vector(without_surrogates(word.casefold()), dims, self._seed) for word in words]
+        return unit_rows(np.stack(own or [self._special("first", role, dims=dims)]))
+
+    def _special(self, place: str, role: str, *, dims: int) -> Floats:
+        return np.float32(0.25) * _signs(f"\0{place}\0{self._roles[role]}", dims, self._seed)
+
+    def _check_task(self, task: str | None) -> None:
+        if task not in (None, *self.card.tasks):
+            raise ValueError(f"{self.card.name} has the tasks {', '.join(self.card.tasks)}, got {task!r}")
+
+    def _check_length(self, index: int, words: int) -> None:
+        if words + _SPECIALS > self.card.max_tokens:
+            raise too_long(index, words + _SPECIALS, self.card)
+
+
+@lru_cache(maxsize=1 << 16)
+def _word_vector(word: str, dims: int, seed: int) -> Floats:
+    """(dims,) read-only: the word's own signs, and half as much of its three-letter parts' mean. Short words weigh less."""
+    vector = _signs(word, dims, seed)
+    parts = [f"\1{word[i : i + 3]}" for i in range(len(word) - 2)] if len(word) > 3 else []
+    if parts:
+        vector = vector + np.float32(0.5) * np.mean([_signs(part, dims, seed) for part in parts], axis=0, dtype=np.float32)
+    weight = 0.1 if not word[:1].isalnum() else min(len(word), 8) / 8 if word.isascii() else 1.0
+    vector = np.asarray(vector * np.float32(weight), dtype=np.float32)
+    vector.flags.writeable = False  # it is shared by the cache
+    return vector
+
+
+def _signs(feature: str, dims: int, seed: int) -> Floats:
+    """(dims,) of +1 and -1, from the bits of xxh3-128."""
+    content = feature.encode()
+    digests = [xxhash.xxh3_128_digest(content, seed=(seed << 16) + block) for block in range(-(-dims // 128))]
+    bits = np.unpackbits(np.frombuffer(b"".join(digests), dtype=np.uint8))[:dims]
+    return bits.astype(np.float32) * 2 - 1
+
+
+def _no_zero_prefix(rows: Floats, dims: int) -> Floats:
+    """Rows whose first `dims` are all zero get ones there: a cut vector has a direction, too."""
+    rows[~rows[:, :dims].any(axis=1), :dims] = 1
+    return rows
+
+
+def _no_multi(dims: int) -> MultiVectors:
+    return MultiVectors(np.empty((0, dims), dtype=np.float32), np.zeros(1, dtype=np.int64))
+
+
+SAMPLES = (
+    "Late chunking embeds the whole document first and pools its token states afterwards.",
+    "",
+    "word",
+    "Zürich, naïve café – e\u0301té 😀 “quotes”",
+    "首都は東京です。北京是中国的首都。",
+    "a\x00b \t\n c\u2028d",
+    "  leading and trailing spaces  ",
+    "x" * 150,
+    "one two three four five six seven eight nine ten eleven twelve",
+)
+
+
+def assert_encoder_contract(encoder: Encoder, *, tolerance: float = 1e-5) -> None:
+    """Raise AssertionError unless the encoder keeps the laws of `ragkit.encode.contract`, on a few short texts.
+
+    Counts and order kept, unit rows, the same input the same vector whatever its neighbours (to `tolerance`), truncation
+    counted or refused, token spans ascending and in range, states as many as tokens. Takes a few hundred tokens of work.
+    """
+    _assert_shapes(encoder)
+    _assert_independence(encoder, tolerance=tolerance)
+    _assert_truncated_dims(encoder, tolerance=tolerance)
+    _assert_tokens(encoder)
+    _assert_limit(encoder, tolerance=tolerance)
+    assert encoder.card.fingerprint == encoder.card.fingerprint, "the fingerprint changes from call to call"
+
+
+def _roles(encoder: Encoder) -> list[tuple[str, Any]]:
+    return [("encode_query", encoder.encode_query), ("encode_document", encoder.encode_document)]
+
+
+def _assert_shapes(encoder: Encoder) -> None:
+    card = encoder.card
+    for role, encode in _roles(encoder):
+        for texts in (list(SAMPLES), list(SAMPLES[:1]), []):
+            encoding = encode(texts)
+            for output, offered in (("dense", card.dims > 0), ("multi", card.multi_dims > 0)):
+                made = getattr(encoding, output) is not None
+                assert made == offered == (output in card.outputs), (
+                    f"{role}: {output} is there: {made}; the card says {card.outputs}"
+                )
+            if encoding.dense is not None:
+                dense = encoding.dense
+                assert dense.shape == (len(texts), card.dims), f"{role}: {dense.shape} for {len(texts)} texts of {card.dims} dims"
+                assert dense.dtype == np.float32, f"{role}: dense is {dense.dtype}, not float32"
+                assert np.isfinite(dense).all(), f"{role}: dense has values that are not finite"
+                _assert_unit(dense, f"{role}: dense")
+            if encoding.multi is not None:
+                assert len(encoding.multi) == len(texts), f"{role}: {len(encoding.multi)} multi-vectors for {len(texts)} texts"
+                assert encoding.multi.dim == card.multi_dims, f"{role}: multi is {encoding.multi.dim} wide, not {card.multi_dims}"
+                _assert_unit(encoding.multi.values, f"{role}: multi")
+            assert encoding.truncated == 0, f"{role}: {encoding.truncated} truncated, though all fit"
+
+
+def _assert_unit(rows: Floats, what: str) -> None:
+    lengths = np.linalg.norm(rows, axis=1)
+    assert np.allclose(lengths, 1, atol=1e-4), f"{what}: row {int(np.abs(lengths - 1).argmax())} is not of unit length"
+
+
+def _assert_independence(encoder: Encoder, *, tolerance: float) -> None:
+    """Order, neighbours and repetition change nothing."""
+    for role, encode in _roles(encoder):
+        together = encode(list(SAMPLES))
+        turned = encode(list(reversed(SAMPLES)))
+        for i, text in enumerate(SAMPLES):
+            alone = encode([text])
+            for what, other, at in (("alone", alone, 0), ("in another order", turned, len(SAMPLES) - 1 - i)):
+                if together.dense is not None:
+                    gap = np.abs(together.dense[i] - other.dense[at]).max()
+                    assert gap <= tolerance, f"{role}: text {i} {what} differs by {gap:.2e}: order or batching leaks"
+                if together.multi is not None:
+                    mine, theirs = together.multi[i], other.multi[at]
+                    assert mine.shape == theirs.shape, f"{role}: text {i} {what} has {len(theirs)} vectors, not {len(mine)}"
+                    assert np.abs(mine - theirs).max() <= tolerance, f"{role}: multi-vectors of text {i} {what} differ"
+
+
+def _assert_truncated_dims(encoder: Encoder, *, tolerance: float) -> None:
+    for role, encode in _roles(encoder):
+        full = encode(list(SAMPLES)).dense
+        if full is None:
+            continue
+        for dims in {1, -(-encoder.card.dims // 2), encoder.card.dims}:
+            cut = encode(list(SAMPLES), truncate_dim=dims).dense
+            expected = truncate_dims(full, dims)
+            decided = np.linalg.norm(full[:, :dims], axis=1) > 1e-3  # of a prefix of zeros only the length is promised
+            assert cut.shape == expected.shape, f"{role}: truncate_dim={dims} gives {cut.shape}"
+            gap = np.abs(cut - expected)[decided].max(initial=0)
+            assert gap <= 10 * tolerance, f"{role}: truncate_dim={dims} is not the first {dims}, renormalised: off by {gap:.2e}"
+
+
+def _assert_tokens(encoder: Encoder) -> None:
+    counts = encoder.count_tokens(list(SAMPLES))
+    assert counts.shape == (len(SAMPLES),), f"count_tokens: {counts.shape} for {len(SAMPLES)} texts"
+    for i, text in enumerate(SAMPLES):
+        spans = encoder.token_spans(text)
+        assert spans.ndim == 2 and spans.shape[1] == 2, f"token_spans of text {i}: shape {spans.shape}, not (t, 2)"
+        _assert_spans(spans, text, f"token_spans of text {i}")
+        tokens = encoder.encode_tokens(text)
+        t = len(tokens.states)
+        assert tokens.spans.shape == (t, 2) and tokens.special.shape == (t,), f"encode_tokens of text {i}: sizes differ"
+        assert t == counts[i], f"encode_tokens of text {i}: {t} states, count_tokens says {counts[i]}"
+        assert not tokens.spans[tokens.special].any(), f"encode_tokens of text {i}: special tokens have spans"
+        assert np.array_equal(tokens.spans[~tokens.special], spans), f"encode_tokens and token_spans of text {i} differ"
+
+
+def _assert_spans(spans: Ints, text: str, what: str) -> None:
+    if len(spans) == 0:
+        return
+    assert (spans[:, 0] <= spans[:, 1]).all(), f"{what}: a span ends before it starts"
+    assert (np.diff(spans, axis=0) >= 0).all(), f"{what}: not ascending"
+    assert spans.min() >= 0 and spans.max() <= len(text), f"{what}: outside the text"
+
+
+def _assert_limit(encoder: Encoder, *, tolerance: float) -> None:
+    """One token over the limit is refused, or counted; what comes after the limit is not seen."""
+    limit = encoder.card.max_tokens
+    words = ["word"] * limit
+    long = " ".join(words)
+    assert encoder.count_tokens([long])[0] > limit or encoder.count_tokens([""])[0] == 0, "count_tokens stops at the limit"
+    for role, encode in _roles(encoder):
+        try:
+            encode(["fits", long + " more"])
+        except InputTooLong as error:
+            assert "1" in str(error) and str(limit) in str(error), f"{role}: InputTooLong names neither input nor limit: {error}"
+        else:
+            raise AssertionError(f"{role}: {limit} words and more were taken without truncate=True")
+        cut = encode([long, "fits", long + " and something else"], truncate=True)
+        assert cut.truncated == 2, f"{role}: truncated is {cut.truncated} for 2 texts that were cut"
+        if cut.dense is not None:
+            gap = np.abs(cut.dense[0] - cut.dense[2]).max()
+            assert gap <= tolerance, f"{role}: what lies beyond the limit changes the vector by {gap:.2e}"

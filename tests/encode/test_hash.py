@@ -1,0 +1,186 @@
+"""The test encoder is an encoder: the contract, a sensible ranking, and no model anywhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ragkit.encode import Encoding, load_encoder, resolve_name
+from ragkit.encode.contract import TokenStates
+from ragkit.errors import CheckpointError, InputTooLong
+from ragkit.ragged import MultiVectors, unit_rows
+from ragkit.testing import SAMPLES, HashEncoder, assert_encoder_contract
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        HashEncoder(),
+        HashEncoder(1),
+        HashEncoder(300, multi_dims=20),
+        HashEncoder(2, multi_dims=1, max_tokens=40, asymmetric=True, seed=3),
+    ],
+    ids=lambda encoder: encoder.card.name,
+)
+def test_it_keeps_the_contract(encoder: HashEncoder) -> None:
+    assert_encoder_contract(encoder)
+
+
+def test_texts_that_share_words_are_similar() -> None:
+    encoder = HashEncoder(256)
+    documents = [
+        "The index keeps vectors in immutable segments on disk.",
+        "Bread is baked from flour, water, salt and yeast.",
+        "Late chunking pools token states after the whole document was read.",
+        "首都は東京です。",
+    ]
+    queries = ["immutable segments of an index", "how to bake bread with yeast", "what does late chunking pool?", "東京"]
+    scores = encoder.encode_query(queries).dense @ encoder.encode_document(documents).dense.T
+    assert scores.argmax(axis=1).tolist() == [0, 1, 2, 3]
+    assert encoder.encode_query(["Bread"]).dense @ encoder.encode_document(["bread"]).dense.T == pytest.approx(1)
+
+
+def test_multi_vectors_match_word_by_word() -> None:
+    encoder = HashEncoder(8, multi_dims=64)
+    multi = encoder.encode_document(["green tea", "black tea with milk"]).multi
+    assert np.diff(multi.offsets).tolist() == [2, 4]
+    assert multi[0][1] @ multi[1][1] == pytest.approx(1)  # tea is tea
+
+
+def test_roles_differ_only_when_asked() -> None:
+    plain, asymmetric = HashEncoder(), HashEncoder(asymmetric=True)
+    for texts in (["a text"], [""]):
+        assert np.array_equal(plain.encode_query(texts).dense, plain.encode_document(texts).dense)
+        assert np.abs(asymmetric.encode_query(texts).dense - asymmetric.encode_document(texts).dense).max() > 0.01
+
+
+def test_the_mean_of_all_token_states_is_the_vector_and_late_chunks_know_their_document() -> None:
+    encoder = HashEncoder(128)
+    text = "Berlin is the capital of Germany. The city has many lakes."
+    tokens = encoder.encode_tokens(text)
+    pooled = unit_rows(tokens.states.mean(axis=0, keepdims=True))
+    assert np.abs(pooled - encoder.encode_document([text]).dense).max() < 1e-6
+    alone = encoder.encode_tokens(text[34:])
+    late = tokens.states[(tokens.spans[:, 0] >= 34) & ~tokens.special]
+    chunks = unit_rows(np.stack([late.mean(axis=0), alone.states[~alone.special].mean(axis=0)]))
+    to_document = chunks @ encoder.encode_document([text]).dense[0]
+    assert to_document[0] > to_document[1] + 0.01
+
+
+def test_every_setting_changes_name_and_fingerprint_and_the_name_opens_it_again() -> None:
+    encoders = [
+        HashEncoder(), HashEncoder(65), HashEncoder(multi_dims=8), HashEncoder(asymmetric=True), HashEncoder(seed=1),
+        HashEncoder(32, multi_dims=16, asymmetric=True, seed=12),
+    ]  # fmt: skip
+    assert len({encoder.card.fingerprint for encoder in encoders}) == len(encoders)
+    for encoder in encoders:
+        again = load_encoder(encoder.card.name, revision=encoder.card.revision)
+        assert again.card == encoder.card
+        assert np.array_equal(again.encode_query(SAMPLES).dense, encoder.encode_query(SAMPLES).dense)
+    assert HashEncoder(max_tokens=99).card.fingerprint != HashEncoder().card.fingerprint
+    assert resolve_name("hash") == load_encoder("hash").card.name == "hash:64"
+
+
+def test_what_it_cannot_be_is_refused() -> None:
+    for name in ("hash:", "hash:x", "hash:0", "hash:8+multi", "hash:8+seed"):
+        with pytest.raises(ValueError):
+            load_encoder(name)
+    with pytest.raises(ValueError):
+        load_encoder("hash", device="cuda")
+    with pytest.raises(CheckpointError, match="revision"):
+        load_encoder("hash", revision="0")
+
+
+def test_vectors_are_the_same_on_every_machine_and_in_every_process() -> None:
+    """Stored on purpose: a change here is a change of VERSION."""
+    assert np.abs(HashEncoder(8).encode_query(["late chunking"]).dense[0] - STORED).max() < 1e-4
+    program = (
+        "import sys; from ragkit.testing import HashEncoder; v = HashEncoder(32, multi_dims=4).encode_document(['a b', 'é']); "
+        "assert not {'torch', 'tokenizers', 'transformers'} & set(sys.modules); sys.stdout.buffer.write(v.dense.tobytes())"
+    )
+    runs = {
+        subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}).stdout
+        for seed in ("1", "2")
+    }
+    assert runs == {HashEncoder(32, multi_dims=4).encode_document(["a b", "é"]).dense.tobytes()}
+
+
+STORED = [0.45329999923706055, -0.33239999413490295, 0.21150000393390656, 0.2720000147819519, 0.0, -0.3928999900817871, 0.45329999923706055, 0.45329999923706055]
+
+
+class Broken:
+    """A HashEncoder with one law broken, for the check to find."""
+
+    def __init__(self, **changes: Any) -> None:
+        self._inner = HashEncoder(16, multi_dims=4, max_tokens=64)
+        self.card = self._inner.card
+        self._changes = changes
+
+    def __getattr__(self, name: str) -> Any:
+        return self._changes.get(name) or getattr(self._inner, name)
+
+
+def _map(change: Any) -> dict[str, Any]:
+    inner = HashEncoder(16, multi_dims=4, max_tokens=64)
+    return {"encode_document": lambda texts, **keywords: change(inner.encode_document(texts, **keywords))}
+
+
+def _reversed(encoding: Encoding) -> Encoding:
+    return replace(encoding, dense=encoding.dense[::-1])
+
+
+def _batch_dependent(encoding: Encoding) -> Encoding:
+    return replace(encoding, dense=unit_rows(encoding.dense + 0.01 * len(encoding.dense)))
+
+
+_inner = HashEncoder(16, multi_dims=4, max_tokens=64)
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "order": (_map(_reversed), "in another order|alone"),
+    "batch": (_map(_batch_dependent), "alone differs"),
+    "count": (_map(lambda e: replace(e, dense=e.dense[:-1])), "texts of 16 dims"),
+    "length": (_map(lambda e: replace(e, dense=e.dense * 2)), "unit length"),
+    "dtype": (_map(lambda e: replace(e, dense=e.dense.astype(np.float64))), "not float32"),
+    "no multi": (_map(lambda e: replace(e, multi=None)), "multi made: False"),
+    "multi": (_map(lambda e: replace(e, multi=MultiVectors(e.multi.values * 3, e.multi.offsets))), "multi: row"),
+    "silence": (
+        {"encode_query": lambda texts, **k: _inner.encode_query(texts, **(k | {"truncate": True}))},
+        "without truncate=True",
+    ),
+    "uncounted": (_map(lambda e: replace(e, truncated=0)), "truncated is 0"),
+    "counts": ({"count_tokens": lambda texts: _inner.count_tokens(texts) - 1}, "count_tokens says"),
+    "spans": ({"token_spans": lambda text: _inner.token_spans(text)[::-1]}, "not ascending"),
+    "outside": ({"token_spans": lambda text: _inner.token_spans(text) + 200}, "outside the text"),
+    "special": (
+        {"encode_tokens": lambda text: (lambda t: TokenStates(t.states, t.spans + 1, t.special))(_inner.encode_tokens(text))},
+        "special tokens have spans",
+    ),
+    "dims": (
+        {"encode_query": lambda texts, truncate_dim=None, **k: _inner.encode_query(texts, **k)},
+        "truncate_dim=",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_contract_check_finds(fault: str) -> None:
+    changes, message = FAULTS[fault]
+    with pytest.raises(AssertionError, match=message):
+        assert_encoder_contract(Broken(**changes))
+
+
+def test_the_check_passes_what_is_not_broken() -> None:
+    assert_encoder_contract(Broken())
+
+
+def test_too_long_is_refused_or_counted() -> None:
+    encoder = HashEncoder(max_tokens=5)
+    with pytest.raises(InputTooLong, match="input 1 has 6 tokens"):
+        encoder.encode_document(["a b c", "a b c d"])
+    assert encoder.encode_document(["a b c", "a b c d"], truncate=True).truncated == 1
+    with pytest.raises(InputTooLong):
+        encoder.encode_tokens("a b c d")
