@@ -73,9 +73,10 @@ def chunk_document(
 
 
 def _new(ranges: list[Range]) -> list[Range]:
-    """Without those that lie within an earlier one: a chunk cut again leaves behind what it only repeated."""
-    furthest = np.maximum.accumulate([0, *(end for _, end in ranges)])
-    return [found for found, reached in zip(ranges, furthest.tolist(), strict=False) if found[1] > reached]
+    """Ascending, without those that lie within another: a chunk that was cut again leaves pieces its neighbours hold."""
+    ordered = sorted(ranges, key=lambda found: (found[0], -found[1]))
+    furthest = np.maximum.accumulate([0, *(end for _, end in ordered)])
+    return [found for found, reached in zip(ordered, furthest.tolist(), strict=False) if found[1] > reached]
 
 
 def _check(tokens: int, overlap: int) -> None:

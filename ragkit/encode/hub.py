@@ -39,10 +39,14 @@ def cached_folder(name: str, *, revision: str | None = None) -> Path:
     hub = _import_hub()
     if revision is not None and len(revision) == _SHA256_LENGTH:
         revision = None  # verified against the file by whoever reads it
+    # Not snapshot_download(local_files_only=True): it also wants the files that nobody here would read.
+    malformed = False
     try:
-        return Path(hub.snapshot_download(name, revision=revision, local_files_only=True))
-    except (hub.errors.HFValidationError, hub.errors.LocalEntryNotFoundError) as error:
-        malformed = isinstance(error, hub.errors.HFValidationError)
+        for file in ("config.json", "modules.json"):
+            if isinstance(found := hub.try_to_load_from_cache(name, file, revision=revision), str):
+                return Path(found).parent
+    except hub.errors.HFValidationError:
+        malformed = True
     if malformed or "/" not in name:
         raise CheckpointError(
             f"{name!r} is neither a folder here, nor a registered name (default, all-MiniLM-L6-v2, hash, hash:<dims>), "
@@ -72,7 +76,10 @@ def fetch_model(name: str, *, agree: Callable[[Offer], bool], revision: str | No
     offer = Offer(name, str(info.sha), sum(file.size or 0 for file in wanted), licence)
     if not agree(offer):
         raise CheckpointError(f"not downloaded, as you chose: {offer}")
-    return Path(hub.snapshot_download(name, revision=info.sha, allow_patterns=list(PATTERNS), endpoint=endpoint))
+    folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS), endpoint=endpoint))
+    if folder.name != info.sha:
+        raise CheckpointError(f"{name} changed from {info.sha} to {folder.name} while it was fetched. Fetch it again")
+    return folder
 
 
 def _import_hub() -> Any:

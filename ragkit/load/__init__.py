@@ -1,0 +1,18 @@
+"""A file becomes a Document: found, read in a sandbox, and given an identity.
+
+    with Parser(workers=2) as parser:
+        for source, result in parser.parse(discover("papers/")):
+            ...                                  # a Document, or a LoadError whose str() is the reason
+
+In go paths and records, out come Documents (`ragkit.types`). Rules: a file is only ever parsed in a child process;
+a failed document is a value, not an exception, and never takes others with it; loaders know nothing of what comes after
+them. To add a loader, read `ragkit.load.formats`.
+"""
+
+from ragkit.load.discover import Source, discover
+from ragkit.load.formats import format_of, supported
+from ragkit.load.limits import Limits
+from ragkit.load.records import content_hash, file_hash, record
+from ragkit.load.sandbox import Parser
+
+__all__ = ["Limits", "Parser", "Source", "content_hash", "discover", "file_hash", "format_of", "record", "supported"]

@@ -16,20 +16,24 @@ from ragkit.load.decode import decode
 from ragkit.load.limits import Options
 from ragkit.types import Block, Document, Span
 
-_HIDDEN = set(
-    "script style noscript template head nav svg math iframe object embed canvas audio video select button input textarea "
-    "dialog".split()
-)
+_HIDDEN = {
+    *("script", "style", "noscript", "template", "head", "nav", "svg", "math", "iframe", "object", "embed", "canvas"),
+    *("audio", "video", "select", "button", "input", "textarea", "dialog"),
+}
 _ROLES = {"navigation", "search", "banner", "contentinfo", "menu", "menubar", "toolbar", "dialog"}
-_BLOCKS = set(
-    "address article aside blockquote body caption center dd details dialog div dl dt fieldset figcaption figure footer form "
-    "h1 h2 h3 h4 h5 h6 header hr html legend li main ol p pre section summary table tbody td tfoot th thead tr ul".split()
-)
+_BLOCKS = {
+    *("address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details", "div", "dl", "dt"),
+    *("fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "html"),
+    *("legend", "li", "main", "ol", "p", "pre", "section", "summary", "table", "tbody", "td", "tfoot", "th", "thead"),
+    *("tr", "ul"),
+}
 _HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 _CHARSET = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([A-Za-z0-9_.:-]+)""", re.IGNORECASE)
 _XML = re.compile(rb"""^\s*<\?xml[^>]+encoding\s*=\s*["']([A-Za-z0-9_.:-]+)""")
 _SPACE = re.compile(r"[ \t\r\n\f]+")
 _CELL = " | "
+_TIGHT = {"br", "li", "tr", "dt", "dd", "td", "th", "thead", "tbody", "tfoot"}  # one line end around them, not a blank line
+_SIMPLE = {"blockquote": "quote", "figcaption": "caption", "caption": "caption", "table": "table"}
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
@@ -147,12 +151,12 @@ class _Page:
 
 
 def _walk(root: Any, page: _Page) -> None:
-    """Depth first. The list holds nodes to enter, and (tag, node) pairs to leave once their children are done."""
+    """Depth first. The list holds nodes to enter, and what is to be closed once the children of one are done."""
     stack: list[Any] = [root]
     while stack:
         item = stack.pop()
-        if isinstance(item, tuple):
-            _leave(item[0], page)
+        if isinstance(item, str):
+            _leave(item, page)
             continue
         tag = item.tag
         if tag == "-text":
@@ -160,8 +164,7 @@ def _walk(root: Any, page: _Page) -> None:
             continue
         if tag.startswith(("-", "_", "!")) or _skipped(item, tag):
             continue
-        _enter(item, tag, page)
-        stack.append((tag,))
+        stack.append(_enter(item, tag, page))
         children = []
         child = item.first_child
         while child is not None:
@@ -193,13 +196,14 @@ def _skipped(node: Any, tag: str) -> bool:
     return hidden or (fields.get("role") or "").lower() in _ROLES
 
 
-def _enter(node: Any, tag: str, page: _Page) -> None:
-    if tag == "br":
-        page.break_line(1)
-    elif tag in _BLOCKS:
-        page.break_line(1 if tag in ("li", "tr", "dt", "dd", "td", "th", "thead", "tbody", "tfoot") else 2)
+def _enter(node: Any, tag: str, page: _Page) -> str:
+    """Opens what the element is; returns what `_leave` must close."""
+    lines = 0
+    if tag in _BLOCKS or tag == "br":
+        lines = 1 if tag in _TIGHT else 2
+        page.break_line(lines)
     if page.cells:
-        return  # within a cell everything is the row's text
+        return "line" if lines and tag != "br" else ""  # within a cell everything is the row's text
     if tag in _HEADINGS:
         page.begin("heading", int(tag[1]))
     elif tag in ("p", "dt", "dd"):
@@ -207,17 +211,56 @@ def _enter(node: Any, tag: str, page: _Page) -> None:
     elif tag in ("ul", "ol", "dl"):
         page.begin("list", page.lists)
         page.lists += 1
-    elif tag == "blockquote":
-        page.begin("quote", 0)
-    elif tag in ("figcaption", "caption"):
-        page.begin("caption", 0)
+        return "list"
+    elif tag in _SIMPLE:
+        page.begin(_SIMPLE[tag], 0)
     elif tag == "pre":
         page.begin("code", 0)
         page.preformatted += 1
-    elif tag == "table":
-        page.begin("table", 0)
+        return "pre"
     elif tag == "tr":
-        page.begin("row", int(_all_headers(node)))
+        page.begin("row", int(_is_header(node)))
         page.joint = ""
+        return "row"
     elif tag in ("td", "th"):
+        page.joint = (page.joint + _CELL) if page.open and _has_cell_before(node) else ""
         page.cells += 1
+        return "cell"
+    else:
+        return ("line" if lines == 1 else "lines") if lines and tag != "br" else ""
+    return "block"
+
+
+def _leave(what: str, page: _Page) -> None:
+    if what in ("block", "list", "pre", "row"):
+        page.end()
+    if what == "list":
+        page.lists -= 1
+    elif what == "pre":
+        page.preformatted -= 1
+    elif what == "cell":
+        page.cells -= 1
+        page.space = False
+        return
+    elif what == "row":
+        page.joint = ""
+    if what:
+        page.break_line(1 if what in ("line", "row") or (what in ("block", "list") and page.lists) else 2)
+
+
+def _is_header(row: Any) -> bool:
+    """Whether a row stands in the table's head, or has header cells only."""
+    parent = row.parent
+    if parent is not None and parent.tag == "thead":
+        return True
+    cells = [child.tag for child in row.iter()]
+    return bool(cells) and all(tag == "th" for tag in cells)
+
+
+def _has_cell_before(cell: Any) -> bool:
+    before = cell.prev
+    while before is not None:
+        if before.tag in ("td", "th"):
+            return True
+        before = before.prev
+    return False

@@ -47,5 +47,3 @@ def _record(line: bytes, number: int) -> Document | LoadError:
 
 def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
-
-

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 _LEAST = 120  # letters from which recognition is reliable
@@ -44,6 +46,9 @@ def recognise(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _identifier() -> Any:
+    from py3langid import modelio
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
+    # It unpacks its model through a temporary file; the sandbox lets nobody write files, so it gets one in memory.
+    modelio.tempfile = SimpleNamespace(TemporaryFile=lambda suffix: io.BytesIO())
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -22,7 +22,7 @@ Bools = npt.NDArray[np.bool_]
 Array = npt.NDArray[Any]
 
 _GAP = 1.0  # line heights; a wider space within a line may be a gutter or the space between two cells
-_SOLID_WIDTH = 8.0  # line heights; a segment this wide is running text rather than a cell
+_SOLID_WIDTH = 7.0  # line heights; a segment this wide is running text rather than a cell
 _SOLID_SHARE = 0.5  # of the ink of a side of a gutter that must be running text
 _COLUMN_WIDTH = 10.0  # line heights; no side of a gutter is narrower
 _COLUMN_ROWS = 3  # lines of running text on each side that make columns
@@ -267,7 +267,8 @@ def _assemble(s: _Segments, groups: list[Rows], boxes: Floats) -> Layout:
         height,
         turned,
     )
-    breaks[starts[np.cumsum([0] + [len(segments) for segments, _ in groups[:-1]])]] = COLUMN
+    group_heads = starts[np.cumsum([0] + [len(segments) for segments, _ in groups[:-1]])]
+    breaks[group_heads] = np.where(np.isin(group_heads, row_heads[turned]), BLOCK, COLUMN)
     words_per_row = np.diff(np.append(row_heads, len(order)))
     return Layout(order, breaks, np.repeat(height, words_per_row).astype(np.float32))
 

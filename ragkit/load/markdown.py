@@ -85,7 +85,7 @@ def _front_matter(source: str) -> dict[str, Any]:
     """The fields of YAML front matter, as JSON can hold them; none where it is not a mapping or does not parse."""
     import yaml
 
-    class Plain(yaml.SafeLoader):
+    class Plain(yaml.SafeLoader):  # type: ignore[misc]
         """Without aliases: a few of them unfold into gigabytes."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
@@ -94,7 +94,7 @@ def _front_matter(source: str) -> dict[str, Any]:
             return super().compose_node(parent, index)
 
     try:
-        found = yaml.load(source, Plain)  # noqa: S506 - a SafeLoader
+        found = yaml.load(source, Plain)
         if not isinstance(found, dict):
             return {}
         fields = {_OWN.get(str(key), str(key)): _joined(value) if key in _OWN else value for key, value in found.items()}

@@ -31,16 +31,16 @@ _SEPARATORS = {layout.SAME: " ", layout.LINE: "\n", layout.BLOCK: "\n\n", layout
 _HEADING_RATIO = 1.13  # a heading's letters against the body's
 _HEADING_CHARACTERS = 200
 _TITLE_CHARACTERS = 6  # shorter large print is a number or an initial
-_PLACEHOLDERS = {"untitled", "anonymous", "unspecified", "unknown", "none", ""}
+_PLACEHOLDERS = {"untitled", "anonymous", "(anonymous)", "(untitled)", "unspecified", "(unspecified)", "unknown", "none", ""}
 _RTL = re.compile(r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]")
-_BROKEN = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_BROKEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _ENDS = re.compile(r"[.!?:;。！？…][\"'”’)\]]*$")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PageWords:
     """What an engine says of one page: the words' texts, boxes (w, 4) float32 in points as displayed, and the number
-    of the engine's line each stands on, (w,) int64; the page's displayed size in points; its rotation in degrees; its printed number."""
+    of the engine's line each stands on, (w,) int64; the page's displayed size in points, rotation in degrees, label."""
 
     texts: list[str]
     boxes: Floats
@@ -146,12 +146,14 @@ class _ReadPage:
 
 def _document(pdf: Engine, options: Options) -> Document:
     count = pdf.count()
+    if not count:
+        raise LoadError("the PDF has no pages")
     if count > options.limits.pages:
         raise LimitExceeded(f"the PDF has {count} pages, more than the limit of {options.limits.pages} (Limits.pages)")
     read, characters = [], 0
     for index in range(count):
         options.on_page(index + 1)
-        page = _read(pdf.page(index))
+        page = _read(_sized(pdf.page(index)))
         characters += len(page.text) + len(PAGE_BREAK)
         if characters > options.limits.characters:
             raise LimitExceeded(f"more than {options.limits.characters} characters by page {index + 1} (Limits.characters)")
@@ -169,6 +171,11 @@ def _document(pdf: Engine, options: Options) -> Document:
     if title.lower() in _PLACEHOLDERS:
         title = _first_title(text, pages, blocks)
     return Document(text=text, title=title, meta=meta, pages=pages, blocks=blocks)
+
+
+def _sized(page: PageWords) -> PageWords:
+    """A page whose crop box shows nothing has no size, and viewers show an empty sheet: so it is an empty Letter page."""
+    return page if page.width > 0 and page.height > 0 else PageWords.blank(612, 792, page.rotation, page.label)
 
 
 def _read(page: PageWords) -> _ReadPage:

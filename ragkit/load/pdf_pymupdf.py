@@ -31,7 +31,8 @@ class Pdf:
         except (RuntimeError, ValueError) as error:
             raise LoadError(f"not a readable PDF: {error}") from None
         if self._document.needs_pass and not self._document.authenticate(password or ""):
-            raise EncryptedDocument("the PDF is encrypted; " + ("the password does not open it" if password else "it needs a password"))
+            wrong = "the password does not open it" if password else "it needs a password"
+            raise EncryptedDocument(f"the PDF is encrypted; {wrong}")
 
         self._labelled = self._has_labels()
 
@@ -93,5 +94,6 @@ class Pdf:
 
     def render(self, index: int, scale: float) -> tuple[int, int, bytes]:
         """Width and height in pixels, and the RGB bytes, row by row."""
-        pixmap = self._load(index).get_pixmap(matrix=self._pymupdf.Matrix(scale, scale), alpha=False, colorspace=self._pymupdf.csRGB)
+        matrix = self._pymupdf.Matrix(scale, scale)
+        pixmap = self._load(index).get_pixmap(matrix=matrix, alpha=False, colorspace=self._pymupdf.csRGB)
         return int(pixmap.width), int(pixmap.height), bytes(pixmap.samples)

@@ -107,7 +107,7 @@ class Pdf:
         self, textpage: Any, turn: _Displayed, words: tuple[Ints, Ints, Ints, Floats], cut: Ints
     ) -> tuple[Ints, Ints, Ints, Floats]:
         """The words with those at `cut` shortened to the characters that show, and left out where none do."""
-        starts, ends, lines, boxes = (part.copy() for part in words)
+        starts, ends, lines, boxes = words[0].copy(), words[1].copy(), words[2], words[3].copy()
         keep = np.ones(len(starts), dtype=bool)
         for i in cut:
             each = np.arange(starts[i], ends[i])

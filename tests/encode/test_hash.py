@@ -104,13 +104,27 @@ def test_vectors_are_the_same_on_every_machine_and_in_every_process() -> None:
         "assert not {'torch', 'tokenizers', 'transformers'} & set(sys.modules); sys.stdout.buffer.write(v.dense.tobytes())"
     )
     runs = {
-        subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}).stdout
+        subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+        ).stdout
         for seed in ("1", "2")
     }
     assert runs == {HashEncoder(32, multi_dims=4).encode_document(["a b", "é"]).dense.tobytes()}
 
 
-STORED = [0.45329999923706055, -0.33239999413490295, 0.21150000393390656, 0.2720000147819519, 0.0, -0.3928999900817871, 0.45329999923706055, 0.45329999923706055]
+STORED = [
+    0.45329999923706055,
+    -0.33239999413490295,
+    0.21150000393390656,
+    0.2720000147819519,
+    0.0,
+    -0.3928999900817871,
+    0.45329999923706055,
+    0.45329999923706055,
+]
 
 
 class Broken:
@@ -145,7 +159,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "count": (_map(lambda e: replace(e, dense=e.dense[:-1])), "texts of 16 dims"),
     "length": (_map(lambda e: replace(e, dense=e.dense * 2)), "unit length"),
     "dtype": (_map(lambda e: replace(e, dense=e.dense.astype(np.float64))), "not float32"),
-    "no multi": (_map(lambda e: replace(e, multi=None)), "multi made: False"),
+    "no multi": (_map(lambda e: replace(e, multi=None)), "multi is there: False"),
     "multi": (_map(lambda e: replace(e, multi=MultiVectors(e.multi.values * 3, e.multi.offsets))), "multi: row"),
     "silence": (
         {"encode_query": lambda texts, **k: _inner.encode_query(texts, **(k | {"truncate": True}))},

@@ -89,7 +89,7 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture()
+@pytest.fixture
 def hub(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Hub]]]:
     """A hub on this machine's loopback, and an empty cache."""
     import huggingface_hub.constants
@@ -127,8 +127,9 @@ def test_fetching_asks_first_and_brings_nothing_that_could_run(hub: tuple[str, t
     folder = fetch_model("organisation/tiny", agree=lambda offer: True, endpoint=endpoint)
     assert not list(folder.rglob("*.py")) and not list(folder.rglob("*.bin"))
     asked = len(handler.asked)
-    assert cached_folder("organisation/tiny", revision=COMMIT) == folder
+    assert cached_folder("organisation/tiny") == cached_folder("organisation/tiny", revision=COMMIT) == folder
     encoder = load_encoder("organisation/tiny", revision=COMMIT)
+    assert load_encoder("organisation/tiny").card == encoder.card
     assert (encoder.card.name, encoder.card.revision) == ("organisation/tiny", COMMIT)
     assert np.array_equal(encoder.encode_query(["a"]).dense, load_encoder(handler.folder).encode_query(["a"]).dense)
     assert len(handler.asked) == asked  # opening it asked nobody
@@ -147,7 +148,7 @@ def test_a_model_of_pickles_is_not_fetched(hub: tuple[str, type[Hub]]) -> None:
 PROMPTS = {"query": "query: ", "document": "passage: "}
 
 
-@pytest.fixture()
+@pytest.fixture
 def prompted(tiny: Callable[..., Path]) -> Path:
     """A checkpoint that our own code leaves to sentence-transformers: it has prompts."""
     folder = tiny()

@@ -55,7 +55,7 @@ def test_spans_are_ascending_and_within_the_text(tokenizer: Tokenizer, text: str
 def test_spans_point_at_their_words(tokenizer: Tokenizer) -> None:
     text = "Émile saw 東京, twice 😀 yes"
     assert [text[a:b] for a, b in tokenizer.spans(text)] == ["Émile", "saw", "東", "京", ",", "twice", "😀", "yes"]
-    assert [text[a:b] for a, b in tokenizer.spans("x \ud800 yes".replace("x", "x"))] is not None
+    assert [text[a:b] for a, b in tokenizer.spans("x \ud800 yes".replace("x", "x"))] != None
 
 
 def test_a_lone_surrogate_moves_no_offset(tokenizer: Tokenizer) -> None:

@@ -1,0 +1,70 @@
+# One word runs each thing; `make` alone lists them. Everything made here stands in .venv and .demo.
+
+PYTHON ?= python3
+# The version is held so that the CPU build is the newest that pip can find, and not gigabytes of CUDA.
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+EXTRAS := cpu,pdf,pdfium,dev
+BIN := .venv/bin
+READY := .venv/.ready
+# One thread per worker: two workers whose torch and FAISS each took all cores would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-long lint types bench docs clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 20
+	@echo "Another Python: make PYTHON=python3.12 demo. Some of the tests: make test ARGS=tests/load"
+
+demo: $(READY)  ## index an example corpus, ask it questions, print cited hits
+	@rm -rf .demo
+	@printf '\n== Fourteen documents of a small wind farm\n'
+	$(BIN)/python examples/make_corpus.py .demo/corpus
+	@printf '\n== An index of them\n'
+	$(BIN)/ragkit add .demo/library .demo/corpus
+	@printf '\n== Questions\n'
+	$(BIN)/ragkit search .demo/library "Why did turbine F07 stand still?" -k 3
+	@echo
+	$(BIN)/ragkit search .demo/library "How are flying mammals kept from being hit by the blades?" -k 2
+	@echo
+	$(BIN)/ragkit search .demo/library "tightening torque of the blade bolts" -k 2
+	@echo
+	$(BIN)/ragkit search .demo/library "Warum stehen die Windräder an Sommerabenden still?" -k 1
+	@printf '\n== The evidence, marked on its page\n'
+	$(BIN)/ragkit show .demo/library report.pdf --query "Who decides which village projects get money?" --output .demo/evidence.png
+	@printf '\nAsk more: %s search .demo/library "..."\n' $(BIN)/ragkit
+
+test: $(READY)  ## run the default tests
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-long: $(READY)  ## run the long proofs and measurements too
+	$(PYTEST) $(ARGS)
+
+lint: $(READY)  ## ruff
+	$(BIN)/ruff check .
+
+types: $(READY)  ## mypy, strict, on ragkit/
+	$(BIN)/mypy
+
+bench: $(READY)  ## run the benchmarks; numbers go to standard output
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS) || exit 1; done
+
+docs: $(READY)  ## run the examples that stand in the documents
+	$(PYTEST) tests/docs $(ARGS)
+
+clean:  ## remove the demo and the caches; .venv stays
+	rm -rf .demo build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# The one set-up. torch comes first and alone: it is taken from its makers' index of CPU builds, and everything else from
+# the usual one. pip keeps an installed torch that satisfies the extras, so the second line never replaces the first.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "ragkit needs Python 3.11 or newer, and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 demo" % v[:2])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "No virtual environment could be made. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "== Installing into .venv, once: torch for CPU, then ragkit with its extras (some minutes, about 1.5 GB)"
+	$(PIP) install --retries 1 --extra-index-url $(TORCH_INDEX) "$(TORCH)"
+	$(PIP) install --editable ".[$(EXTRAS)]"
+	@touch $@

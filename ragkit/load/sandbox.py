@@ -1,0 +1,435 @@
+"""Documents are read in child processes: a child's death, hang or hunger is a failed document with a reason.
+
+`Parser` hands sources to children in order and gives results back in order, pulling sources only as results are taken.
+Each child is led by a thread of the parent, which keeps the clocks: only time spent waiting for the child counts, so a
+caller may take as long as it likes between two results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ragkit.errors import LimitExceeded, LoadError
+from ragkit.load import wire
+from ragkit.load.discover import Source
+from ragkit.load.limits import Limits
+from ragkit.types import Document
+
+Result = Document | LoadError
+
+_START_SECONDS = 120.0  # for a child to start; a cold disk under load is slow, and it is no document's fault
+_STDERR = 4000  # bytes of a child's last words
+_WAITING = 64  # results of one source that wait to be taken
+_KEPT = {"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "SYSTEMROOT"}
+
+
+class _ChildDied(Exception):
+    """The child ended, or said what no child of ours says; the message is the reason."""
+
+
+class Child:
+    """One child process. Used by one thread at a time; `close` may be called from any."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._last_words = b""
+        self.served = 0
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-B", "-m", "ragkit.load.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_environment(),
+            bufsize=0,
+            close_fds=True,
+        )
+        process: Any = self._process  # all three are pipes, which its type does not know
+        self._requests, self._answers, self._errors = process.stdin, process.stdout, process.stderr
+        self._selector = selectors.DefaultSelector()
+        for file in (self._answers, self._errors):
+            os.set_blocking(file.fileno(), False)
+            self._selector.register(file, selectors.EVENT_READ)
+        try:
+            self.send({"kind": "limits", "limits": asdict(limits)})
+            header, _ = self.receive(time.monotonic() + _START_SECONDS)
+            if header["kind"] != "ready":
+                raise _ChildDied("the parser process did not start")
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, request: dict[str, Any]) -> None:
+        try:
+            for part in wire.frame(request):
+                self._requests.write(part)
+        except OSError:
+            raise _ChildDied(self._epitaph()) from None
+
+    def receive(self, deadline: float) -> tuple[dict[str, Any], memoryview]:
+        """The next frame. Raises TimeoutError at the deadline (monotonic seconds), _ChildDied, or LimitExceeded."""
+        head, body = wire.sizes(bytes(self._take(wire.PREFIX.size, deadline)), limits=self._limits)
+        header = wire.header_of(self._take(head, deadline))
+        return header, memoryview(self._take(body, deadline))
+
+    def _take(self, size: int, deadline: float) -> bytearray:
+        buffer = bytearray(size)
+        view, got = memoryview(buffer), 0
+        while got < size:
+            count = self._answers.readinto(view[got:])
+            if count == 0:
+                raise _ChildDied(self._epitaph())
+            if count is None:
+                self._wait(deadline)
+            else:
+                got += count
+        return buffer
+
+    def _wait(self, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        for key, _ in self._selector.select(left):
+            if key.fileobj is self._errors:
+                self._listen()
+
+    def _listen(self) -> None:
+        """Takes what the child wrote to stderr, so that it never waits for us there; keeps the last of it."""
+        with contextlib.suppress(BlockingIOError):
+            piece = os.read(self._errors.fileno(), 65536)
+            self._last_words = (self._last_words + piece)[-_STDERR:]
+            if not piece:
+                self._selector.unregister(self._errors)
+
+    def _epitaph(self) -> str:
+        """How the child ended."""
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return "the parser process closed its output"
+        with contextlib.suppress(OSError, KeyError, ValueError):
+            while self._errors in self._selector.get_map():
+                before = self._last_words
+                self._listen()
+                if self._last_words == before:
+                    break
+        lines = wire.printable(self._last_words.decode(errors="replace").replace("\n", " / "))[-300:]
+        how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+        return f"the parser process {how}" + (f": {lines}" if lines else "")
+
+    def close(self) -> None:
+        """Ends the child at once; it holds nothing worth saving."""
+        self._process.kill()
+        self._process.wait()
+        self._selector.close()
+        for file in (self._requests, self._answers, self._errors):
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _environment() -> dict[str, str]:
+    """What a child needs to find its libraries, and nothing else: no keys, no tokens, no settings of the caller."""
+    kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("LC_")}
+    here = str(Path(__file__).resolve().parents[2])
+    if here not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        kept["PYTHONPATH"] = os.pathsep.join(filter(None, (here, kept.get("PYTHONPATH", ""))))
+    # One thread each: there is a child per worker, and every thread costs address space.
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return kept | threads | {"PYTHONIOENCODING": "utf-8", "PYTHONNOUSERSITE": os.environ.get("PYTHONNOUSERSITE", "")}
+
+
+class _Task:
+    """A source and its results, which its thread puts in and the caller takes out, a few at a time."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._results: deque[Result] = deque()
+        self._ended = self._dropped = False
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+
+    def put(self, result: Result) -> bool:
+        """Waits until there is room. False: nobody wants any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._dropped or len(self._results) < _WAITING)
+            self._results.append(result)
+            self._changed.notify_all()
+            return not self._dropped
+
+    def end(self, failure: BaseException | None = None) -> None:
+        with self._changed:
+            self._ended, self._failure = True, failure
+            self._changed.notify_all()
+
+    def drop(self) -> None:
+        with self._changed:
+            self._dropped = True
+            self._changed.notify_all()
+
+    @property
+    def dropped(self) -> bool:
+        return self._dropped
+
+    def results(self) -> Iterator[Result]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or bool(self._results))
+                if not self._results:
+                    if self._failure:
+                        raise self._failure
+                    return
+                result = self._results.popleft()
+                self._changed.notify_all()
+            yield result
+
+
+class Parser:
+    """Reads documents in child processes. A context manager; one may be used from several threads.
+
+    `workers` children parse at a time. `pdf_engine` is "pymupdf", "pypdfium2" or "auto"; `password` is tried on
+    encrypted files. Children start when first needed and end with the context.
+    """
+
+    def __init__(
+        self, *, workers: int = 1, limits: Limits | None = None, pdf_engine: str = "auto", password: str | None = None
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"a Parser needs at least one worker, got {workers}")
+        if pdf_engine not in ("auto", "pymupdf", "pypdfium2"):
+            raise ValueError(f'pdf_engine must be "auto", "pymupdf" or "pypdfium2", got {pdf_engine!r}')
+        self.limits = limits or Limits()
+        self._workers, self._pdf_engine, self._password = workers, pdf_engine, password
+        self._idle: list[Child] = []
+        self._busy: set[Child] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def __enter__(self) -> Parser:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends all children. Iterators that are under way end with an error."""
+        with self._lock:
+            self._closed = True
+            children, self._idle = [*self._idle, *self._busy], []
+        for child in children:
+            child.close() if child not in self._busy else os.kill(child.pid, signal.SIGKILL)
+
+    def children(self) -> tuple[int, ...]:
+        """Process ids of the children alive, for monitoring."""
+        with self._lock:
+            return tuple(child.pid for child in (*self._busy, *self._idle) if child.alive())
+
+    def parse(self, sources: Iterable[Source]) -> Iterator[tuple[Source, Result]]:
+        """Each source's Documents, or the LoadError it ended in, in the order of the sources.
+
+        Sources are taken from the iterable in the caller's thread, and only a few ahead of the results taken. A
+        source gives at least one result, unless it is an empty JSONL file; a JSONL file gives one per line. Document
+        ids are the source's name, and for records "name#id".
+        """
+        if self._closed:
+            raise ValueError("this Parser is closed")
+        return self._parse(iter(sources))
+
+    def _parse(self, sources: Iterator[Source]) -> Iterator[tuple[Source, Result]]:
+        waiting: deque[_Task] = deque()
+        ready: deque[_Task | None] = deque()
+        more = threading.Condition()
+
+        def lead() -> None:
+            while True:
+                with more:
+                    more.wait_for(lambda: bool(ready))
+                    task = ready.popleft()
+                if task is None:
+                    return
+                self._serve(task)
+
+        threads: list[threading.Thread] = []
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and len(waiting) < 2 * self._workers:
+                    source = next(sources, None)
+                    if source is None:
+                        exhausted = True
+                        break
+                    waiting.append(_Task(source))
+                    with more:
+                        ready.append(waiting[-1])
+                        more.notify()
+                    if len(threads) < self._workers:
+                        threads.append(threading.Thread(target=lead, name="ragkit-parser", daemon=True))
+                        threads[-1].start()
+                if not waiting:
+                    return
+                for result in waiting[0].results():
+                    yield waiting[0].source, result
+                waiting.popleft()
+        finally:
+            for task in waiting:
+                task.drop()
+            with more:
+                ready.clear()
+                ready.extend([None] * len(threads))
+                more.notify_all()
+            for thread in threads:
+                thread.join()
+
+    def _serve(self, task: _Task) -> None:
+        """All of one source, on a child of its own for the time."""
+        failure: BaseException | None = None
+        try:
+            for result in self._results(task):
+                if not task.put(result):
+                    return
+        except BaseException as error:
+            failure = error
+        finally:
+            task.end(failure)
+
+    def _results(self, task: _Task) -> Iterator[Result]:
+        request = {
+            "kind": "load",
+            "path": str(task.source.path),
+            "pdf_engine": self._pdf_engine,
+            "password": self._password,
+        }
+        for header, payload in self._conversation(request, task):
+            if header["kind"] == "document":
+                try:
+                    document = wire.unpack_document(header, payload, limits=self.limits)
+                except (wire.BrokenFrame, LimitExceeded) as error:
+                    yield error if isinstance(error, LimitExceeded) else LoadError(str(error))
+                    return  # what else this child says is not to be trusted: leaving puts it away
+                name = task.source.name
+                yield replace(document, id=f"{name}#{document.id}" if document.id else name)
+            elif header["kind"] == "error":
+                yield wire.unpack_error(header)
+            elif header["kind"] == "failed":
+                yield header["error"]
+
+    def render(self, path: str | Path, page_number: int, *, dpi: float | None = None, max_pixels: int | None = None) -> bytes:
+        """A page of a file, counted from 1, as PNG bytes, rendered in a child. Raises LoadError or one of its kinds."""
+        if self._closed:
+            raise ValueError("this Parser is closed")
+        request = {
+            "kind": "render",
+            "path": str(Path(path).absolute()),
+            "page": page_number,
+            "dpi": dpi,
+            "max_pixels": self.limits.pixels if max_pixels is None else min(max_pixels, self.limits.pixels),
+            "pdf_engine": self._pdf_engine,
+            "password": self._password,
+        }
+        image: bytes | None = None
+        for header, payload in self._conversation(request, None):
+            if header["kind"] == "image":
+                image = bytes(payload)
+            elif header["kind"] == "error":
+                raise wire.unpack_error(header)
+            elif header["kind"] == "failed":
+                raise header["error"]
+        if image is None or not image.startswith(b"\x89PNG\r\n\x1a\n"):
+            raise LoadError("the parser process sent no picture")
+        return image
+
+    def _conversation(self, request: dict[str, Any], task: _Task | None) -> Iterator[tuple[dict[str, Any], memoryview]]:
+        """A request's answers up to its end. A child that fails is put away, and a frame "failed" with the error is last."""
+        child = None
+        page = 0
+        try:
+            child = self._borrow()
+            child.send(request)
+            document_began = page_began = time.monotonic()
+            while True:
+                limits = self.limits
+                deadline = min(document_began + limits.seconds, page_began + limits.page_seconds if page else float("inf"))
+                header, payload = child.receive(deadline)
+                if header["kind"] == "end":
+                    break
+                if header["kind"] == "page":
+                    page, page_began = int(header["page"]), time.monotonic()
+                    continue
+                yield header, payload
+                if task is not None and task.dropped:
+                    return  # the child is in the middle of something nobody wants: it is put away below
+                document_began, page = time.monotonic(), 0
+            child.served += 1
+            self._give_back(child)
+            child = None
+        except TimeoutError:
+            yield {"kind": "failed", "error": self._late(page)}, memoryview(b"")
+        except (_ChildDied, wire.BrokenFrame, LimitExceeded) as error:
+            own = error if isinstance(error, LimitExceeded) else LoadError(str(error) + (f", on page {page}" if page else ""))
+            yield {"kind": "failed", "error": own}, memoryview(b"")
+        finally:
+            if child is not None:
+                self._put_away(child)
+
+    def _late(self, page: int) -> LimitExceeded:
+        limits = self.limits
+        if not page:
+            return LimitExceeded(f"took longer than {limits.seconds:g} s (Limits.seconds)")
+        return LimitExceeded(
+            f"took longer than {limits.page_seconds:g} s a page or {limits.seconds:g} s in all, at page {page} (Limits)"
+        )
+
+    def _borrow(self) -> Child:
+        with self._lock:
+            child = self._idle.pop() if self._idle else None
+        if child is not None and not child.alive():  # died while idle: no document's fault
+            child.close()
+            child = None
+        child = child or Child(self.limits)
+        with self._lock:
+            self._busy.add(child)
+            closed = self._closed
+        if closed:
+            self._put_away(child)
+            raise _ChildDied("the Parser was closed")
+        return child
+
+    def _give_back(self, child: Child) -> None:
+        with self._lock:
+            self._busy.discard(child)
+            keep = not self._closed and child.served < self.limits.documents_per_child
+            if keep:
+                self._idle.append(child)
+        if not keep:
+            child.close()
+
+    def _put_away(self, child: Child) -> None:
+        child.close()
+        with self._lock:
+            self._busy.discard(child)

@@ -1,0 +1,209 @@
+"""The child: reads files that nobody vouches for, so that nothing they do to a parser reaches the parent.
+
+`python -m ragkit.load.worker` reads requests from stdin and answers on stdout, in the frames of `wire`. It first takes
+from itself what parsing does not need: writing to files, gaining privileges, more memory than the limit. It ignores
+Ctrl-C, which is the parent's to decide, and ends when the parent does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import os
+import re
+import resource
+import signal
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ragkit.errors import LimitExceeded, LoadError, UnsupportedFormat
+from ragkit.load import wire
+from ragkit.load.formats import Format, format_of, supported
+from ragkit.load.limits import Limits, Options
+from ragkit.types import Document
+
+_PR_SET_NO_NEW_PRIVS = 38
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what a library prints must not end up between frames
+    requests = os.fdopen(0, "rb", buffering=0)
+    with contextlib.suppress(BrokenPipeError):
+        first = _request(requests)
+        if first is None:
+            return
+        limits = Limits(**first["limits"])
+        _confine(limits)
+        _send(answers, wire.frame({"kind": "ready"}))
+        while (request := _request(requests)) is not None:
+            with _leash():
+                _answer(request, limits, answers)
+            # Only now, off the leash: after this the parent may send the next request, which must not look like its end.
+            _send(answers, wire.frame({"kind": "end"}))
+
+
+def _request(requests: BinaryIO) -> dict[str, Any] | None:
+    """The next request, or None at the end."""
+    prefix = _read(requests, wire.PREFIX.size)
+    if prefix is None:
+        return None
+    _, head, _ = wire.PREFIX.unpack(prefix)
+    body = _read(requests, head)
+    return None if body is None else wire.header_of(body)
+
+
+def _read(file: BinaryIO, size: int) -> bytes | None:
+    found = b""
+    while len(found) < size:
+        piece = file.read(size - len(found))
+        if not piece:
+            return None
+        found += piece
+    return found
+
+
+def _send(answers: BinaryIO, frame: list[bytes | memoryview]) -> None:
+    for part in frame:
+        view = memoryview(part)
+        while len(view):
+            view = view[answers.write(view) :]
+
+
+def _confine(limits: Limits) -> None:
+    """Takes rights away, as far as the system knows how; none of it is needed to read a file."""
+    _lower(resource.RLIMIT_AS, limits.memory)
+    _lower(resource.RLIMIT_FSIZE, 0)  # writing to any file fails; pipes are not files
+    _lower(resource.RLIMIT_CORE, 0)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    if sys.platform == "linux":
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def _lower(which: int, to: int) -> None:
+    _, hard = resource.getrlimit(which)
+    most = to if hard == resource.RLIM_INFINITY else min(to, hard)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(which, (most, most))
+
+
+@contextlib.contextmanager
+def _leash() -> Iterator[None]:
+    """While a request is worked on, the end of stdin (the parent is gone) ends this process, whatever it is busy with.
+
+    The parent sends nothing meanwhile, so the only thing that can happen on stdin is its end, for which the kernel sends
+    SIGIO. A thread could not do this, since parsers hold the interpreter's lock; PR_SET_PDEATHSIG would also fire
+    when only the thread that started us ends.
+    """
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    before = fcntl.fcntl(0, fcntl.F_GETFL)
+    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(0, fcntl.F_SETFL, before | os.O_ASYNC)
+    try:
+        yield
+    finally:
+        fcntl.fcntl(0, fcntl.F_SETFL, before)
+
+
+def _answer(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> None:
+    try:
+        if request["kind"] == "render":
+            _send(answers, wire.frame({"kind": "image"}, [_render(request)]))
+        else:
+            for result in _load(request, limits, answers):
+                _send(answers, wire.pack_document(result) if isinstance(result, Document) else wire.pack_error(result))
+    except LoadError as error:
+        _send(answers, wire.pack_error(error))
+    except MemoryError:
+        _send(answers, wire.pack_error(LimitExceeded(f"more memory than {limits.memory} bytes (Limits.memory)")))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _send(answers, wire.pack_error(LoadError(f"cannot be read: {error.strerror or error}")))
+    except Exception as error:  # the boundary: what a parser raises on a broken file is that file's failure, told as such
+        _send(answers, wire.pack_error(LoadError(f"{type(error).__name__}: {error}")))
+
+
+def _render(request: dict[str, Any]) -> bytes:
+    from ragkit.load.pdf import render_page
+
+    path = Path(request["path"])
+    if (kind := format_of(path)) is None or kind.loader != "pdf":
+        raise UnsupportedFormat(f"{path.suffix or path.name} has no pages to render")
+    _regular(path)
+    return render_page(
+        path,
+        request["page"],
+        dpi=request["dpi"],
+        max_pixels=request["max_pixels"],
+        engine=request["pdf_engine"],
+        password=request["password"],
+    )
+
+
+def _regular(path: Path) -> os.stat_result:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # a pipe or a device would be waited for without end
+        raise LoadError("not a regular file")
+    return found
+
+
+def _load(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Iterator[Document | LoadError]:
+    path = Path(request["path"])
+    found = _regular(path)
+    kind = format_of(path)
+    if kind is None:
+        raise UnsupportedFormat(f"no loader takes {path.suffix or path.name!r}. Loaders exist for {' '.join(supported())}")
+    if kind.loader != "jsonl" and found.st_size > limits.file_bytes:
+        raise LimitExceeded(f"{found.st_size} bytes, more than the limit of {limits.file_bytes} (Limits.file_bytes)")
+
+    def on_page(number: int) -> None:
+        _send(answers, wire.frame({"kind": "page", "page": number}))
+
+    options = Options(limits=limits, pdf_engine=request["pdf_engine"], password=request["password"], on_page=on_page)
+    loader = importlib.import_module(f"ragkit.load.{kind.loader}")
+    for result in loader.load(path, options):
+        yield _finished(result, kind, found, limits) if isinstance(result, Document) else result
+
+
+def _finished(document: Document, kind: Format, found: os.stat_result, limits: Limits) -> Document | LoadError:
+    """The Document with what is the same for all loaders: MIME type, size and date of the file, language."""
+    from ragkit.load.language import with_language
+
+    if len(document.text) > limits.characters:
+        return LimitExceeded(f"{len(document.text)} characters, more than the limit of {limits.characters} (Limits.characters)")
+    if kind.loader == "jsonl":
+        return replace(document, meta=with_language(document.meta, document.text))
+    own: dict[str, Any] = {"mime": kind.mime, "size": found.st_size}
+    own["modified"] = datetime.fromtimestamp(found.st_mtime, tz=UTC).isoformat(timespec="seconds")
+    meta = own | _dated(document.meta)
+    if kind.loader != "source":
+        meta = with_language(meta, document.text)
+    return replace(document, mime=kind.mime, meta=meta)
+
+
+def _dated(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The meta with dates in ISO form; what is no such date stays as written, under "date"."""
+    dated = dict(meta)
+    for name in ("created", "modified"):
+        if name in dated and not _is_iso(dated[name]):
+            dated.setdefault("date", dated.pop(name))
+    return dated
+
+
+def _is_iso(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\d{4}(-\d\d(-\d\d([T ].+)?)?)?", value) is not None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-from ragkit.checked import BLOCK, CheckedFolder, FileRecord, seal, sync_file  # noqa: F401

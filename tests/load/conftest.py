@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ragkit.load import Limits, Source
+from ragkit.load.limits import Options
+from ragkit.load.pdf import ENGINES, load
+from ragkit.load.records import check
+from ragkit.types import Document
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    pytest.importorskip(request.param)
+    return str(request.param)
+
+
+@pytest.fixture
+def read(engine: str) -> Callable[..., Document]:
+    """Loads a PDF in this process, with the engine under test, and checks the laws of the values."""
+
+    def load_one(path: Path, *, password: str | None = None, limits: Limits | None = None) -> Document:
+        (document,) = load(path, Options(pdf_engine=engine, password=password, limits=limits or Limits()))
+        return check(document)
+
+    return load_one
+
+
+@pytest.fixture
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("the shared documents are not beside the repository")
+    return SHARED
+
+
+def source(path: Path) -> Source:
+    return Source(path, path.parent, path.name)
