@@ -27,13 +27,15 @@ demo: $(READY)  ## index an example corpus, ask it questions, print cited hits
 	@printf '\n== An index of them\n'
 	$(BIN)/ragkit add .demo/library .demo/corpus
 	@printf '\n== Questions\n'
-	$(BIN)/ragkit search .demo/library "Why did turbine F07 stand still?" -k 3
+	$(BIN)/ragkit search .demo/library "Why did turbine F07 stand still for more than five weeks?" -k 3
 	@echo
-	$(BIN)/ragkit search .demo/library "How are flying mammals kept from being hit by the blades?" -k 2
+	$(BIN)/ragkit search .demo/library "What was the irritating sound that residents complained about?" -k 2
 	@echo
-	$(BIN)/ragkit search .demo/library "tightening torque of the blade bolts" -k 2
+	$(BIN)/ragkit search .demo/library "How many hours was F11 down for the repair of its lightning damage?" -k 1
 	@echo
-	$(BIN)/ragkit search .demo/library "Warum stehen die Windräder an Sommerabenden still?" -k 1
+	$(BIN)/ragkit search .demo/library "May AX-2290-A be fitted?" -k 1
+	@echo
+	$(BIN)/ragkit search .demo/library "Warum stehen die Windräder an warmen Sommerabenden still?" -k 1
 	@printf '\n== The evidence, marked on its page\n'
 	$(BIN)/ragkit show .demo/library report.pdf --query "Who decides which village projects get money?" --output .demo/evidence.png
 	@printf '\nAsk more: %s search .demo/library "..."\n' $(BIN)/ragkit

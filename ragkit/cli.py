@@ -347,7 +347,7 @@ def list_(
     """List the documents."""
     with _opened(index, create=False) as opened:
         if failed:
-            rows = [{"source": one.source, "reason": one.reason} for one in opened.failures()]
+            rows: list[dict[str, Any]] = [{"source": one.source, "reason": one.reason} for one in opened.failures()]
             lines = [f"{row['source']}: {row['reason']}" for row in rows]
         else:
             rows = [
@@ -411,21 +411,44 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command("eval")
 def eval_(
     index: IndexPath,
-    judged: Annotated[Path, typer.Argument(metavar="JUDGED", help="A BEIR folder, or one with questions.jsonl and pdfs/.")],
+    judged: Annotated[
+        Path,
+        typer.Argument(metavar="JUDGED", help="A BEIR folder (corpus, queries, qrels), or one with questions.jsonl and pdfs/."),
+    ],
+    add_documents: Annotated[bool, typer.Option("--add", help="Bring the judged documents into the index first.")] = False,
     modes: Annotated[
-        str, typer.Option(help="Modes to run, separated by commas; the first is compared with the others.")
+        str, typer.Option(help="Modes, separated by commas. The first is compared with each other one.")
     ] = "hybrid,dense,lexical",
-    k: Annotated[int, typer.Option("-k", min=1)] = 100,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first LIMIT queries.")] = None,
-    per_query: Annotated[bool, typer.Option("--per-query", help="Each query's measures too.")] = False,
+    split: Annotated[str | None, typer.Option(help="Which of qrels/*.tsv.")] = None,
+    measures: Annotated[
+        str | None, typer.Option(help="Names of ir_measures, separated by commas: nDCG@10,R@100,RR@10,hit@5.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Targets ranked per query.")] = 100,
+    one_by_one: Annotated[bool, typer.Option("--latency", help="Ask one query at a time, and report p50 and p95.")] = False,
+    per_query: Annotated[bool, typer.Option("--per-query", help="With --json: each query's measures too.")] = False,
+    model: Annotated[str | None, typer.Option(help="The encoder, where --add creates the index.")] = None,
+    chunker: Annotated[str | None, typer.Option(help="The chunker, where --add creates the index.")] = None,
+    overflow: Annotated[str | None, typer.Option(help="error, truncate or window, where --add creates the index.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure retrieval with judgments: nDCG@10, recall, MRR, hit@k, with paired bootstrap intervals between modes."""
-    from ragkit.evaluate import command
+    """Measure retrieval on judged queries, with paired bootstrap intervals between modes."""
+    from ragkit.evaluate import compare, evaluate, read_beir, read_pages, table, to_json
 
-    with _opened(index, create=False) as opened:
-        result = command(opened, judged, modes=modes.split(","), k=k, limit=limit, per_query=per_query)
+    questions = read_pages(judged) if (judged / "questions.jsonl").exists() else read_beir(judged, split=split)
+    names = tuple(measures.split(",")) if measures else None
+    with _opened(index, create=add_documents, model=model, chunker=chunker, overflow=overflow) as opened:
+        if add_documents:
+            with _progress(quiet=as_json) as callback:
+                _say(str(opened.add(questions.documents, progress=callback)))
+        runs = [
+            evaluate(opened, questions, mode=mode, k=k, measures=names, batch=1 if one_by_one else 64)
+            for mode in modes.split(",")
+        ]
+    first = next(iter(runs[0].measures))
+    gaps = [compare(runs[0], run, measure=first) for run in runs[1:]]
     if as_json:
-        _print_json(result.to_json())
-    else:
-        print(result.table())
+        print(to_json(runs, gaps, per_query=per_query))
+        return
+    print(table(runs))
+    for run, gap in zip(runs[1:], gaps, strict=True):
+        print(f"{runs[0].mode} - {run.mode}: {gap}")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -249,12 +249,38 @@ class Index:
     # Searching
 
     @overload
-    def search(self, query: str, k: int = 10, **options: Any) -> list[Hit]: ...
-    @overload
-    def search(self, query: Sequence[str], k: int = 10, **options: Any) -> list[list[Hit]]: ...
     def search(
         self,
-        query: str | Sequence[str],
+        query: str,
+        k: int = 10,
+        *,
+        mode: str = "hybrid",
+        filters: Filters | None = None,
+        dims: int | None = None,
+        min_score: float | None = None,
+        group_by: str | None = None,
+        weights: Mapping[str, float] | None = None,
+        rrf: float | None = None,
+        exact: bool = False,
+    ) -> list[Hit]: ...
+    @overload
+    def search(
+        self,
+        query: list[str] | tuple[str, ...],
+        k: int = 10,
+        *,
+        mode: str = "hybrid",
+        filters: Filters | None = None,
+        dims: int | None = None,
+        min_score: float | None = None,
+        group_by: str | None = None,
+        weights: Mapping[str, float] | None = None,
+        rrf: float | None = None,
+        exact: bool = False,
+    ) -> list[list[Hit]]: ...
+    def search(
+        self,
+        query: str | list[str] | tuple[str, ...],
         k: int = 10,
         *,
         mode: str = "hybrid",
@@ -418,10 +444,11 @@ class Retriever:
     k: int
     options: Mapping[str, Any]
 
-    def search(self, query: str | Sequence[str], **changes: Any) -> list[Hit] | list[list[Hit]]:
+    def search(self, query: str | list[str], **changes: Any) -> list[Hit] | list[list[Hit]]:
         """Search with the fixed settings; keywords given here take precedence."""
         settings = {"k": self.k, **self.options, **changes}
-        return cast("list[Hit] | list[list[Hit]]", self.index.search(query, **settings))
+        found: list[Hit] | list[list[Hit]] = self.index.search(query, **settings)
+        return found
 
     __call__ = search
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -177,7 +177,7 @@ class Ingest:
     def _from_records(self, records: Iterable[Any]) -> Iterator[_Item]:
         if isinstance(records, (Document, Mapping)):
             records = [records]
-        if hasattr(records, "__len__"):
+        if isinstance(records, Sized):
             self._total = len(records)
         for number, one in enumerate(records):
             if isinstance(one, (str, Path)):

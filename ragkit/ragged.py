@@ -59,7 +59,8 @@ def unit_rows(rows: npt.NDArray[Any]) -> Floats:
     """Rows scaled to length one, (n, d) float32. A row of zeros stays zero."""
     rows = np.asarray(rows, dtype=np.float32)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    unit: Floats = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    return unit
 
 
 def truncate_dims(rows: npt.NDArray[Any], dims: int) -> Floats:

@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from ragkit.catalog.catalog import Catalog, DocumentRow, UnitRow
 from ragkit.cite import cite
+from ragkit.ragged import unit_rows
 from ragkit.store import DENSE, LEXICAL, Snapshot
 from ragkit.types import Citation, Floats, Hit, Ints, Reason, Span
 
@@ -191,6 +190,4 @@ def citation(catalog: Catalog, document: DocumentRow, span: Span) -> Citation:
 
 def mean_vector(rows: Floats) -> Floats:
     """The direction of the mean of unit rows (n, d): (1, d) float32, unit length."""
-    mean = rows.mean(axis=0, keepdims=True)
-    length = float(np.linalg.norm(mean))
-    return (mean / length if length > 0 else mean).astype(np.float32)
+    return unit_rows(rows.mean(axis=0, keepdims=True))

@@ -68,7 +68,7 @@ def page_png(index: Index, found: Evidence, *, page: int, dpi: int = 110, passwo
             f"{path} has changed since it was indexed, so the boxes may be off. Run: ragkit add {index.path} {path}"
         )
     with Parser(limits=Limits(), pdf_engine=index.recipe.load.pdf_engine, password=password) as parser:
-        png = parser.render(path, page=page, dpi=dpi)
+        png = parser.render(path, page, dpi=dpi)
     image = Image.open(io.BytesIO(png)).convert("RGB")
     layer = Image.new("RGBA", image.size, (0, 0, 0, 0))
     draw = ImageDraw.Draw(layer)

@@ -22,7 +22,7 @@ import numpy as np
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
+    RowMapping,
     Table,
     create_engine,
     delete,
@@ -393,7 +393,7 @@ class Catalog:
         piece = text[span.start - first : span.end - first]
         if len(piece) != len(span):
             raise Damaged(
-                f"{self.path} is damaged: the text of document {document} ends before {span}. Run: ragkit verify {self.path.parent}"
+                f"{self.path} is damaged: document {document} ends before {span}. Run: ragkit verify {self.path.parent}"
             )
         return piece
 
@@ -440,8 +440,8 @@ class Catalog:
             with self._write() as connection:
                 _clear_failures(connection, identities)
 
-    def _by(self, table: Table, column: ColumnElement[Any], values: Iterable[Any]) -> list[Mapping[str, Any]]:
-        rows: list[Mapping[str, Any]] = []
+    def _by(self, table: Table, column: ColumnElement[Any], values: Iterable[Any]) -> list[RowMapping]:
+        rows: list[RowMapping] = []
         with self._read() as connection:
             for batch in _batches(list(values)):
                 rows += [s.checked(table, row) for row in connection.execute(select(table).where(column.in_(batch))).mappings()]
@@ -501,8 +501,8 @@ def _commit_row(number: int, kind: str, lexical: str, **totals: int) -> dict[str
     return {"number": number, "made": _now(), "kind": kind, "lexical": lexical, **totals}
 
 
-def _end_lives(connection: Connection, table: Table, ids: Sequence[int | str], commit: int) -> list[Row[Any]]:
-    ended: list[Any] = []
+def _end_lives(connection: Connection, table: Table, ids: Sequence[int | str], commit: int) -> list[RowMapping]:
+    ended: list[RowMapping] = []
     for batch in _batches(ids):
         rows = connection.execute(select(table).where(table.c.id.in_(batch), table.c.deleted.is_(None))).mappings().all()
         for row in rows:
@@ -563,7 +563,7 @@ def _page_row(document: int, page: Page) -> dict[str, Any]:
     }
 
 
-def _page(row: Mapping[str, Any]) -> Page:
+def _page(row: RowMapping) -> Page:
     body = zlib.decompress(row["words"])
     count = len(body) // 24  # two int32 and four float32 a word
     spans = np.frombuffer(body, dtype="<i4", count=2 * count).reshape(count, 2).astype(np.int64) + row["start"]
@@ -582,11 +582,11 @@ def _unit_row(unit: UnitRow) -> dict[str, Any]:
     }
 
 
-def _unit(row: Mapping[str, Any]) -> UnitRow:
+def _unit(row: RowMapping) -> UnitRow:
     return UnitRow(row["key"], row["document"], row["kind"], Span(row["start"], row["end"]), tuple(json.loads(row["headings"])))
 
 
-def _document(row: Mapping[str, Any]) -> DocumentRow:
+def _document(row: RowMapping) -> DocumentRow:
     s.checked(s.documents, row)
     fields = {name: row[name] for name in DocumentRow.__slots__ if name != "meta"}
     return DocumentRow(**fields, meta=json.loads(row["meta"]))

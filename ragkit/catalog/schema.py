@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import xxhash
-from sqlalchemy import BLOB, REAL, Column, Index, Integer, MetaData, Table, Text, text
+from sqlalchemy import BLOB, REAL, Column, Index, Integer, MetaData, RowMapping, Table, Text, text
 
 from ragkit.errors import Damaged
 
@@ -177,7 +177,7 @@ def summed(table: Table, row: Mapping[str, Any]) -> dict[str, Any]:
     full = {column.name: row.get(column.name) for column in table.columns if column.name not in ("sum", "life_sum")}
     full["sum"] = row_sum(value for name, value in full.items() if name not in LIFE)
     if "life_sum" in table.columns:
-        full["life_sum"] = life_sum(full["id"], full["added"], full["deleted"])
+        full["life_sum"] = life_sum(row["id"], row["added"], row.get("deleted"))
     return full
 
 
@@ -186,7 +186,7 @@ def life_sum(id: int | str, added: int, deleted: int | None) -> bytes:
     return row_sum((id, added, deleted))
 
 
-def checked(table: Table, row: Mapping[str, Any]) -> Mapping[str, Any]:
+def checked(table: Table, row: RowMapping) -> RowMapping:
     """The row itself, once its sums were found right; Damaged otherwise."""
     expected = row_sum(row[column.name] for column in table.columns if column.name not in LIFE)
     if expected == row["sum"] and ("life_sum" not in row or life_sum(row["id"], row["added"], row["deleted"]) == row["life_sum"]):

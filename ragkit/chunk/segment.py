@@ -47,7 +47,8 @@ _NEVER = _words(  # an abbreviation that a name, a number or a continuation foll
 _MAYBE = _words("etc inc ltd co corp jr bros dept est univ assn usw ff jan feb mar apr jun jul aug sep sept oct nov dec")
 _STARTERS = _words(  # what stands after one of those that may end a sentence, or a number, or an initial, begins a new one
     "the this that these those it he she they we you i a an in on at as for from by with if when while however but and so then "
-    "see note use each both all some many most no not such more under there here what who how why after before since although our his her their its my "
+    "see note use each both all some many most no not such more under "
+    "there here what who how why after before since although our his her their its my "
     "der die das es ein eine er sie wir ich im am le la les il elle un une ce cette el los las una en"
 )
 

@@ -25,7 +25,8 @@ UNITS_PER_PAGE = 3  # how many more units than pages are asked for at first; dou
 class Searchable(Protocol):
     """The part of an index that an evaluation needs."""
 
-    def search(self, query: Sequence[str], k: int = 10, **options: Any) -> list[list[Hit]]: ...
+    @property
+    def search(self) -> Callable[..., Any]: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

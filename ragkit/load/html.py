@@ -114,18 +114,16 @@ class _Page:
 
     def write(self, text: str) -> None:
         """Text without white space around it."""
-        lead = self.joint or ("\n" * self.owed if self.owed else " " if self.space else "")
-        if not self.size:
-            lead = self.joint.lstrip()
-        if lead:
-            self.parts.append(lead)
-            self.size += len(lead)
+        lead = "" if not self.size else "\n" * self.owed if self.owed else "" if self.joint else " " * self.space
+        self.parts.append(lead)
+        self.size += len(lead)
+        joint = self.joint
         self.owed, self.space, self.joint = 0, False, ""
         for block in self.open:
             if block[2] < 0:
                 block[2] = self.size
-        self.parts.append(text)
-        self.size += len(text)
+        self.parts.append(joint + text)
+        self.size += len(joint) + len(text)
 
     def words(self, text: str) -> None:
         squeezed = _squeezed(text)
@@ -200,7 +198,7 @@ def _enter(node: Any, tag: str, page: _Page) -> str:
     """Opens what the element is; returns what `_leave` must close."""
     lines = 0
     if tag in _BLOCKS or tag == "br":
-        lines = 1 if tag in _TIGHT else 2
+        lines = 1 if tag in _TIGHT or page.lists else 2
         page.break_line(lines)
     if page.cells:
         return "line" if lines and tag != "br" else ""  # within a cell everything is the row's text

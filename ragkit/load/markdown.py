@@ -57,7 +57,7 @@ def blocks_of(text: str, *, start: int = 0) -> Iterator[Block]:
         kind = _KINDS.get(token.type)
         if kind and token.map and not token.hidden:
             first, end = (lines[min(number, len(lines) - 1)] for number in token.map)
-            span = _trimmed(body, first, end)
+            span = _trimmed(body, first, end, keep_indent=token.type == "code_block")
             level = {"heading": int(token.tag[1]) if kind == "heading" else 0, "row": 0}.get(kind, depth)
             if kind == "row":
                 level = int(_is_header(body, first, end))
@@ -73,12 +73,15 @@ def _is_header(body: str, first: int, end: int) -> bool:
     return re.fullmatch(r"[\s>]*\|?[\s:|-]*-[\s:|-]*\r?", after) is not None
 
 
-def _trimmed(body: str, first: int, end: int) -> Span:
+def _trimmed(body: str, first: int, end: int, *, keep_indent: bool) -> Span:
     piece = body[first:end]
-    left = len(piece) - len(piece.lstrip())
-    # An indented code block keeps the indentation of its first line.
-    left = piece.rfind("\n", 0, left) + 1 if piece.strip() else 0
-    return Span(first + left, first + max(left, len(piece.rstrip())))
+    stripped = piece.strip()
+    if not stripped:
+        return Span(first, first)
+    left = piece.index(stripped)
+    if keep_indent:  # an indented code block begins with its first line's indentation
+        return Span(first + piece.rfind("\n", 0, left) + 1, first + left + len(stripped))
+    return Span(first + left, first + left + len(stripped))
 
 
 def _front_matter(source: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def wordpiece() -> WordPiece:
 
 @pytest.mark.parametrize(
     "sentence",
-    ["The unbelievably long antidisestablishmentarianism. ", "他昨天没有来上课，因为他生病了。", "ประเทศไทยมีอากาศร้อน ", "x" * 300],
+    ["The antidisestablishmentarianism. ", "他昨天没有来上课，因为他生病了。", "ประเทศไทยมีอากาศร้อน ", "x" * 300],
 )
 @pytest.mark.parametrize("tokens", [16, 64])
 def test_every_chunk_fits_and_no_token_is_lost(wordpiece: WordPiece, sentence: str, tokens: int) -> None:

@@ -1,0 +1,264 @@
+"""HTML, Markdown, plain text, source code and JSON lines: their text, blocks, meta and encodings."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ragkit.errors import LimitExceeded, LoadError
+from ragkit.load import Limits, html, jsonl, markdown, source, text
+from ragkit.load.decode import decode
+from ragkit.load.language import recognise, with_language
+from ragkit.load.limits import Options
+from ragkit.load.records import check
+from ragkit.types import Document
+
+OPTIONS = Options()
+
+
+def blocks(document: Document) -> list[tuple[str, int, str]]:
+    return [(b.kind, b.level, b.span.of(document.text)) for b in check(document).blocks]
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+PAGE = """<!DOCTYPE html><html lang="en-GB"><head><title>Ducks &amp; geese</title>
+<meta name="author" content="A. Wader"><meta name="description" content="On birds"><style>p {color: red}</style></head>
+<body><nav><a href="/">Home</a></nav><h1>Ducks</h1><script>alert("x")</script>
+<p>Ducks are <b>birds</b>, and&nbsp;so are
+geese&hellip;</p><ul><li>mallard</li><li>teal<ul><li>small</li></ul></li></ul>
+<table><caption>Sizes</caption><thead><tr><th>Bird</th><th>cm</th></tr></thead>
+<tbody><tr><td>Mallard</td><td><p>58</p></td></tr><tr><td></td><td>35</td></tr></tbody></table>
+<pre>def quack():
+    return "quack"
+</pre><h2>More</h2><div hidden>secret</div><blockquote>Cited</blockquote></body></html>"""
+
+
+def test_html_gives_what_a_reader_sees_with_its_structure() -> None:
+    document = html.parse(PAGE)
+    assert document.title == "Ducks & geese"
+    assert document.meta == {"lang": "en-GB", "author": "A. Wader", "description": "On birds"}
+    for hidden in ("alert", "color", "Home", "secret"):
+        assert hidden not in document.text
+    assert blocks(document) == [
+        ("heading", 1, "Ducks"),
+        ("paragraph", 0, "Ducks are birds, and\xa0so are geese…"),
+        ("list", 0, "mallard\nteal\nsmall"),
+        ("list", 1, "small"),
+        ("table", 0, "Sizes\nBird | cm\nMallard | 58\n | 35"),
+        ("caption", 0, "Sizes"),
+        ("row", 1, "Bird | cm"),
+        ("row", 0, "Mallard | 58"),
+        ("row", 0, " | 35"),
+        ("code", 0, 'def quack():\n    return "quack"'),
+        ("heading", 2, "More"),
+        ("quote", 0, "Cited"),
+    ]
+
+
+def test_html_of_great_depth_is_no_trouble() -> None:
+    assert html.parse("<div>" * 20_000 + "deep" + "</div>" * 20_000).text.strip() == "deep"
+
+
+@given(st.text(alphabet=st.sampled_from("<>/ptdrulih1 a&;\n\"'=!-"), max_size=200))
+def test_any_html_gives_a_lawful_document(soup: str) -> None:
+    check(html.parse(soup))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "<p>Größe</p>".encode(),
+        "<p>Größe</p>".encode("utf-8-sig"),
+        '<meta charset="iso-8859-1"><p>Größe</p>'.encode("cp1252"),
+        '<meta http-equiv="Content-Type" content="text/html; charset=windows-1252"><p>Größe</p>'.encode("cp1252"),
+        '<?xml version="1.0" encoding="iso-8859-15"?><p>Größe</p>'.encode("iso-8859-15"),
+        "<p>Größe</p>".encode("utf-16"),
+        "<p>Größe</p>".encode("utf-16-le"),
+        '<meta charset="nonsense"><p>Größe</p>'.encode(),
+    ],
+)
+def test_html_encodings(tmp_path: Path, data: bytes) -> None:
+    (document,) = html.load(write(tmp_path / "a.html", data), OPTIONS)
+    assert document.text == "Größe"
+
+
+MARKDOWN = """---
+title: Field notes
+author: [A. Wader, B. Diver]
+date: 2024-05-06
+tags: [birds, water]
+---
+# Ducks #
+
+First paragraph,
+second line.
+
+* one
+* two
+  * nested
+
+| Bird | cm |
+|------|---:|
+| Teal | 35 |
+
+```python
+quack()
+```
+
+> quoted
+
+Sub
+---
+"""
+
+
+def test_markdown_keeps_the_source_and_finds_its_blocks(tmp_path: Path) -> None:
+    (document,) = markdown.load(write(tmp_path / "a.md", MARKDOWN), OPTIONS)
+    assert document.text == MARKDOWN
+    assert document.title == "Field notes"
+    assert document.meta == {"author": "A. Wader, B. Diver", "created": "2024-05-06", "tags": ["birds", "water"]}
+    assert [(kind, level, piece) for kind, level, piece in blocks(document) if kind != "paragraph"] == [
+        ("heading", 1, "# Ducks #"),
+        ("list", 0, "* one\n* two\n  * nested"),
+        ("list", 1, "* nested"),
+        ("table", 0, "| Bird | cm |\n|------|---:|\n| Teal | 35 |"),
+        ("row", 1, "| Bird | cm |"),
+        ("row", 0, "| Teal | 35 |"),
+        ("code", 0, "```python\nquack()\n```"),
+        ("quote", 0, "> quoted"),
+        ("heading", 2, "Sub\n---"),
+    ]
+    assert "First paragraph,\nsecond line." in [piece for _, _, piece in blocks(document)]
+
+
+def test_markdown_keeps_windows_line_ends_and_takes_its_title_from_the_heading(tmp_path: Path) -> None:
+    source_text = MARKDOWN.split("---\n", 2)[2].replace("\n", "\r\n")
+    (document,) = markdown.load(write(tmp_path / "a.md", source_text), OPTIONS)
+    assert document.text == source_text
+    assert document.title == "Ducks"
+    assert ("heading", 2, "Sub\r\n---") in blocks(document)
+
+
+@pytest.mark.parametrize("front", ["a: &x [1]\nb: *x", "- a list", "a: [", "!!python/object/apply:os.system ['true']"])
+def test_front_matter_that_is_none_or_dangerous_is_left(tmp_path: Path, front: str) -> None:
+    (document,) = markdown.load(write(tmp_path / "a.md", f"---\n{front}\n---\ntext"), OPTIONS)
+    assert document.meta == {}
+
+
+@given(st.text(alphabet=st.sampled_from("#*-+>`|: \n\r\t1.ab\x0c\u2028\0"), max_size=120))
+def test_any_markdown_gives_a_lawful_document(soup: str) -> None:
+    check(Document(text=soup, blocks=tuple(markdown.blocks_of(soup))))
+
+
+def test_text_has_paragraphs_between_blank_lines(tmp_path: Path) -> None:
+    content = "\n  one\ntwo\n \t\nthree\r\n\r\nfour  \n"
+    (document,) = text.load(write(tmp_path / "a.txt", content), OPTIONS)
+    assert document.text == content
+    assert [piece for _, _, piece in blocks(document)] == ["one\ntwo", "three", "four"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content"),
+    [
+        ("utf-8", "naïve café"),
+        ("utf-8-sig", "naïve café"),
+        ("utf-16", "naïve café"),
+        ("utf-16-be", "plain words in wide letters"),
+        ("utf-32", "naïve café"),
+        ("cp1252", "“Größe” und Maße – süß wie Öl, für Ärzte und Köche in Österreich und der Schweiz"),
+        ("cp1251", "Широкая электрификация южных губерний даст мощный толчок подъёму сельского хозяйства. " * 3),
+        ("shift_jis", "日本語の文書は多くの場合、この符号化で書かれていました。今でも時々見かけます。" * 3),
+        ("big5", "這是一份以傳統中文編碼寫成的文件，內容足夠長，可以被正確地辨認出來。" * 3),
+    ],
+)
+def test_encodings_are_found(encoding: str, content: str) -> None:
+    assert decode(content.encode(encoding)) == content
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_become_text_that_can_be_stored(data: bytes) -> None:
+    decode(data).encode()
+
+
+def test_python_source_is_cut_at_its_definitions(tmp_path: Path) -> None:
+    content = '"""Doc."""\n\nimport os\n\n\n# about f\n@cached\ndef f():\n    return 1\nX = 2\nclass C:\n    pass\n'
+    (document,) = source.load(write(tmp_path / "a.py", content), OPTIONS)
+    assert document.text == content
+    assert document.meta == {"language": "python"}
+    assert [piece for _, _, piece in blocks(document)] == [
+        '"""Doc."""\n\nimport os',
+        "# about f\n@cached\ndef f():\n    return 1",
+        "X = 2",
+        "class C:\n    pass",
+    ]
+
+
+def test_other_source_is_cut_at_blank_lines_before_the_margin(tmp_path: Path) -> None:
+    content = "package main\n\nfunc a() {\n\n\tx()\n}\n\nfunc b() {\n}\n"
+    (document,) = source.load(write(tmp_path / "a.go", content), OPTIONS)
+    assert [piece for _, _, piece in blocks(document)] == ["package main", "func a() {\n\n\tx()\n}", "func b() {\n}"]
+
+
+@pytest.mark.parametrize("name", ["a.py", "a.c"])
+@given(content=st.text(alphabet=st.sampled_from("def f():\n \tx=1#\r\x0c)"), max_size=120))
+def test_blocks_of_any_source_keep_every_visible_character(
+    tmp_path_factory: pytest.TempPathFactory, name: str, content: str
+) -> None:
+    path = write(tmp_path_factory.mktemp("s") / name, content)
+    (document,) = source.load(path, OPTIONS)
+    spans = [b.span for b in check(document).blocks]
+    assert all(a.end <= b.start for a, b in pairwise(spans))
+    assert "".join("".join(s.of(document.text) for s in spans).split()) == "".join(document.text.split())
+
+
+def test_json_lines_are_records_and_bad_lines_name_themselves(tmp_path: Path) -> None:
+    lines = ['{"_id": "x", "text": "one", "title": "T", "year": 1999}', "", "not json", '{"id": "y"}', '{"text": "three"}', "[1]"]
+    lines += ['{"text": "a", "n": NaN}', "[" * 100_000]
+    results = list(jsonl.load(write(tmp_path / "a.jsonl", "\n".join(lines)), OPTIONS))
+    good = [r for r in results if isinstance(r, Document)]
+    bad = [str(r) for r in results if isinstance(r, LoadError)]
+    assert [(d.id, d.text) for d in good] == [("x", "one"), ("line-5", "three")]
+    assert good[0].meta == {"year": 1999}
+    assert [reason.split(":")[0] for reason in bad] == ["line 3", "line 4", "line 6", "line 7", "line 8"]
+
+
+def test_a_line_beyond_the_limit_ends_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps({"text": "a"}) + "\n" + json.dumps({"text": "b" * 500}) + "\n")
+    results = jsonl.load(path, Options(limits=Limits(file_bytes=100)))
+    assert next(results).text == "a"  # type: ignore[union-attr]
+    with pytest.raises(LimitExceeded, match="line 2"):
+        next(results)
+
+
+@pytest.mark.parametrize(
+    ("code", "content"),
+    [
+        (
+            "en",
+            "The committee met on Tuesday to discuss the budget and decided that more should go to schools. " * 2,
+        ),
+        (
+            "de",
+            "Der Ausschuss traf sich am Montag, um über den Haushalt zu beraten, und half den Schulen. " * 2,
+        ),
+        ("zh", "委员会星期二开会讨论年度预算，并决定把更多的钱用于学校建设和教师培训，居民们对此表示欢迎。" * 2),
+        ("", "short"),
+        ("", "12 34 56 78 90 " * 40),
+    ],
+)
+def test_languages_are_recognised_where_there_is_enough_text(code: str, content: str) -> None:
+    assert recognise(content) == code
+
+
+def test_a_declared_language_is_believed() -> None:
+    assert with_language({"lang": "pt-BR"}, "short") == {"lang": "pt"}
+    assert with_language({"lang": "??", "a": 1}, "short") == {"a": 1}
