@@ -37,7 +37,7 @@ demo: $(READY)  ## index an example corpus, ask it questions, print cited hits
 	@echo
 	$(BIN)/ragkit search .demo/library "Warum stehen die Windräder an warmen Sommerabenden still?" -k 1
 	@printf '\n== The evidence, marked on its page\n'
-	$(BIN)/ragkit show .demo/library report.pdf --query "Who decides which village projects get money?" --output .demo/evidence.png
+	$(BIN)/ragkit show .demo/library report.pdf --query "Who decides which village projects get money?" --page 6 --output .demo/evidence.png
 	@printf '\nAsk more: %s search .demo/library "..."\n' $(BIN)/ragkit
 
 test: $(READY)  ## run the default tests

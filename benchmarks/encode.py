@@ -23,7 +23,28 @@ from pathlib import Path
 import numpy as np
 
 CORPUS = Path(__file__).resolve().parents[2] / "shared/data/scifact-train/corpus.jsonl"
-SYLLABLES = "ba co di fen gul har iso jen kor lum mi nor os pra qui ret sol tan ur vek".split()
+SYLLABLES = [
+    "ba",
+    "co",
+    "di",
+    "fen",
+    "gul",
+    "har",
+    "iso",
+    "jen",
+    "kor",
+    "lum",
+    "mi",
+    "nor",
+    "os",
+    "pra",
+    "qui",
+    "ret",
+    "sol",
+    "tan",
+    "ur",
+    "vek",
+]
 
 
 def read_texts(count: int) -> tuple[list[str], str]:
@@ -137,7 +158,8 @@ def main() -> None:
 
 
 def table(result: dict[str, object]) -> str:
-    lines = [f"{result['texts']} {result['source']}, {result['tokens']} tokens, {result['threads']} thread(s), torch {result['torch']}"]
+    where = f"{result['threads']} thread(s), torch {result['torch']}"
+    lines = [f"{result['texts']} {result['source']}, {result['tokens']} tokens, {where}"]
     lines.append(f"{'':24}{'tokens / CPU s':>16}{'tokens / s':>14}")
     for name in ("sentence-transformers", "ragkit"):
         rates = result[name]

@@ -43,9 +43,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
-    except KeyboardInterrupt:
-        _say("interrupted: what was committed is in the index; run the same command again for the rest")
-        sys.exit(INTERRUPTED)
     except (RagkitError, ValueError, TypeError, OSError) as error:
         _say(f"error: {error}")
         sys.exit(FAILED)
@@ -65,10 +62,14 @@ def _print_json(value: Any) -> None:
 
 @contextmanager
 def _opened(path: Path, **settings: Any) -> Iterator[Index]:
-    from ragkit.index import Index
+    try:
+        from ragkit.index import Index
 
-    with Index.open(path, **settings) as index:
-        yield index
+        with Index.open(path, **settings) as index:
+            yield index
+    except KeyboardInterrupt:
+        _say("interrupted: what was committed is in the index; run the same command again for the rest")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command()
@@ -83,7 +84,7 @@ def add(
     chunk_overlap: Annotated[int | None, typer.Option(help="Tokens shared by neighbouring chunks.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens the encoder takes, at most.")] = None,
     overflow: Annotated[str | None, typer.Option(help="What to do with longer units: error, truncate or window.")] = None,
-    pdf_engine: Annotated[str | None, typer.Option(help="auto, pymupdf or pdfium.")] = None,
+    pdf_engine: Annotated[str | None, typer.Option(help="auto, pymupdf or pypdfium2.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only files that match this glob; may be repeated.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No files that match this glob; may be repeated.")] = None,
     password: Annotated[str | None, typer.Option(envvar="RAGKIT_PASSWORD", help="For encrypted documents.")] = None,
@@ -452,3 +453,7 @@ def eval_(
     print(table(runs))
     for run, gap in zip(runs[1:], gaps, strict=True):
         print(f"{runs[0].mode} - {run.mode}: {gap}")
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Overflow = Literal["error", "truncate", "window"]
-PdfEngine = Literal["auto", "pymupdf", "pdfium"]
+PdfEngine = Literal["auto", "pymupdf", "pypdfium2"]
 STAGES = ("load", "chunk", "encode", "store")
 
 

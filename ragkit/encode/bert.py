@@ -279,7 +279,6 @@ class BertEncoder:
         kernels, weights = self._kernels(len(ids))
         with kernels.context():
             states = kernels.to_numpy(forward(kernels, weights, self._shape, ids=[ids]))
-        spans[special] = 0
         return TokenStates(states, spans, special)
 
     def token_spans(self, text: str) -> Ints:

@@ -160,15 +160,12 @@ class TorchKernels:
         return self.torch.nn.functional.layer_norm(x.add_(y), weight.shape, weight, bias, eps)
 
     def attention(self, qkv: Tensor, runs: Runs, heads: int) -> Tensor:
-        width = qkv.shape[1] // 3
-        out, start = qkv.new_empty((len(qkv), width)), 0
-        for texts, length in runs:
-            stop = start + texts * length
-            q, k, v = qkv[start:stop].view(texts, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-            mixed = self.torch.nn.functional.scaled_dot_product_attention(q, k, v)  # reads the strided views as they are
-            out[start:stop].view(texts, length, heads, width // heads).copy_(mixed.transpose(1, 2))
-            start = stop
-        return out
+        width, mixed = qkv.shape[1] // 3, []
+        for rows, (texts, length) in zip(qkv.split([texts * length for texts, length in runs]), runs, strict=True):
+            q, k, v = rows.view(texts, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+            out = self.torch.nn.functional.scaled_dot_product_attention(q, k, v)  # reads the strided views as they are
+            mixed.append(out.transpose(1, 2).reshape(len(rows), width))
+        return mixed[0] if len(mixed) == 1 else self.torch.cat(mixed)
 
     def to_numpy(self, x: Tensor) -> Floats:
         return np.asarray(x.float().cpu().numpy())

@@ -139,6 +139,14 @@ class _Page:
         self.blocks.append(block)
         self.open.append(block)
 
+    def trim(self) -> None:
+        """Takes back white space at the end."""
+        while self.parts and (kept := self.parts[-1].rstrip()) != self.parts[-1]:
+            self.size -= len(self.parts[-1]) - len(kept)
+            self.parts[-1] = kept
+            if not kept:
+                self.parts.pop()
+
     def end(self) -> None:
         self.open.pop()[3] = self.size
 
@@ -197,7 +205,8 @@ def _skipped(node: Any, tag: str) -> bool:
 def _enter(node: Any, tag: str, page: _Page) -> str:
     """Opens what the element is; returns what `_leave` must close."""
     lines = 0
-    if tag in _BLOCKS or tag == "br":
+    follows = tag in ("td", "th") and _has_cell_before(node)
+    if not follows and (tag in _BLOCKS or tag == "br"):
         lines = 1 if tag in _TIGHT or page.lists else 2
         page.break_line(lines)
     if page.cells:
@@ -221,7 +230,7 @@ def _enter(node: Any, tag: str, page: _Page) -> str:
         page.joint = ""
         return "row"
     elif tag in ("td", "th"):
-        page.joint = (page.joint + _CELL) if page.open and _has_cell_before(node) else ""
+        page.joint = page.joint + _CELL if follows else ""
         page.cells += 1
         return "cell"
     else:
@@ -230,6 +239,8 @@ def _enter(node: Any, tag: str, page: _Page) -> str:
 
 
 def _leave(what: str, page: _Page) -> None:
+    if what == "pre":
+        page.trim()
     if what in ("block", "list", "pre", "row"):
         page.end()
     if what == "list":

@@ -204,7 +204,8 @@ def _read(page: PageWords) -> _ReadPage:
     between = np.fromiter(map(len, separators), dtype=np.int64, count=len(texts))
     ends = np.cumsum(lengths + between)
     starts = np.flatnonzero(breaks >= layout.BLOCK)
-    np.clip(boxes, 0, np.array([page.width, page.height] * 2, dtype=np.float32), out=boxes)
+    np.maximum(boxes, 0, out=boxes)
+    np.minimum(boxes, np.array([page.width, page.height] * 2, dtype=np.float32), out=boxes)
     text = "".join(chain.from_iterable(zip(separators, texts, strict=True)))
     return _ReadPage(page, text, np.stack((ends - lengths, ends), axis=1), boxes, starts, plan.heights[starts])
 

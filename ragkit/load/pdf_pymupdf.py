@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +36,21 @@ class Pdf:
             wrong = "the password does not open it" if password else "it needs a password"
             raise EncryptedDocument(f"the PDF is encrypted; {wrong}")
 
-        self._labelled = self._has_labels()
+        self._label = self._labels()
 
-    def _has_labels(self) -> bool:
+    def _labels(self) -> Callable[[int], str | None]:
+        """The printed number of a page by its index. Read once: asking each page anew reads all rules each time."""
         try:
-            return bool(self._document.get_page_labels())
-        except (RuntimeError, ValueError, TypeError, KeyError):
-            return False
+            rules = sorted(self._document.get_page_labels(), key=lambda rule: rule["startpage"])
+        except (RuntimeError, ValueError, TypeError, KeyError):  # a damaged label tree is no reason to lose the text
+            rules = []
+        starts = [rule["startpage"] for rule in rules]
+
+        def label(index: int) -> str | None:
+            at = bisect_right(starts, index) - 1
+            return _printed(rules[at], index) if at >= 0 else None
+
+        return label
 
     def close(self) -> None:
         self._document.close()
@@ -55,15 +65,17 @@ class Pdf:
 
     def page(self, index: int) -> PageWords:
         page = self._load(index)
+        rotation = int(page.rotation)
         try:
-            words = self._textpage(page).extractWORDS()
+            words = self._textpage(page, rotation).extractWORDS()
         except RuntimeError as error:
             raise LoadError(f"page {index + 1} cannot be read: {error}") from None
-        width, height, rotation, label = page.rect.width, page.rect.height, int(page.rotation), self._label(page)
+        shown, label = page.rect, self._label(index)
+        width, height = shown.width, shown.height
         if not words:
             return PageWords.blank(width, height, rotation, label)
         x0, y0, x1, y1, texts, blocks, lines, _ = zip(*words, strict=True)
-        block, line = np.array(blocks, dtype=np.int64), np.array(lines, dtype=np.int64)
+        block, line = np.array((blocks, lines), dtype=np.int64)
         return PageWords(
             list(texts),
             np.array((x0, y0, x1, y1), dtype=np.float32).T,
@@ -74,16 +86,10 @@ class Pdf:
             label,
         )
 
-    def _label(self, page: Any) -> str | None:
-        try:
-            return page.get_label() or None if self._labelled else None
-        except (RuntimeError, ValueError, TypeError, KeyError):  # a damaged label tree is no reason to lose the text
-            return None
-
-    def _textpage(self, page: Any) -> Any:
-        if page.rotation == 0 and page.cropbox == page.mediabox:
+    def _textpage(self, page: Any, rotation: int) -> Any:
+        if rotation == 0:
             return page.get_textpage(flags=self._flags)
-        # Page.get_textpage undoes the rotation and misplaces a crop box larger than the page; a display list is as displayed.
+        # Page.get_textpage undoes the rotation, and its way back misplaces odd crop boxes; a display list is as displayed.
         return self._pymupdf.TextPage(page.get_displaylist(annots=0).get_textpage(self._flags))
 
     def _load(self, index: int) -> Any:
@@ -97,3 +103,34 @@ class Pdf:
         matrix = self._pymupdf.Matrix(scale, scale)
         pixmap = self._load(index).get_pixmap(matrix=matrix, alpha=False, colorspace=self._pymupdf.csRGB)
         return int(pixmap.width), int(pixmap.height), bytes(pixmap.samples)
+
+
+def _printed(rule: Mapping[str, Any], index: int) -> str | None:
+    """A page label (ISO 32000-2, 12.4.2): a prefix, and a number in one of five styles."""
+    number = index - int(rule["startpage"]) + int(rule.get("firstpagenum") or 1)
+    style, prefix = rule.get("style") or "", rule.get("prefix") or ""
+    if style == "D":
+        written = str(number)
+    elif style in ("r", "R"):
+        written = _roman(number) if style == "R" else _roman(number).lower()
+    elif style in ("a", "A"):  # a to z, aa to zz, aaa to zzz
+        written = chr(ord(style) + (number - 1) % 26) * min((number - 1) // 26 + 1, 100)
+    else:
+        written = ""
+    return prefix + written or None
+
+
+def _roman(number: int) -> str:
+    if not 0 < number < 4000:
+        return str(number)
+    written = ""
+    for value, letters in _ROMAN:
+        written += letters * (number // value)
+        number %= value
+    return written
+
+
+_ROMAN = (
+    *((1000, "M"), (900, "CM"), (500, "D"), (400, "CD"), (100, "C"), (90, "XC")),
+    *((50, "L"), (40, "XL"), (10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I")),
+)

@@ -124,24 +124,22 @@ def check(document: Document) -> Document:
     size = len(document.text)
     end = 0
     for page in document.pages:
-        where = f"page {page.number}"
+        where, span = f"page {page.number}", page.span
         _law(page.number >= 1, f"{where}: pages count from 1")
         _law(_positive(page.width) and _positive(page.height), f"{where}: size {page.width} x {page.height}")
-        _law(
-            end <= page.span.start and page.span.end <= size,
-            f"{where}: its span {tuple(page.span)} is out of order or beyond {size}",
-        )
-        end = page.span.end
-        _check_words(page.words.spans, page.words.boxes, (page.span.start, page.span.end), where)
+        # Never tuple(span): it first makes room for len(span) items, and a hostile span may claim to be of any length.
+        if not end <= span.start <= span.end <= size:
+            raise ValueError(f"{where}: its span [{span.start}, {span.end}) is out of order or beyond {size}")
+        end = span.end
+        _check_words(page.words.spans, page.words.boxes, (span.start, span.end), where)
     start = 0
     for i, block in enumerate(document.blocks):
-        _law(block.kind in BLOCK_KINDS, f"block {i}: unknown kind {block.kind!r}")
-        _law(
-            start <= block.span.start and block.span.end <= size,
-            f"block {i}: its span {tuple(block.span)} is out of order or beyond {size}",
-        )
-        _law(0 <= block.level <= 1000, f"block {i}: level {block.level}")
-        start = block.span.start
+        span = block.span
+        if not (block.kind in BLOCK_KINDS and 0 <= block.level <= 1000):
+            raise ValueError(f"block {i}: unknown kind {block.kind!r} or level {block.level}")
+        if not start <= span.start <= span.end <= size:
+            raise ValueError(f"block {i}: its span [{span.start}, {span.end}) is out of order or beyond {size}")
+        start = span.start
     return document
 
 

@@ -44,7 +44,8 @@ SCORES = 1 << 24  # scores held at a time, 64 MB
 DEPTH = 10  # recall is measured, and held, among the first ten
 FACTORS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # candidates per result
 PROBES = (4, 8, 16, 32, 64, 128, 256)  # inverted lists visited
-TRIALS = 128  # rows held out of the training to measure recall with, and as many blurred ones
+TRIALS = 256  # rows held out of the training to measure recall with, and as many blurred ones
+SPREAD = 1 << 14  # rows whose spread the blurring noise has
 BLUR = 0.6  # cosine of a blurred row with itself; at 0.6 they foretold the recall of real questions, or a little less
 # A scan in float32 orders rows to within its rounding, so candidates this close to the last place are kept and re-scored.
 MARGIN = 1e-5
@@ -170,16 +171,17 @@ def _faiss() -> Any:
     return faiss
 
 
-def _structure(rows: int, dims: int) -> tuple[str, int]:
-    """The FAISS factory string for so many rows, and its number of inverted lists (0: none).
+def _structures(rows: int, dims: int) -> list[tuple[str, int]]:
+    """FAISS factory strings to try for so many rows, each with its number of inverted lists (0: none).
 
     Two components per 4-bit code where the width allows it, else three or one.
     """
     parts = next(dims // step for step in (2, 3, 1) if dims % step == 0)
+    flat = [(f"PQ{parts}x4fs", 0)]
     if rows * dims < INVERT:
-        return f"PQ{parts}x4fs", 0
+        return flat
     lists = 1 << round(math.log2(math.sqrt(rows)))
-    return f"IVF{lists},PQ{parts}x4fsr", lists
+    return [(f"IVF{lists},PQ{parts}x4fsr", lists), *flat]
 
 
 def _compress(stored: Halves, path: Path, *, recall: float, seed: int) -> DenseStats:
@@ -188,26 +190,26 @@ def _compress(stored: Halves, path: Path, *, recall: float, seed: int) -> DenseS
     Recall is measured with queries that the index has not seen. Rows held out of the training are queries, each left out
     of both the exact and the approximate answers, which is what an index without that row would have answered: its codes
     depend on other rows only through the training. Questions lie farther from the rows than rows lie from each other,
-    which is harder, so the same rows, blurred by the difference of two others, are a second set. The worse of the two counts.
+    which is harder, so the same rows, blurred by noise that spreads as the rows do, are a second set. The worse one counts.
     """
     rows, dims = stored.shape
-    structure, lists = _structure(rows, dims)
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(rows)
-    held, sample = np.sort(shuffled[:TRIALS]), np.sort(shuffled[TRIALS:][: max(1 << 14, 64 * lists)])
-    index = _filled(stored, structure, sample, seed=seed)
-    answers = _Trial.of(stored, held, rng.choice(sample, (2, len(held))))
-    probes = [count for count in PROBES if count <= lists] or [0]
-    for count in probes:
-        curves = answers.recalls(stored, index, probes=count)
-        reached = [position for position, (own, blurred) in enumerate(curves) if min(own, blurred) >= recall]
-        if reached:
-            own, blurred = curves[reached[0]]
-            _faiss().write_index(index, str(path))
-            return DenseStats(
-                rows=rows, dims=dims, structure=structure, factor=FACTORS[reached[0]], probes=count, recall_target=recall,
-                recall=min(own, blurred), recall_rows=own, recall_blurred=blurred, trials=TRIALS,
-            )  # fmt: skip
+    held = np.sort(shuffled[:TRIALS])
+    spread = np.asarray(stored[np.sort(shuffled[TRIALS:][:SPREAD])], dtype=np.float32).std(axis=0)
+    trial = _Trial.of(stored, held, rng.normal(scale=spread, size=(TRIALS, dims)).astype(np.float32))
+    for structure, lists in _structures(rows, dims):
+        index = _filled(stored, structure, np.sort(shuffled[TRIALS:][: max(1 << 14, 64 * lists)]), seed=seed)
+        # A quarter of the lists is no faster than a flat scan of the codes.
+        for probes in [count for count in PROBES if 4 * count <= lists] if lists else [0]:
+            curve = trial.recalls(stored, index, probes=probes)
+            factor, own, blurred = next((step for step in curve if min(step[1:]) >= recall), (0, 0.0, 0.0))
+            if factor:
+                _faiss().write_index(index, str(path))
+                return DenseStats(
+                    rows=rows, dims=dims, structure=structure, factor=factor, probes=probes, recall_target=recall,
+                    recall=min(own, blurred), recall_rows=own, recall_blurred=blurred, trials=TRIALS,
+                )  # fmt: skip
     return DenseStats(rows=rows, dims=dims, recall_target=recall)
 
 
@@ -233,12 +235,10 @@ class _Trial:
     tenth: Floats
 
     @classmethod
-    def of(cls, stored: Halves, held: Ints, others: Ints) -> _Trial:
-        """held (q,) and others (2, q) are positions of rows."""
+    def of(cls, stored: Halves, held: Ints, noise: Floats) -> _Trial:
+        """held (q,) are positions of rows; noise (q, d)."""
         rows = np.asarray(stored[held], dtype=np.float32)
-        # The difference of two rows varies as the rows do: noise that leads to places where texts could be.
-        noise = _unit(np.asarray(stored[others[0]], dtype=np.float32) - stored[others[1]])
-        queries = np.concatenate([rows, _unit(BLUR * rows + math.sqrt(1 - BLUR**2) * noise)])
+        queries = np.concatenate([rows, _unit(BLUR * rows + math.sqrt(1 - BLUR**2) * _unit(noise))])
         own = np.concatenate([held, np.full(len(held), -1)])
         tenth = np.empty(len(queries), dtype=np.float32)
         step = max(1, SCORES // len(stored))
@@ -250,8 +250,8 @@ class _Trial:
             tenth[start : start + step] = -np.partition(-scores, DEPTH - 1, axis=1)[:, DEPTH - 1]
         return cls(queries, own, tenth)
 
-    def recalls(self, stored: Halves, index: Any, *, probes: int) -> list[tuple[float, float]]:
-        """Recall on rows and on blurred rows for each of FACTORS. Scores decide, so that any of equal rows is right."""
+    def recalls(self, stored: Halves, index: Any, *, probes: int) -> list[tuple[int, float, float]]:
+        """Each of FACTORS, with its recall on rows and on blurred rows. Scores decide: any of equal rows is right."""
         most = min(FACTORS[-1] * DEPTH + 1, len(stored))
         found = _nearest(index, self.queries, most, probes=probes)[1]
         right = np.zeros((len(found), most), dtype=np.bool_)
@@ -260,8 +260,11 @@ class _Trial:
             right[row, : len(candidates)] = _cosines(stored[candidates], query, dims=None) >= tenth - MARGIN / 10
         shares = np.minimum(np.cumsum(right, axis=1), DEPTH) / DEPTH
         half = len(found) // 2
-        columns = [min(factor * DEPTH, most) - 1 for factor in FACTORS]
-        return [(float(shares[:half, column].mean()), float(shares[half:, column].mean())) for column in columns]
+        curve = []
+        for factor in FACTORS:
+            at = shares[:, min(factor * DEPTH, most) - 1]
+            curve.append((factor, float(at[:half].mean()), float(at[half:].mean())))
+        return curve
 
 
 def _nearest(index: Any, queries: Floats, count: int, *, probes: int) -> tuple[Floats, Ints]:

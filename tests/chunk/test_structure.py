@@ -53,10 +53,11 @@ def test_headings_are_those_in_force_where_a_chunk_begins() -> None:
 
 
 @pytest.mark.parametrize("kind", ["code", "table", "list"])
-def test_what_fits_is_kept_whole_even_where_the_chunk_before_has_room(kind: str) -> None:
-    whole = "\n".join(f"row {i} of this. And more" for i in range(4))
-    document = built(("paragraph", PROSE * 3, 0), (kind, whole, 0), ("paragraph", PROSE * 3, 0))
-    found = texts(document, chunker="structure", tokens=40)
+@pytest.mark.parametrize("before", range(1, 8))
+def test_what_fits_is_kept_whole_however_much_room_the_chunk_before_has(kind: str, before: int) -> None:
+    whole = "\n\n".join(f"row {i} of this. And more" for i in range(4)) if kind != "table" else "\n".join(["a b. C d e f"] * 4)
+    document = built(("paragraph", PROSE * before, 0), (kind, whole, 0), ("paragraph", PROSE * 3, 0))
+    found = texts(document, chunker="structure", tokens=34)
     assert sum(whole in text for text, _ in found) == 1
 
 

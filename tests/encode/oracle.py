@@ -1,4 +1,4 @@
-"""BERT in float64 numpy, one text at a time, from the paper (Devlin et al. 2019; Vaswani et al. 2017): slow, plain, ours to trust.
+"""BERT in float64 numpy, one text at a time, from the paper (Devlin et al. 2019; Vaswani et al. 2017): slow and plain.
 
 It shares no code with ragkit: tokenised by the published tokenizer.json, weights read by safetensors, names from the file.
 """

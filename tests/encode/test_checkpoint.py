@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -194,4 +193,4 @@ def test_the_fingerprint_covers_tokenizer_limit_and_sizes(tiny: Tiny) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4}))
     cards.append(load_encoder(folder).card)
     assert len({card.fingerprint for card in cards}) == 4
-    assert os.path.isabs(cards[0].name)
+    assert Path(cards[0].name).is_absolute()

@@ -32,13 +32,16 @@ def test_the_default_goes_by_four_names(minilm: Encoder) -> None:
 
 
 def test_importing_it_is_light() -> None:
-    program = "import ragkit.encode, sys; print({'torch', 'transformers', 'tokenizers', 'safetensors', 'huggingface_hub'} & set(sys.modules))"
+    program = (
+        "import ragkit.encode, sys; "
+        "print({'torch', 'transformers', 'tokenizers', 'safetensors', 'huggingface_hub'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True).stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "a/b/c", "../nowhere", "with space/x"])
 def test_a_name_that_means_nothing_says_what_would(name: str) -> None:
-    with pytest.raises(CheckpointError, match="neither a folder here, nor a registered name|is not on this machine"):
+    with pytest.raises(CheckpointError, match=r"neither a folder here, nor a registered name|is not on this machine"):
         load_encoder(name)
 
 
@@ -120,12 +123,12 @@ def test_fetching_asks_first_and_brings_nothing_that_could_run(hub: tuple[str, t
     with pytest.raises(CheckpointError, match=r"not downloaded.*organisation/tiny.*MB, licence mit"):
         fetch_model("organisation/tiny", agree=decline, endpoint=endpoint)
     assert not any("resolve" in path for path in handler.asked)
-    assert offers[0].licence == "mit" and offers[0].revision == COMMIT
+    assert (offers[0].licence, offers[0].revision) == ("mit", COMMIT)
     wanted = sum(p.stat().st_size for p in handler.folder.rglob("*") if p.suffix in (".json", ".txt", ".safetensors"))
     assert offers[0].size == wanted
 
     folder = fetch_model("organisation/tiny", agree=lambda offer: True, endpoint=endpoint)
-    assert not list(folder.rglob("*.py")) and not list(folder.rglob("*.bin"))
+    assert not [*folder.rglob("*.py"), *folder.rglob("*.bin")]
     asked = len(handler.asked)
     assert cached_folder("organisation/tiny") == cached_folder("organisation/tiny", revision=COMMIT) == folder
     encoder = load_encoder("organisation/tiny", revision=COMMIT)

@@ -45,17 +45,18 @@ def test_pieces_give_the_tokens_of_the_whole(tokenizer: Tokenizer, backend: Back
 @given(text=AWKWARD | st.text(max_size=80))
 def test_spans_are_ascending_and_within_the_text(tokenizer: Tokenizer, text: str) -> None:
     spans = tokenizer.spans(text)
-    assert (np.diff(spans, axis=0) >= 0).all() and (spans[:, 0] <= spans[:, 1]).all()
+    assert (np.diff(spans, axis=0) >= 0).all()
+    assert (spans[:, 0] <= spans[:, 1]).all()
     assert len(spans) == 0 or (spans.min() >= 0 and spans.max() <= len(text))
     ids, all_spans, special = tokenizer.one(text)
-    assert len(ids) == len(spans) + 2 and special.tolist() == [True, *[False] * len(spans), True]
+    assert len(ids) == len(spans) + 2
+    assert special.tolist() == [True, *[False] * len(spans), True]
     assert np.array_equal(all_spans[1:-1], spans)
 
 
 def test_spans_point_at_their_words(tokenizer: Tokenizer) -> None:
     text = "Émile saw 東京, twice 😀 yes"
     assert [text[a:b] for a, b in tokenizer.spans(text)] == ["Émile", "saw", "東", "京", ",", "twice", "😀", "yes"]
-    assert [text[a:b] for a, b in tokenizer.spans("x \ud800 yes".replace("x", "x"))] != None
 
 
 def test_a_lone_surrogate_moves_no_offset(tokenizer: Tokenizer) -> None:
@@ -96,10 +97,9 @@ def test_ahead_keeps_order_works_one_ahead_and_passes_errors_on() -> None:
             raise RuntimeError("five")
         return i * i
 
-    results = []
+    results: list[int] = []
     with pytest.raises(RuntimeError, match="five"):
-        for result in ahead(work, range(9)):
-            results.append(result)
+        results.extend(ahead(work, range(9)))
     assert results == [0, 1, 4, 9, 16]
     assert max(started) <= 6
     assert list(ahead(work, [])) == []

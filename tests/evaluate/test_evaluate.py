@@ -77,7 +77,14 @@ def test_ndcg_is_what_the_formula_gives_and_a_query_without_hits_counts_as_zero(
 def test_ties_keep_the_order_of_the_search() -> None:
     qrels = {"q": {"zz": 1}, "p": {"aa": 1}}
     run = {"q": {"aa": 1.0, "zz": 1.0}, "p": {"aa": 1.0, "zz": 1.0}}
-    assert score_run(run, qrels, measures=["RR@10"])[1]["RR@10"] == {"q": 0.5, "p": 1.0}
+    found = score_run(run, qrels, measures=["RR@10", "nDCG@10"])[1]
+    assert found["RR@10"] == {"q": 0.5, "p": 1.0}
+    assert found["nDCG@10"] == pytest.approx({"q": 1 / math.log2(3), "p": 1.0})
+
+
+def test_a_query_that_the_run_lacks_counts_as_zero_and_one_without_judgments_not_at_all() -> None:
+    means, values = score_run({"q": {"a": 1.0}, "new": {"a": 1.0}}, {"q": {"a": 1}, "gone": {"a": 1}}, measures=["hit@1"])
+    assert (means, values) == ({"hit@1": 0.5}, {"hit@1": {"q": 1.0, "gone": 0.0}})
 
 
 def test_pages_rank_by_their_first_hit_and_a_hit_counts_for_each_of_its_pages() -> None:

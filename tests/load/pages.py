@@ -40,9 +40,15 @@ def draw(path: Path, pages: list[list[Text]], *, rotate: int = 0, crop: tuple[fl
     return path
 
 
+def shown(crop: tuple[float, float, float, float] | None) -> tuple[float, float, float, float]:
+    """What is seen of a page: its crop box, as far as it lies on the page."""
+    x0, y0, x1, y1 = crop or (0.0, 0.0, WIDTH, HEIGHT)
+    return max(x0, 0.0), max(y0, 0.0), min(x1, WIDTH), min(y1, HEIGHT)
+
+
 def places(line: Text, *, rotate: int = 0, crop: tuple[float, float, float, float] | None = None) -> list[Drawn]:
     """Where each word of a line is seen: widths by the font's own metrics, heights from baseline to cap height."""
-    x0, y0, x1, y1 = crop or (0.0, 0.0, WIDTH, HEIGHT)
+    x0, y0, x1, y1 = shown(crop)
     found = []
     at = line.x
     for word in line.text.split(" "):

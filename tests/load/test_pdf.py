@@ -17,10 +17,12 @@ from ragkit.errors import EncryptedDocument, LimitExceeded, LoadError
 from ragkit.load import Limits
 from ragkit.load.pdf import PAGE_BREAK, iso_date, render_page
 from ragkit.types import Document
-from tests.load.pages import HEIGHT, WIDTH, Text, draw, places
+from tests.load.pages import HEIGHT, WIDTH, Text, draw, places, shown
 
 Read = Callable[..., Document]
+Crop = tuple[float, float, float, float] | None
 CROP = (40.0, 100.0, 380.0, 560.0)
+BEYOND = (-30.0, 90.0, 500.0, 570.0)  # a crop box that reaches beyond the page
 LINES = [
     Text("Quarterly revenue report", 60, 520, 18),
     Text("Revenue grew by twelve percent in the north", 60, 480),
@@ -50,8 +52,8 @@ def assert_on_the_spot(found: list[float], drawn: tuple[float, float, float, flo
 
 
 @pytest.mark.parametrize("rotate", [0, 90, 180, 270])
-@pytest.mark.parametrize("crop", [None, CROP])
-def test_boxes_are_where_words_are_seen(read: Read, tmp_path: Path, rotate: int, crop: tuple[float, ...] | None) -> None:
+@pytest.mark.parametrize("crop", [None, CROP, BEYOND])
+def test_boxes_are_where_words_are_seen(read: Read, tmp_path: Path, rotate: int, crop: Crop) -> None:
     document = read(draw(tmp_path / "a.pdf", [LINES], rotate=rotate, crop=crop))
     drawn = [place for line in LINES for place in places(line, rotate=rotate, crop=crop)]
     found = dict(words_of(document))
@@ -59,7 +61,7 @@ def test_boxes_are_where_words_are_seen(read: Read, tmp_path: Path, rotate: int,
     for word, *box in drawn:
         if sum(word == other for other, *_ in drawn) == 1:
             assert_on_the_spot(found[word], tuple(box), upright=rotate in (0, 180))
-    x0, y0, x1, y1 = crop or (0, 0, WIDTH, HEIGHT)
+    x0, y0, x1, y1 = shown(crop)
     size = (x1 - x0, y1 - y0) if rotate in (0, 180) else (y1 - y0, x1 - x0)
     page = document.pages[0]
     assert (page.width, page.height) == pytest.approx(size, abs=0.01)
@@ -67,10 +69,8 @@ def test_boxes_are_where_words_are_seen(read: Read, tmp_path: Path, rotate: int,
 
 
 @pytest.mark.parametrize("rotate", [0, 90, 180, 270])
-@pytest.mark.parametrize("crop", [None, CROP])
-def test_a_rendered_page_has_its_ink_in_the_boxes(
-    read: Read, engine: str, tmp_path: Path, rotate: int, crop: tuple[float, ...] | None
-) -> None:
+@pytest.mark.parametrize("crop", [None, CROP, BEYOND])
+def test_a_rendered_page_has_its_ink_in_the_boxes(read: Read, engine: str, tmp_path: Path, rotate: int, crop: Crop) -> None:
     from PIL import Image
 
     path = draw(tmp_path / "a.pdf", [LINES], rotate=rotate, crop=crop)

@@ -53,7 +53,7 @@ def test_html_gives_what_a_reader_sees_with_its_structure() -> None:
         ("paragraph", 0, "Ducks are birds, and\xa0so are geese…"),
         ("list", 0, "mallard\nteal\nsmall"),
         ("list", 1, "small"),
-        ("table", 0, "Sizes\nBird | cm\nMallard | 58\n | 35"),
+        ("table", 0, "Sizes\n\nBird | cm\nMallard | 58\n | 35"),
         ("caption", 0, "Sizes"),
         ("row", 1, "Bird | cm"),
         ("row", 0, "Mallard | 58"),
