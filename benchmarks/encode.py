@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -118,8 +119,8 @@ def budgets(texts: list[str], *, rounds: int) -> dict[str, float]:
     return {str(size): tokens / min(spent) for size, spent in seconds.items()}
 
 
-def cold_start(*, runs: int) -> dict[str, float]:
-    """Median seconds from starting Python to the first query's vector, with and without torch; and to sentence-transformers'."""
+def cold_start(*, runs: int) -> dict[str, tuple[float, float]]:
+    """Median (wall, processor) seconds from starting Python to the first query's vector: ours, ours with torch, and theirs."""
     query = ".encode_query(['what is late chunking?'])"
     programs = {
         "ragkit": f"from ragkit.encode import load_encoder; load_encoder(){query}",
@@ -127,13 +128,17 @@ def cold_start(*, runs: int) -> dict[str, float]:
         "sentence-transformers": "from ragkit.encode import default_model_folder as f; "
         f"from sentence_transformers import SentenceTransformer as S; S(str(f()), local_files_only=True){query}",
     }
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
     for _ in range(runs):
         for name, program in programs.items():
-            start = time.perf_counter()
+            start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            seconds[name].append((time.perf_counter() - start, cpu))
+    return {
+        name: (statistics.median(w for w, _ in pairs), statistics.median(c for _, c in pairs)) for name, pairs in seconds.items()
+    }
 
 
 def main() -> None:
@@ -172,7 +177,7 @@ def table(result: dict[str, object]) -> str:
     lines.append(f"smallest cosine between the two: {result['cosine_min']:.7f}")
     cold, sizes = result["cold_start_seconds"], result.get("tokens_per_cpu_second_by_budget", {})
     assert isinstance(cold, dict) and isinstance(sizes, dict)  # noqa: PT018
-    lines += [f"cold start to first query vector, {name}: {seconds:.2f} s" for name, seconds in cold.items()]
+    lines += [f"cold start to first query vector, {name}: {wall:.2f} s, {cpu:.2f} CPU s" for name, (wall, cpu) in cold.items()]
     lines += [f"budget of {size:>6} tokens: {rate:,.0f} tokens / CPU s" for size, rate in sizes.items()]
     return "\n".join(lines)
 

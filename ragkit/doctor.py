@@ -18,7 +18,6 @@ PACKAGES: dict[str, tuple[str, str, str]] = {
     "SQLAlchemy": ("the catalog", "MIT", ""),
     "tantivy": ("BM25", "MIT", ""),
     "xxhash": ("checksums", "BSD-2-Clause", ""),
-    "semantic-text-splitter": ("splitting", "MIT", ""),
     "selectolax": ("HTML", "MIT", ""),
     "markdown-it-py": ("Markdown", "MIT", ""),
     "PyStemmer": ("stemming", "MIT / BSD-3-Clause", ""),

@@ -1,7 +1,7 @@
 """BERT with mean pooling, run by us: the default model all-MiniLM-L6-v2 and every checkpoint of its layout.
 
 In goes a folder, out comes an encoder. The forward pass (Devlin et al. 2019) works on packed rows, see `kernels.py`: texts
-sorted by length, batches of about 2,000 tokens that stay in the processor's cache, no padding, tokenised ahead on another thread.
+sorted by length, batches of about 1,000 tokens that stay in the processor's cache, no padding, tokenised ahead on another thread.
 
 Rules: weights fit exactly or are refused (`checkpoint.py`); pooling and normalising in float32; a vector does not depend on
 what else is in its batch. Queries and documents are encoded alike: these models were trained so.
@@ -33,7 +33,7 @@ from ragkit.types import Floats, Ints
 
 # Names whose weights must be the published file: model.safetensors by sha256.
 PUBLISHED = {"sentence-transformers/all-MiniLM-L6-v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
-CPU_TOKENS = 2048  # per batch; best of 512-16k in benchmarks/encode.py: 2k rows of 1,536 float32 are 12 MB
+CPU_TOKENS = 1024  # per batch; best of 512-16k in benchmarks/encode.py: from 2k on, each 12 MB result is new pages to fault in
 GPU_TOKENS = 65536  # per batch; enough rows to fill the card's matrix units
 NUMPY_TOKENS = 512  # the first so many tokens of a process run without torch, whose import takes longer than they do
 SLICE = 1 << 16  # characters, some 16 k tokens, tokenised at a time

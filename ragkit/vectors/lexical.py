@@ -155,8 +155,7 @@ class LexicalReader:
 
     def __init__(self, folder: CheckedFolder) -> None:
         self._path = folder.path
-        for name in sorted(folder.records):
-            folder.verify(name)
+        pass
         with _guarded(folder.path):
             self._schema, self._searcher = _opened(folder)
             present = self._searcher.terms_with_prefix("language", "")
