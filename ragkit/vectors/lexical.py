@@ -155,7 +155,8 @@ class LexicalReader:
 
     def __init__(self, folder: CheckedFolder) -> None:
         self._path = folder.path
-        pass
+        for name in sorted(folder.records):
+            folder.verify(name)
         with _guarded(folder.path):
             self._schema, self._searcher = _opened(folder)
             present = self._searcher.terms_with_prefix("language", "")

@@ -180,6 +180,13 @@ def test_a_table_is_read_row_by_row(read: Read, tmp_path: Path, by_column: bool)
     assert [line for line in document.text.split("\n") if line] == [" ".join(row) for row in ROWS]
 
 
+def test_terms_beside_their_descriptions_stay_rows(read: Read, tmp_path: Path) -> None:
+    rows = [(f"Term {i}", f"what the term number {i} means, in a line of words") for i in range(8)]
+    lines = [Text(row[c], (40, 130)[c], 500 - 14 * i, 9) for i, row in enumerate(rows) for c in range(2)]
+    document = read(draw(tmp_path / "a.pdf", [lines]))
+    assert [line for line in document.text.split("\n") if line] == [" ".join(row) for row in rows]
+
+
 def test_a_wide_table_above_two_columns_stays_whole(read: Read, tmp_path: Path) -> None:
     document = read(draw(tmp_path / "a.pdf", [table(560) + two_columns(interleaved=False, top=440)]))
     assert [line for line in document.text.split("\n") if line] == [" ".join(row) for row in ROWS] + LEFT + RIGHT
@@ -190,7 +197,7 @@ def test_turned_text_keeps_its_words_together(read: Read, tmp_path: Path) -> Non
     canvas = Canvas(str(path), pagesize=(WIDTH, HEIGHT))
     canvas.setFont("Helvetica", 10)
     canvas.saveState()
-    canvas.translate(20, 200)
+    canvas.translate(20, 380)  # beside the lines, not below them
     canvas.rotate(90)
     canvas.drawString(0, 0, "a note along the margin")
     canvas.restoreState()

@@ -127,16 +127,15 @@ def test_records_have_the_name_of_their_file_and_their_own(tmp_path: Path) -> No
 
 
 def test_one_child_serves_many_documents_and_is_replaced_in_time(tmp_path: Path) -> None:
-    for i in range(7):
-        write(tmp_path / f"{i}.txt")
+    path = write(tmp_path / "a.txt")
     pids = []
     with Parser(limits=Limits(documents_per_child=3)) as parser:
-        for _, result in parser.parse(source(tmp_path / f"{i}.txt") for i in range(7)):
-            assert isinstance(result, Document)
-        first = parser.children()
-        assert len(first) == 1
-        pids += first
-    assert not any(psutil.pid_exists(pid) for pid in pids)
+        for _ in range(7):
+            assert isinstance(one(parser, path), Document)
+            pids.append(parser.children())
+    assert [len(alive) for alive in pids] == [1, 1, 0, 1, 1, 0, 1]
+    assert len({alive for alive in pids if alive}) == 3
+    assert not any(psutil.pid_exists(pid) for alive in pids for pid in alive)
 
 
 def test_a_stopped_child_is_a_document_out_of_time(tmp_path: Path) -> None:
@@ -236,15 +235,30 @@ def test_sources_are_pulled_only_as_results_are_taken(tmp_path: Path) -> None:
 
 
 def test_records_flow_no_faster_than_they_are_taken(tmp_path: Path) -> None:
-    path = endless(tmp_path / "a.jsonl")  # 30 MB
-    before = psutil.Process().memory_info().rss
+    path = endless(tmp_path / "a.jsonl")
     with Parser() as parser:
         results = parser.parse([source(path)])
         next(results)
-        time.sleep(1.0)
-        assert psutil.Process().memory_info().rss - before < 15 << 20
+        child = busy_child(parser)
+        assert settled(lambda: position(child, path)) < path.stat().st_size / 8
         results.close()  # type: ignore[attr-defined]
         assert parser.children() == ()  # it was in the middle of what nobody wants
+
+
+def position(child: psutil.Process, path: Path) -> int:
+    """How far the child has read a file."""
+    (fd,) = [fd.name for fd in Path(f"/proc/{child.pid}/fd").iterdir() if fd.readlink() == path]
+    return int(Path(f"/proc/{child.pid}/fdinfo/{fd}").read_text().split()[1])
+
+
+def settled(ask: Callable[[], int]) -> int:
+    """The value once it has not changed for a second."""
+    value, since = ask(), time.monotonic()
+    while time.monotonic() - since < 1.0:
+        time.sleep(0.02)
+        if (now := ask()) != value:
+            value, since = now, time.monotonic()
+    return value
 
 
 def test_a_slow_caller_costs_the_document_no_time(tmp_path: Path) -> None:

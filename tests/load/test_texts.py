@@ -252,6 +252,7 @@ def test_a_line_beyond_the_limit_ends_the_file(tmp_path: Path) -> None:
         ),
         ("zh", "委员会星期二开会讨论年度预算，并决定把更多的钱用于学校建设和教师培训，居民们对此表示欢迎。" * 2),
         ("", "short"),
+        ("", "The quick brown fox and the lazy dog"),
         ("", "12 34 56 78 90 " * 40),
     ],
 )

@@ -59,8 +59,8 @@ def assert_same(found: tuple[np.ndarray, np.ndarray], row: int, expected: tuple[
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory: pytest.TempPathFactory) -> tuple[DenseReader, np.ndarray]:
     rows = clustered(6000, 32)
-    rows[100:140] = rows[100]  # forty equal rows
-    rows[200] = 0
+    rows[100:600] = rows[100]  # more equal rows than there are candidates
+    rows[700] = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dense, "COMPRESS", 1)
         reader = written(tmp_path_factory.mktemp("dense") / "segment", rows)
@@ -152,7 +152,7 @@ def test_ties_break_by_key_in_a_compressed_index(compressed: tuple[DenseReader, 
     reader, rows = compressed
     keys = np.random.default_rng(1).permutation(len(rows))
     positions, _ = reader.search(rows[100:101], 7, keys=keys)
-    assert keys[positions[0]].tolist() == sorted(keys[100:140])[:7]
+    assert keys[positions[0]].tolist() == sorted(keys[100:600])[:7]
     zero, scores = reader.search(np.zeros((1, 32), np.float32), 5, keys=keys)
     assert keys[zero[0]].tolist() == [0, 1, 2, 3, 4]
     assert not scores.any()
@@ -166,6 +166,23 @@ def test_recall_is_what_was_measured(compressed: tuple[DenseReader, np.ndarray])
     keys = np.arange(len(rows))
     tenth = reader.search(queries, 10, keys=keys, exact=True)[1][:, -1:]
     assert (reader.search(queries, 10, keys=keys)[1] >= tenth).mean() >= 0.98
+
+
+def test_a_held_out_row_does_not_count_as_its_own_find() -> None:
+    """The measured index holds the queries themselves, and nonsense elsewhere: its recall is that of the nonsense."""
+    import faiss
+
+    rows, held = clustered(2000, 16).astype(np.float16), np.arange(200)
+    trial = dense._Trial.of(rows, held, np.random.default_rng(0).normal(size=(200, 16)).astype(np.float32))
+    wide = rows.astype(np.float32)
+    cosines = wide[held] @ wide.T
+    cosines[held, held] = -1
+    np.testing.assert_allclose(trial.tenth[:200], np.sort(cosines, axis=1)[:, -10], atol=1e-6)
+    perfect, nonsense = faiss.IndexFlatIP(16), faiss.IndexFlatIP(16)
+    perfect.add(wide)
+    nonsense.add(np.concatenate([wide[:200], wide[:199:-1]]))
+    assert trial.recalls(rows, perfect, probes=0)[0] == (1, 1.0, 1.0)
+    assert trial.recalls(rows, nonsense, probes=0)[0][1] < 0.09
 
 
 def test_inverted_lists_serve_large_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

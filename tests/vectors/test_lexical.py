@@ -133,6 +133,12 @@ def test_equal_texts_come_by_key_at_the_cut_too(chain: Chain, k: int) -> None:
     assert found(chain.reader(), "seven equal terms", k) == list(range(k))
 
 
+def test_sums_that_differ_by_rounding_are_ties() -> None:
+    scores = np.float32([9.000002, 9.0, 8.999999, 8.99, 1.0])
+    assert lexical._levelled(scores).tolist() == np.float32([9.000002, 9.000002, 9.000002, 8.99, 1.0]).tolist()
+    assert lexical._levelled(scores[:0]).shape == (0,)
+
+
 def test_a_question_in_chinese_finds_the_sentence(chain: Chain) -> None:
     chain.commit([(1, 1, "东京是日本的首都。", "zh"), (2, 2, "富士山是最高的山。", "zh"), (3, 3, "กรุงเทพเป็นเมืองหลวง", None)])
     assert found(chain.reader(), "首都") == [1]
@@ -270,7 +276,7 @@ def test_damage_is_not_merged_into_good_looking_files(chain: Chain) -> None:
                 again.commit([(50, 50, "common", None)]).reader()
             path.write_bytes(good)
             shutil.rmtree(chain.path / "g7")
-    assert found(chain.commit([(50, 50, "common", None)]).reader(), "common") == [*range(7), 50]
+    assert set(found(chain.commit([(50, 50, "common", None)]).reader(), "common")) == {*range(7), 50}
     assert chain.reader().segments == 1
 
 
