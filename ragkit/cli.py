@@ -1,4 +1,4 @@
-"""The command line: `ragkit add | search | show | delete | list | stats | eval | doctor`.
+"""The command line: `ragkit add | search | show | delete | list | stats | verify | eval | doctor`.
 
 Answers go to standard output, progress and messages to standard error; `--json` prints one JSON value. Exit codes: 0 done,
 1 an error, 2 wrong usage, 3 done but some documents failed, 130 interrupted (what was committed stays; run it again).
@@ -395,6 +395,21 @@ def stats(index: IndexPath, as_json: AsJson = False) -> None:
         )
     if found.failures:
         print(f"failed     {found.failures} documents; see: ragkit list {index} --failed")
+
+
+@app.command()
+def verify(index: IndexPath, as_json: AsJson = False) -> None:
+    """Compare every checksum, and the parts of the index with each other. Changes nothing; exits 1 on findings."""
+    with _opened(index, create=False) as opened:
+        findings = opened.verify()
+    if as_json:
+        _print_json([asdict(one) for one in findings])
+    else:
+        for one in findings:
+            print(f"{one.problem}\n    remedy: {one.remedy}")
+        print("whole: every checksum matches, and all parts agree" if not findings else f"{len(findings)} findings")
+    if findings:
+        raise typer.Exit(FAILED)
 
 
 @app.command()

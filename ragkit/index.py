@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import base64
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -32,6 +33,9 @@ from ragkit.recipe import ChunkStage, EncodeStage, LoadStage, Recipe, StoreStage
 from ragkit.retrieve import Candidate, SearchOptions, citation, mean_vector, read_hits, search
 from ragkit.store import DENSE, Store
 from ragkit.types import AddReport, Citation, Document, Floats, Hit, Page, Reason, Span
+
+if TYPE_CHECKING:
+    from ragkit.verify import Finding
 
 PROBES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -84,7 +88,7 @@ class Index:
         self._chunker = chunker
         self._encoder_checked = False
         self._encoder_lock = threading.Lock()
-        self._columns = FieldColumns(lambda after: catalog.documents(self._store.snapshot().commit.number, after=after))
+        self._columns = FieldColumns(lambda after: catalog.versions(after=after))
 
     # Opening
 
@@ -318,6 +322,12 @@ class Index:
         stage = self.recipe.encode
         encoding = self.encoder.encode_query(queries, task=stage.task, truncate_dim=stage.dims, truncate=True)
         assert encoding.dense is not None
+        if encoding.truncated:
+            limit = self.recipe.encode.max_tokens
+            warnings.warn(
+                f"{encoding.truncated} of {len(queries)} queries have over {limit} tokens: the rest was not embedded",
+                stacklevel=3,
+            )
         if dims is not None and not 1 <= dims <= encoding.dense.shape[1]:
             raise ValueError(
                 f"dims must be between 1 and {encoding.dense.shape[1]}, the width of this index's vectors, got {dims}"
@@ -408,6 +418,12 @@ class Index:
     def find(self, reference: str) -> list[DocumentRow]:
         """The documents a source, id or path names: none, one, or several where roots share a name."""
         return self._catalog.resolve(reference)
+
+    def verify(self, *, progress: Callback | None = None) -> list[Finding]:
+        """Compare every checksum, and catalog, segments and lexical index with each other. Empty where the index is whole."""
+        from ragkit.verify import verify
+
+        return verify(self._store, progress=progress)
 
     def failures(self) -> list[Failure]:
         """The documents that failed when they were last added, with their reasons."""

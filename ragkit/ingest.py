@@ -132,7 +132,7 @@ class Ingest:
             workers=options.workers, limits=options.limits, pdf_engine=self._recipe.load.pdf_engine, password=options.password
         ) as parser:
             for source, loaded in parser.parse(changed()):
-                digest, former = hashes[source.path]
+                digest, former = hashes[source.path] if source.path.suffix.lower() in CONTAINERS else hashes.pop(source.path)
                 identity = str(source.path)
                 if isinstance(loaded, RagkitError):
                     self._fail(identity, source.name, digest, str(loaded))
@@ -261,7 +261,7 @@ class Ingest:
             item.dense = [None] * len(item.chunks)
         work = [(item, position) for item in pool for position in range(len(item.chunks))]
         # Like lengths together, so that a slice pads little; longest first, so that memory peaks at the start.
-        work.sort(key=lambda pair: len(pair[0].chunks[pair[1]].span), reverse=True)
+        work.sort(key=lambda pair: pair[0].chunks[pair[1]].span.length, reverse=True)
         for start in range(0, len(work), SLICE):
             self._encode_slice(work[start : start + SLICE])
         self._ready += [item for item in pool if item.identity not in self._bad]

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from ragkit.catalog.catalog import Catalog, Change, Commit, NewDocument, SegmentRow, UnitRow, with_key
 from ragkit.checked import CheckedFolder, FileRecord, seal, sync_file
-from ragkit.errors import StorageError
+from ragkit.errors import IndexLocked, StorageError
 from ragkit.locks import Pin, unused, writer_lock
 from ragkit.ragged import top_k
 from ragkit.types import Chunk, Document, Floats, Ints
@@ -216,7 +216,7 @@ class Store:
     def writer(self, *, timeout: float) -> Iterator[Writer]:
         """The only writer, until the block ends; IndexLocked where another does not let go in `timeout` seconds."""
         if not self._writing.acquire(timeout=max(timeout, 0)):
-            raise StorageError(f"another thread of this process is writing to {self.path}")
+            raise IndexLocked(f"{self.path} is being written to by another thread of this process. Wait for it to finish.")
         try:
             with writer_lock(self.path / "LOCK", timeout=timeout):
                 self._remove_unused()

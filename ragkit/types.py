@@ -29,7 +29,9 @@ class Span:
         if not 0 <= self.start <= self.end:
             raise ValueError(f"a span needs 0 <= start <= end, got [{self.start}, {self.end})")
 
-    def __len__(self) -> int:
+    @property
+    def length(self) -> int:
+        """Characters. Not `len()`: a span iterates over its two ends, and tuple() would first make room for `len` of them."""
         return self.end - self.start
 
     def __iter__(self) -> Iterator[int]:

@@ -343,11 +343,18 @@ class Catalog:
             query = select(s.documents.c.root).where(s.documents.c.root.is_not(None), s.documents.c.deleted.is_(None)).distinct()
             return sorted(connection.execute(query).scalars())
 
-    def documents(self, commit: int, *, after: int = 0) -> Iterator[DocumentRow]:
-        """The documents a commit sees with ids above `after`, by id, streamed in short reads."""
+    def documents(self, commit: int) -> Iterator[DocumentRow]:
+        """The documents a commit sees, by id, streamed in short reads."""
+        return self._documents(*_visible(s.documents, commit))
+
+    def versions(self, *, after: int = 0) -> Iterator[DocumentRow]:
+        """Every version of every document with an id above `after`, deleted ones included, by id, streamed in short reads."""
+        return self._documents(after=after)
+
+    def _documents(self, *conditions: ColumnElement[bool], after: int = 0) -> Iterator[DocumentRow]:
         while True:
             with self._read() as connection:
-                query = select(s.documents).where(*_visible(s.documents, commit), s.documents.c.id > after)
+                query = select(s.documents).where(*conditions, s.documents.c.id > after)
                 rows = [_document(row) for row in connection.execute(query.order_by(s.documents.c.id).limit(1000)).mappings()]
             yield from rows
             if len(rows) < 1000:
@@ -391,7 +398,7 @@ class Catalog:
             rows = connection.execute(select(s.texts).where(*mine).order_by(s.texts.c.start)).mappings().all()
         text = "".join(zlib.decompress(s.checked(s.texts, row)["body"]).decode() for row in rows)
         piece = text[span.start - first : span.end - first]
-        if len(piece) != len(span):
+        if len(piece) != span.length:
             raise Damaged(
                 f"{self.path} is damaged: document {document} ends before {span}. Run: ragkit verify {self.path.parent}"
             )
@@ -420,6 +427,44 @@ class Catalog:
             blocks=tuple(Block(kind, Span(start, end), level) for kind, start, end, level in structure),
             mime=row.mime,
         )
+
+    # Verifying
+
+    def damaged_rows(self) -> Iterator[str]:
+        """Every row compared with its checksums; what is wrong, one line each. SQLite's own check of the file comes first."""
+        with self._read() as connection:
+            for (line,) in connection.exec_driver_sql("PRAGMA integrity_check"):
+                if line != "ok":
+                    yield f"catalog.db: {line}"
+        for table in (s.settings, s.commits, s.documents, s.texts, s.blocks, s.pages, s.units, s.segments, s.files):
+            yield from self._damaged_rows_of(table)
+
+    def _damaged_rows_of(self, table: Table) -> Iterator[str]:
+        keys = list(table.primary_key)
+        with self._read() as connection:
+            names = connection.execute(select(*keys)).all()
+        for name in names:
+            with self._read() as connection:
+                row = (
+                    connection.execute(select(table).where(*(key == value for key, value in zip(keys, name, strict=True))))
+                    .mappings()
+                    .first()
+                )
+            try:
+                if row is not None:  # purged meanwhile
+                    s.checked(table, row)
+            except Damaged as error:
+                yield str(error).removesuffix(" Run: ragkit verify")
+
+    def unit_keys(self, commit: int) -> Ints:
+        """Keys of the units that a commit sees, ascending, (n,) int64."""
+        with self._read() as connection:
+            query = (
+                select(s.units.c.key)
+                .join(s.documents, s.documents.c.id == s.units.c.document)
+                .where(*_visible(s.documents, commit))
+            )
+            return np.array(connection.execute(query.order_by(s.units.c.key)).scalars().all(), dtype=np.int64)
 
     # Failures
 

@@ -5,6 +5,7 @@ Only positions travel here. Whoever runs a batch writes its results back to thos
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -51,3 +52,21 @@ def ahead(work: Callable[[Work], Done], items: Iterable[Work]) -> Iterator[Done]
             pending = following
         if pending is not None:
             yield pending.result()
+
+
+def side_by_side(tasks: Iterable[Callable[[], None]], *, workers: int, start: Callable[[], None]) -> None:
+    """Run every task, on that many threads, each begun with `start()`; no more than two per thread wait to be run.
+
+    The first error is raised, after the tasks that had begun; those that had not are dropped.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="ragkit-encode", initializer=start)
+    waiting: deque[Future[None]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(task))
+            if len(waiting) > 3 * workers:
+                waiting.popleft().result()
+        while waiting:
+            waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.encode.batching import ahead, batches, slices
+from ragkit.encode.batching import ahead, batches, side_by_side, slices
 from ragkit.encode.checkpoint import Tensors, check_names_and_shapes, licence_of, read_json, read_tensors
 from ragkit.encode.contract import EncoderCard, Encoding, Item, TokenStates
 from ragkit.encode.kernels import Kernels, NumpyKernels, TorchKernels, runs_of
@@ -36,6 +36,7 @@ PUBLISHED = {"sentence-transformers/all-MiniLM-L6-v2": "53aa51172d142c89d9012cce
 CPU_TOKENS = 1024  # per batch; best of 512-16k in benchmarks/encode.py: from 2k on, each 12 MB result is new pages to fault in
 GPU_TOKENS = 65536  # per batch; enough rows to fill the card's matrix units
 NUMPY_TOKENS = 512  # the first so many tokens of a process run without torch, whose import takes longer than they do
+FEW = 1 << 13  # characters, some 2 k tokens: so few are one batch or two, not worth threads of their own
 SLICE = 1 << 16  # characters, some 16 k tokens, tokenised at a time
 MULTI = "+multi"  # behind a name: token states as multi-vectors beside the dense vector
 DTYPES = ("float32", "bfloat16", "float16")
@@ -260,12 +261,17 @@ class BertEncoder:
         dense = np.empty((len(inputs), self.card.dims), dtype=np.float32)
         multi: list[Floats] | None = [np.empty((0, 0), dtype=np.float32)] * len(inputs) if self.card.multi_dims else None
         truncated = 0
-        tokenise = partial(self._tokenise, inputs, truncate=truncate)
-        for part in ahead(tokenise, slices(inputs, characters=SLICE)):
-            truncated += part.cut
-            lengths = np.array([len(row) for row in part.ids], dtype=np.int64)
-            for batch in batches(lengths, tokens=self._budget):
-                self._encode_batch([part.ids[i] for i in batch], at=part.positions[batch], dense=dense, multi=multi)
+
+        def tasks() -> Iterator[Callable[[], None]]:
+            nonlocal truncated
+            for part in ahead(partial(self._tokenise, inputs, truncate=truncate), slices(inputs, characters=SLICE)):
+                truncated += part.cut
+                lengths = np.array([len(row) for row in part.ids], dtype=np.int64)
+                for batch in batches(lengths, tokens=self._budget):
+                    ids, at = [part.ids[i] for i in batch], part.positions[batch]
+                    yield partial(self._encode_batch, ids, at=at, dense=dense, multi=multi)
+
+        self._run(tasks(), characters=sum(map(len, inputs)))
         dense = unit_rows(dense) if truncate_dim is None else truncate_dims(dense, truncate_dim)
         return Encoding(dense=dense, multi=None if multi is None else _pack(multi, self.card.multi_dims), truncated=truncated)
 
@@ -290,6 +296,19 @@ class BertEncoder:
         """Tokens of each text, [CLS] and [SEP] included, (n,) int64; any length."""
         check_texts(documents)
         return self._tokenizer.counts(documents)
+
+    def _run(self, tasks: Iterator[Callable[[], None]], *, characters: int) -> None:
+        """Run the batches: for little, one after the other; for much, on as many threads as torch would use in one operation.
+
+        A batch per thread has no point at which threads wait for each other, as there are several in each operation otherwise.
+        """
+        if characters > FEW:
+            kernels = self._use_torch()[0]
+            if kernels.threads > 1:
+                side_by_side(tasks, workers=kernels.threads, start=kernels.alone)
+                return
+        for task in tasks:
+            task()
 
     def _tokenise(self, texts: Sequence[str], positions: Ints, *, truncate: bool) -> _Slice:
         ids, cut, limit = self._tokenizer.ids([texts[i] for i in positions]), 0, self.card.max_tokens
@@ -329,6 +348,10 @@ class BertEncoder:
             self._numpy_tokens = max(0, self._numpy_tokens - tokens)
             if self._torch is None and self._numpy_tokens:
                 return NumpyKernels(), self._weights
+        return self._use_torch()
+
+    def _use_torch(self) -> tuple[TorchKernels, Mapping[str, Any]]:
+        with self._lock:
             if self._torch is None:
                 kernels = TorchKernels(self.device, self.card.dtype)
                 self._torch = kernels, kernels.place(self._weights)

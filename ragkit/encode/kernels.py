@@ -10,6 +10,7 @@ numpy is for the first query of a fresh process: importing torch takes longer th
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -131,6 +132,9 @@ def _erf(x: Floats) -> Floats:
     return np.asarray(sign * (1 - series * np.exp(-x * x)), dtype=np.float32)
 
 
+_THREADS = threading.Lock()
+
+
 class TorchKernels:
     """Any device and floating dtype torch has."""
 
@@ -142,6 +146,21 @@ class TorchKernels:
 
     def context(self) -> AbstractContextManager[Any]:
         return self.torch.inference_mode()  # type: ignore[no-any-return]
+
+    @property
+    def threads(self) -> int:
+        """How many threads the calling thread's operations use: torch's own default, or what `torch.set_num_threads` said."""
+        return int(self.torch.get_num_threads()) if self.device.type == "cpu" else 1
+
+    def alone(self) -> None:
+        """From now on the calling thread's operations use no other thread."""
+        with _THREADS:
+            before = self.torch.get_num_threads()
+            self.torch.set_num_threads(1)
+            # That call also sets what threads to come will start with; another thread's call puts it back for them alone.
+            mend = threading.Thread(target=self.torch.set_num_threads, args=(before,))
+            mend.start()
+            mend.join()
 
     def place(self, weights: Mapping[str, Floats]) -> dict[str, Tensor]:
         """The weights where and as they are computed with; float32 on the CPU shares numpy's memory."""

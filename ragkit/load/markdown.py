@@ -61,7 +61,7 @@ def blocks_of(text: str, *, start: int = 0) -> Iterator[Block]:
             level = {"heading": int(token.tag[1]) if kind == "heading" else 0, "row": 0}.get(kind, depth)
             if kind == "row":
                 level = int(_is_header(body, first, end))
-            if len(span):
+            if span.length:
                 yield Block(kind, Span(start + span.start, start + span.end), level)
         if token.type.endswith("list_open") or token.type == "blockquote_open":
             depth += 1

@@ -127,7 +127,6 @@ def check(document: Document) -> Document:
         where, span = f"page {page.number}", page.span
         _law(page.number >= 1, f"{where}: pages count from 1")
         _law(_positive(page.width) and _positive(page.height), f"{where}: size {page.width} x {page.height}")
-        # Never tuple(span): it first makes room for len(span) items, and a hostile span may claim to be of any length.
         if not end <= span.start <= span.end <= size:
             raise ValueError(f"{where}: its span [{span.start}, {span.end}) is out of order or beyond {size}")
         end = span.end

@@ -244,6 +244,12 @@ def test_empty_and_odd_queries_answer(index: Index) -> None:
             index.search(query, 3, mode=mode)
 
 
+def test_a_query_longer_than_the_model_takes_is_searched_with_a_warning(index: Index) -> None:
+    with pytest.warns(UserWarning, match="1 of 1 queries have over 512 tokens"):
+        assert index.search("fish " * 600, 1, mode="dense")
+    assert index.search("fish " * 600, 1, mode="lexical")
+
+
 def test_a_bad_record_is_reported_and_the_rest_is_added(index: Index) -> None:
     report = index.add([{"id": "good", "text": "Good words."}, {"id": "bad"}, 17, {"id": "also", "text": "More words."}])
     assert [one.source for one in report.added] == ["good", "also"]

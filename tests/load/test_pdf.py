@@ -128,7 +128,7 @@ def test_pages_are_parted_by_what_belongs_to_none(read: Read, tmp_path: Path) ->
     document = read(draw(tmp_path / "a.pdf", [LINES, [], LINES]))
     first, empty, last = document.pages
     assert document.text[first.span.end : empty.span.start] == PAGE_BREAK
-    assert len(empty.span) == len(empty.words) == 0
+    assert empty.span.length == len(empty.words) == 0
     assert last.span.end == len(document.text)
     assert [page.number for page in document.pages] == [1, 2, 3]
 

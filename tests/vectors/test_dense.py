@@ -172,15 +172,15 @@ def test_a_held_out_row_does_not_count_as_its_own_find() -> None:
     """The measured index holds the queries themselves, and nonsense elsewhere: its recall is that of the nonsense."""
     import faiss
 
-    rows, held = clustered(2000, 16).astype(np.float16), np.arange(200)
-    trial = dense._Trial.of(rows, held, np.random.default_rng(0).normal(size=(200, 16)).astype(np.float32))
+    rows, held = clustered(2000, 16).astype(np.float16), np.arange(20)
+    trial = dense._Trial.of(rows, held, np.random.default_rng(0).normal(size=(20, 16)).astype(np.float32))
     wide = rows.astype(np.float32)
     cosines = wide[held] @ wide.T
     cosines[held, held] = -1
-    np.testing.assert_allclose(trial.tenth[:200], np.sort(cosines, axis=1)[:, -10], atol=1e-6)
+    np.testing.assert_allclose(trial.tenth[:20], np.sort(cosines, axis=1)[:, -10], atol=1e-6)
     perfect, nonsense = faiss.IndexFlatIP(16), faiss.IndexFlatIP(16)
     perfect.add(wide)
-    nonsense.add(np.concatenate([wide[:200], wide[:199:-1]]))
+    nonsense.add(np.concatenate([wide[:20], wide[:19:-1]]))
     assert trial.recalls(rows, perfect, probes=0)[0] == (1, 1.0, 1.0)
     assert trial.recalls(rows, nonsense, probes=0)[0][1] < 0.09
 
