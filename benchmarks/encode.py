@@ -1,6 +1,6 @@
 """How fast the default model encodes on this machine, beside sentence-transformers' default, in one run on the same texts.
 
-    python benchmarks/encode.py [--texts 400] [--rounds 5] [--threads 1] [--budgets] [--json]
+    python benchmarks/encode.py [--texts 400] [--rounds 5] [--threads 0] [--budgets] [--json]
 
 Texts: the abstracts of ../shared/data/scifact-train where that folder exists, else sentences this script makes up with the
 same spread of lengths. Both see at most 256 tokens of each. The two take turns, round by round; the table has the median
@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="of torch, for both")
+    parser.add_argument("--threads", type=int, default=0, help="of torch, for both; 0: its own default")
     parser.add_argument("--budgets", action="store_true", help="also compare batch budgets")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -153,8 +153,14 @@ def main() -> None:
     cold = cold_start(runs=3)
     import torch
 
-    torch.set_num_threads(arguments.threads)
-    result: dict[str, object] = {"texts": len(texts), "source": source, "threads": arguments.threads, "torch": torch.__version__}
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    result: dict[str, object] = {
+        "texts": len(texts),
+        "source": source,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     result |= throughput(texts, rounds=arguments.rounds)
     result["cold_start_seconds"] = cold
     if arguments.budgets:

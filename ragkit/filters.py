@@ -8,7 +8,7 @@ Two spellings, mixed freely:
 
 Operators: == != > >= < <= in "not in" contains exists ($eq $ne $gt $gte $lt $lte $in $nin $contains $exists).
 Fields are keys of the document's metadata ("meta." in front is optional, dots reach into nested objects), and
-source, id, title, mime. Semantics follow Haystack's document-store suite: a missing field is None, equals None and
+source, id, title, mime, lang. Semantics follow Haystack's document-store suite: a missing field is None, equals None and
 differs from everything else; ordering compares numbers, or ISO 8601 dates; ordering a missing or unlike value is false.
 
 Metadata of a document version never changes, so each field that filters use is read once and kept as codes into its
@@ -59,6 +59,8 @@ class Row(Protocol):
     @property
     def mime(self) -> str: ...
     @property
+    def lang(self) -> str: ...
+    @property
     def meta(self) -> Mapping[str, Any]: ...
 
 
@@ -71,6 +73,8 @@ def field_value(row: Row, field: str) -> Any:
         return getattr(row, name)
     if name in ("id", "document_id"):
         return row.source
+    if name == "lang":
+        return row.lang or None
     value: Any = row.meta
     for part in name.split("."):
         if not isinstance(value, Mapping) or part not in value:

@@ -24,6 +24,7 @@ from ragkit.chunk import chunk_document
 from ragkit.encode.contract import Encoder
 from ragkit.errors import RagkitError
 from ragkit.load import Limits, Parser, Source, content_hash, discover, file_hash, record
+from ragkit.load.language import language_of
 from ragkit.ragged import unit_rows
 from ragkit.recipe import Recipe
 from ragkit.store import Prepared, Store, Writer
@@ -314,6 +315,7 @@ class Ingest:
                 root=item.root,
                 source=item.source,
                 content_hash=item.content_hash,
+                lang=language_of(item.document),
                 document=item.document,
                 chunks=item.chunks,
                 dense=np.stack(cast(list[Floats], item.dense)) if item.dense else None,

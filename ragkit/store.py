@@ -53,6 +53,7 @@ class Prepared:
     root: str | None
     source: str
     content_hash: str
+    lang: str
     document: Document
     chunks: tuple[Chunk, ...]
     dense: Floats | None
@@ -298,7 +299,9 @@ class Writer:
         for one in prepared:
             rows = [UnitRow(0, 0, "chunk", chunk.span, chunk.headings) for chunk in one.chunks]
             units = tuple(with_key(row, key=key + at, document=document) for at, row in enumerate(rows))
-            documents.append(NewDocument(document, one.identity, one.root, one.source, one.content_hash, one.document, units))
+            documents.append(
+                NewDocument(document, one.identity, one.root, one.source, one.content_hash, one.lang, one.document, units)
+            )
             document, key = document + 1, key + len(units)
         dense = [one.dense for one in prepared if one.dense is not None and len(one.dense)]
         return documents, np.concatenate(dense) if dense else None
@@ -356,9 +359,8 @@ class Writer:
 
 def _lexical_rows(documents: Sequence[NewDocument]) -> Iterator[tuple[int, int, str, str | None]]:
     for new in documents:
-        lang = new.document.meta.get("lang")
         for unit in new.units:
-            yield unit.key, unit.document, unit.span.of(new.document.text), lang if isinstance(lang, str) else None
+            yield unit.key, unit.document, unit.span.of(new.document.text), new.lang or None
 
 
 def _dense_blocks(absorbed: Sequence[Segment], live: Sequence[npt.NDArray[np.intp]], dense: Floats | None) -> Iterator[Floats]:

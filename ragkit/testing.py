@@ -12,9 +12,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
-from ragkit.encode.contract import Encoder, EncoderCard, Encoding, TokenStates
+from ragkit.encode.contract import Encoder, EncoderCard, Encoding, TokenIds, TokenStates
 from ragkit.encode.texts import check_texts, check_truncate_dim, too_long, without_surrogates
 from ragkit.errors import InputTooLong
 from ragkit.ragged import MultiVectors, truncate_dims, unit_rows
@@ -25,6 +26,7 @@ _NO_SPACES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0
 _TOKEN = re.compile(f"[{_NO_SPACES}]|[^\\W{_NO_SPACES}]+|[^\\w\\s]")
 _NAME = re.compile(r"hash(?::(?P<dims>\d+)(?:\+multi(?P<multi>\d+))?(?P<asymmetric>\+asymmetric)?(?:\+seed(?P<seed>\d+))?)?")
 _SPECIALS = 2  # one token before the text, one after it, as most models have: off-by-ones show
+_FIRST, _LAST = "\0first", "\0last"  # ids of the special tokens: no word has a NUL in it and goes on
 _CONTEXT = 0.25  # of the text's mean in each token state: late chunks differ from chunks alone, and the mean keeps its direction
 
 
@@ -101,6 +103,29 @@ class HashEncoder:
         special[[0, -1]] = True
         return TokenStates(states, spans, special)
 
+    def token_ids(self, text: str, *, task: str | None = None) -> TokenIds:
+        """Ids are the words themselves, with a mark that no word has for the two special tokens."""
+        self._check_task(task)
+        spans = self.token_spans(text)
+        ids = np.array([_FIRST, *(text[a:b] for a, b in spans), _LAST], dtype=object)
+        special = np.zeros(len(ids), dtype=np.bool_)
+        special[[0, -1]] = True
+        return TokenIds(ids, np.pad(spans, ((1, 1), (0, 0))), special)
+
+    def encode_ids(self, rows: Sequence[npt.NDArray[Any]], *, task: str | None = None) -> list[Floats]:
+        """A token's context is its row's mean, special tokens included where the row has them."""
+        self._check_task(task)
+        for i, row in enumerate(rows):
+            if len(row) == 0:
+                raise ValueError(f"row {i} has no ids")
+            self._check_length(i, len(row) - _SPECIALS)
+        return [_with_context(np.stack([self._own_state(token) for token in row])) for row in rows]
+
+    def _own_state(self, token: str) -> Floats:
+        if token in (_FIRST, _LAST):
+            return self._special(token[1:], "document", dims=self.card.dims)
+        return _word_vector(without_surrogates(token.casefold()), self.card.dims, self._seed)
+
     def token_spans(self, text: str) -> Ints:
         check_texts([text])
         return np.array([match.span() for match in _TOKEN.finditer(text)], dtype=np.int64).reshape(-1, 2)
@@ -136,7 +161,7 @@ class HashEncoder:
         """(len(words) + 2, dims): the states of one text, special tokens first and last."""
         own = [_word_vector(without_surrogates(word.casefold()), dims, self._seed) for word in words]
         states = np.stack([self._special("first", role, dims=dims), *own, self._special("last", role, dims=dims)])
-        return np.asarray(states + np.float32(_CONTEXT) * states.mean(axis=0), dtype=np.float32)
+        return _with_context(states)
 
     def _multi(self, words: Sequence[str], role: str) -> Floats:
         """(max(1, len(words)), multi_dims) unit rows; the first special token stands for a text without words."""
@@ -154,6 +179,10 @@ class HashEncoder:
     def _check_length(self, index: int, words: int) -> None:
         if words + _SPECIALS > self.card.max_tokens:
             raise too_long(index, words + _SPECIALS, self.card)
+
+
+def _with_context(states: Floats) -> Floats:
+    return np.asarray(states + np.float32(_CONTEXT) * states.mean(axis=0), dtype=np.float32)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -87,6 +87,7 @@ class DocumentRow:
     recipe_hash: str
     title: str
     mime: str
+    lang: str
     meta: Mapping[str, Any]
     characters: int
     units: int
@@ -108,6 +109,7 @@ class NewDocument:
     root: str | None
     source: str
     content_hash: str
+    lang: str
     document: Document
     units: tuple[UnitRow, ...]
 
@@ -573,6 +575,7 @@ def _insert_document(connection: Connection, new: NewDocument, change: Change) -
         "recipe_hash": change.recipe_hash,
         "title": document.title,
         "mime": document.mime,
+        "lang": new.lang,
         "meta": json.dumps(dict(document.meta), ensure_ascii=False, sort_keys=True),
         "characters": len(document.text),
         "units": len(new.units),

@@ -58,6 +58,7 @@ documents = Table(
     Column("recipe_hash", Text, nullable=False),
     Column("title", Text, nullable=False),
     Column("mime", Text, nullable=False),
+    Column("lang", Text, nullable=False),  # ISO 639-1, declared or recognised, or empty: what its words are stemmed by
     Column("meta", Text, nullable=False),  # JSON
     Column("characters", Integer, nullable=False),
     Column("units", Integer, nullable=False),

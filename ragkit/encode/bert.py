@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ragkit.encode.batching import ahead, batches, side_by_side, slices
 from ragkit.encode.checkpoint import Tensors, check_names_and_shapes, licence_of, read_json, read_tensors
-from ragkit.encode.contract import EncoderCard, Encoding, Item, TokenStates
+from ragkit.encode.contract import EncoderCard, Encoding, Item, TokenIds, TokenStates
 from ragkit.encode.kernels import Kernels, NumpyKernels, TorchKernels, runs_of
 from ragkit.encode.texts import check_texts, check_truncate_dim, too_long
 from ragkit.encode.tokens import Tokenizer
@@ -287,6 +287,30 @@ class BertEncoder:
             states = kernels.to_numpy(forward(kernels, weights, self._shape, ids=[ids]))
         return TokenStates(states, spans, special)
 
+    def token_ids(self, text: str, *, task: str | None = None) -> TokenIds:
+        """[CLS], the text's tokens, [SEP]; any length."""
+        _known_task(task)
+        check_texts([text])
+        ids, spans = self._tokenizer.own(text)
+        first, last = self._tokenizer.ids([""])[0]
+        special = np.zeros(len(ids) + 2, dtype=np.bool_)
+        special[[0, -1]] = True
+        return TokenIds(np.concatenate([[first], ids, [last]], dtype=np.int32), np.pad(spans, ((1, 1), (0, 0))), special)
+
+    def encode_ids(self, rows: Sequence[npt.NDArray[Any]], *, task: str | None = None) -> list[Floats]:
+        """The last layer's states of each row of ids within the limit; nothing is added to a row."""
+        _known_task(task)
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        for i, length in enumerate(lengths.tolist()):
+            if length == 0:
+                raise ValueError(f"row {i} has no ids")
+            if length > self.card.max_tokens:
+                raise too_long(i, length, self.card)
+        states: list[Floats] = [np.empty((0, 0), dtype=np.float32)] * len(rows)
+        tasks = (partial(self._states_of, rows, batch, states=states) for batch in batches(lengths, tokens=self._budget))
+        self._run(tasks, characters=4 * int(lengths.sum()))
+        return states
+
     def token_spans(self, text: str) -> Ints:
         """Character spans of the text's own tokens, (t, 2) int64, ascending; any length, no special tokens."""
         check_texts([text])
@@ -341,6 +365,24 @@ class BertEncoder:
         half = len(ids) // 2
         self._encode_batch(ids[:half], at=at[:half], dense=dense, multi=multi)
         self._encode_batch(ids[half:], at=at[half:], dense=dense, multi=multi)
+
+    def _states_of(self, rows: Sequence[npt.NDArray[Any]], batch: Ints, *, states: list[Floats]) -> None:
+        """Write the states of the rows at the positions `batch` to those positions of `states`."""
+        lengths = [len(rows[i]) for i in batch]
+        kernels, weights = self._kernels(sum(lengths))
+        try:
+            with kernels.context():
+                packed = kernels.to_numpy(forward(kernels, weights, self._shape, ids=[rows[i] for i in batch]))
+        except kernels.out_of_memory as error:
+            if len(batch) == 1:
+                raise EncodeError(f"a text of {lengths[0]} tokens exceeds the memory of {self.device}: {error}") from None
+        else:
+            for i, own in zip(batch.tolist(), np.split(packed, np.cumsum(lengths)[:-1]), strict=True):
+                states[i] = own
+            return
+        self._budget = max(512, self._budget // 2)  # here, not in the handler: see `_encode_batch`
+        for half in np.array_split(batch, 2):
+            self._states_of(rows, half, states=states)
 
     def _kernels(self, tokens: int) -> tuple[Kernels, Mapping[str, Any]]:
         """The arithmetic for a batch of that many tokens: numpy for the first few of a process, then torch."""

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,18 @@ class TokenStates:
     """
 
     states: Floats
+    spans: Ints
+    special: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenIds:
+    """One text as the model's input, of any length: `ids` (t,), with `spans` and `special` as in `TokenStates`.
+
+    What an id is, only its encoder knows; it may be sliced. Special tokens and instruction are there once, in their places.
+    """
+
+    ids: npt.NDArray[Any]
     spans: Ints
     special: npt.NDArray[np.bool_]
 
@@ -97,5 +109,22 @@ class Encoder(Protocol):
         """How many tokens the model would see of each text in the document role, (n,) int64.
 
         Specials and instruction included, no limit.
+        """
+        ...
+
+
+@runtime_checkable
+class TokenEncoder(Protocol):
+    """What an encoder may offer below `encode_tokens`, for texts beyond its limit: the caller chooses the windows.
+
+    `encode_ids(rows)[i]` equals `encode_tokens(text).states` where rows[i] is the whole of `token_ids(text).ids`.
+    """
+
+    def token_ids(self, text: str, *, task: str | None = None) -> TokenIds: ...
+
+    def encode_ids(self, rows: Sequence[npt.NDArray[Any]], *, task: str | None = None) -> list[Floats]:
+        """The last states of each row, (len(row), d) float32, positions from 0. Nothing is added to a row.
+
+        No row attends to another. Raises InputTooLong for a row beyond the limit, ValueError for an empty one.
         """
         ...

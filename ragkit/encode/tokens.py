@@ -71,6 +71,15 @@ class Tokenizer:
             found.append(_spans(encoding) + start)
         return np.concatenate(found)
 
+    def own(self, text: str) -> tuple[npt.NDArray[np.int32], Ints]:
+        """Ids (t,) and character spans (t, 2) of the text's own tokens; as `spans`, for a text of any length."""
+        ids, found = [np.empty(0, dtype=np.int32)], [np.empty((0, 2), dtype=np.int64)]
+        for start, piece in self._pieces(text):
+            [encoding] = self._batch([piece], offsets=True, specials=False)
+            ids.append(np.array(encoding.ids, dtype=np.int32))
+            found.append(_spans(encoding) + start)
+        return np.concatenate(ids), np.concatenate(found)
+
     def counts(self, texts: Sequence[str]) -> Ints:
         """Tokens of each text, specials included, (n,) int64; texts of any length."""
         result = np.full(len(texts), self.special_count, dtype=np.int64)

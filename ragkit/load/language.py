@@ -9,6 +9,8 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
+from ragkit.types import Document
+
 _LEAST = 120  # letters from which recognition is reliable
 _SAMPLE = 3000  # characters from each of the beginning, the middle and the end
 _CONFIDENCE = 0.9
@@ -26,6 +28,11 @@ def with_language(meta: Mapping[str, Any], text: str) -> dict[str, Any]:
     found = declared_language(meta.get("lang")) or recognise(text)
     rest = {key: value for key, value in meta.items() if key != "lang"}
     return {**rest, "lang": found} if found else rest
+
+
+def language_of(document: Document) -> str:
+    """The language of a document: as its meta declares it, else recognised from its text, else ""."""
+    return declared_language(document.meta.get("lang")) or recognise(document.text)
 
 
 def recognise(text: str) -> str:

@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -235,12 +236,24 @@ def _opened(folder: CheckedFolder) -> tuple[Any, Any]:
     """
     import tantivy
 
-    with tempfile.TemporaryDirectory(prefix="ragkit-") as scratch:
+    scratch = Path(tempfile.mkdtemp(prefix="ragkit-"))
+    try:
         for name in folder.records:
-            (Path(scratch) / name).symlink_to((folder.path / name).absolute())
-        index = tantivy.Index.open(scratch)
+            (scratch / name).symlink_to((folder.path / name).absolute())
+        index = tantivy.Index.open(str(scratch))
         index.config_reader("manual")
         return index.schema, index.searcher()
+    finally:
+        _remove(scratch)
+
+
+def _remove(scratch: Path) -> None:
+    # A thread of tantivy's may still be making its lock file while the folder is emptied: then it is emptied again.
+    for _ in range(100):
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not scratch.exists():
+            return
+        time.sleep(0.01)
 
 
 def _permitted(documents: Ints, allowed: Ints | None, excluded: Ints | None) -> npt.NDArray[np.bool_]:

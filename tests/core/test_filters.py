@@ -20,6 +20,7 @@ class Row:
     source: str = "a.txt"
     title: str = "A"
     mime: str = "text/plain"
+    lang: str = ""
 
 
 ROWS = [

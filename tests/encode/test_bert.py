@@ -173,6 +173,36 @@ def test_threads_share_an_encoder(minilm: Encoder) -> None:
     assert all(np.abs(dense - expected).max() < 1e-5 and len(spans) == 100 for dense, spans, _ in found)
 
 
+def test_many_texts_run_on_several_threads_and_leave_torchs_own_setting_alone(minilm: Encoder) -> None:
+    import torch
+
+    texts = [f"{text} number {i}" for i in range(30) for text in TEXTS]
+    expected = minilm.encode_document(texts).dense
+    before, used = torch.get_num_threads(), []
+    original = TorchKernels.alone
+
+    def alone(self: TorchKernels) -> None:
+        original(self)
+        used.append(self.threads)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TorchKernels, "alone", alone)
+        torch.set_num_threads(3)
+        try:
+            found = minilm.encode_document(texts).dense
+            seen = [torch.get_num_threads()]
+            fresh = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+            fresh.start()
+            fresh.join()
+            with pytest.raises(InputTooLong, match="input 270 has"):
+                minilm.encode_document([*texts, "word " * 300])
+        finally:
+            torch.set_num_threads(before)
+    assert used[:3] == [1, 1, 1]
+    assert seen == [3, 3]
+    assert np.abs(found - expected).max() < 1e-5
+
+
 def test_half_precision_stays_close(minilm: Encoder) -> None:
     expected = minilm.encode_document(TEXTS).dense
     half = load_encoder(dtype="bfloat16")

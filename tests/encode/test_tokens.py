@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
 from ragkit.encode import tokens as module
-from ragkit.encode.batching import ahead, batches, slices
+from ragkit.encode.batching import ahead, batches, side_by_side, slices
 from ragkit.encode.tokens import Tokenizer
 
 AWKWARD = st.text(st.sampled_from(list("ab\u0130\u00e9e\u0301 \t\n\r\x1c\x00\u2028\u3000首都-,.😀[]ﬁΣ\ufffd")), max_size=60)
@@ -103,3 +106,34 @@ def test_ahead_keeps_order_works_one_ahead_and_passes_errors_on() -> None:
     assert results == [0, 1, 4, 9, 16]
     assert max(started) <= 6
     assert list(ahead(work, [])) == []
+
+
+def test_side_by_side_runs_every_task_once_on_several_threads() -> None:
+    done: list[int] = []
+    threads: set[int] = set()
+    begun: list[int] = []
+    both = threading.Barrier(2)
+
+    def task(i: int) -> None:
+        if i < 2:
+            both.wait(timeout=10)  # passes only if two run at once
+        threads.add(threading.get_ident())
+        done.append(i)
+
+    side_by_side((partial(task, i) for i in range(50)), workers=2, start=lambda: begun.append(1))
+    assert sorted(done) == list(range(50))
+    assert len(begun) == len(threads) == 2
+
+
+def test_side_by_side_raises_the_first_error_and_drops_what_had_not_begun() -> None:
+    done: list[int] = []
+
+    def task(i: int) -> None:
+        if i == 0:
+            raise RuntimeError("zero")
+        time.sleep(0.1)
+        done.append(i)
+
+    with pytest.raises(RuntimeError, match="zero"):
+        side_by_side((partial(task, i) for i in range(1000)), workers=2, start=lambda: None)
+    assert len(done) <= 3  # of the seven that were waiting when the error came to light

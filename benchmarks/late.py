@@ -1,0 +1,240 @@
+"""Does late chunking find more, and what does it cost? Chunks ranked by the default model against gold character spans.
+
+    python benchmarks/late.py [--data chunking-spans de zh] [--budgets 64 128 256] [--overlaps 16 64] [--rounds 3] [--json]
+
+Data: ../shared/data/chunking-spans, and the articles of ../shared/data/xquad-de-zh. The same chunks (ragkit's sentence chunker)
+get vectors in several ways, and every question ranks all chunks of its collection by cosine:
+
+    naive        each chunk by itself
+    late N       late chunking in windows of N tokens (256 is the model's own setting, 512 all the positions it has)
+    headers      naive, with the path of headings in front of the chunk when embedding (only the wiki articles have headings)
+    late+headers the mean of the two unit vectors
+
+For k = 1, 3, 5, 10, in characters (Smith and Troynikov 2024): recall, the share of the gold spans that the k chunks hold;
+precision, the share of the k chunks that is gold; IoU, both over their union. A difference to naive is the mean over questions
+with the 95 % interval of the paired bootstrap. Cost: processor seconds in one thread, taking turns, of naive and late on the
+same documents and chunks, and the tokens each of them ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ragkit.chunk import chunk_document
+from ragkit.encode import load_encoder
+from ragkit.encode.late import OVERLAP, late_chunk_documents, token_windows
+from ragkit.evaluate.bootstrap import bootstrap_means
+from ragkit.ragged import unit_rows
+from ragkit.types import Block, Chunk, Document, Span
+
+DATA = Path(__file__).resolve().parents[2] / "shared/data"
+KS = (1, 3, 5, 10)
+HEADING = re.compile(r"^ ((?:= )+)(\S.*?) \1$", re.M)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """Documents, and questions with the spans that answer them: (text, number of the document, spans)."""
+
+    name: str
+    documents: list[Document]
+    questions: list[tuple[str, int, list[Span]]]
+
+
+def read_judged(name: str) -> Judged:
+    return read_chunking_spans() if name == "chunking-spans" else read_articles(name)
+
+
+def read_chunking_spans() -> Judged:
+    folder = DATA / "chunking-spans"
+    names = sorted(path.stem for path in folder.glob("*.md") if path.stem != "README")
+    documents = []
+    for name in names:
+        with (folder / f"{name}.md").open(encoding="utf-8", newline="") as file:
+            text = file.read()
+        headings = tuple(Block("heading", Span(*m.span(2)), level=len(m[1]) // 2) for m in HEADING.finditer(text))
+        documents.append(Document(text=text, id=name, blocks=headings))
+    rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
+    questions = [(row["question"], names.index(row["corpus"]), [Span(*span) for span in row["spans"]]) for row in rows]
+    return Judged("chunking-spans", documents, questions)
+
+
+def read_articles(language: str) -> Judged:
+    def rows(name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (DATA / "xquad-de-zh" / language / name).read_text(encoding="utf-8").splitlines()]
+
+    documents = [Document(text=row["text"], id=row["_id"]) for row in rows("articles.jsonl")]
+    at = {document.id: number for number, document in enumerate(documents)}
+    asked = {row["_id"]: row["text"] for row in rows("queries.jsonl")}
+    gold = [row for row in rows("article_spans.jsonl") if row["query"] in asked]
+    questions = [(asked[row["query"]], at[row["doc"]], [Span(row["start"], row["end"])]) for row in gold]
+    return Judged(f"xquad {language} articles", documents, questions)
+
+
+def measures(judged: Judged, owners: np.ndarray, spans: list[Span], ranked: np.ndarray) -> dict[str, np.ndarray]:
+    """{"recall@1": (questions,), ...}: ranked (questions, 10) positions of chunks, best first."""
+    marks = [np.zeros(len(document.text), dtype=np.int8) for document in judged.documents]
+    found: dict[str, list[float]] = {f"{what}@{k}": [] for k in KS for what in ("recall", "precision", "iou")}
+    for (_, number, gold), order in zip(judged.questions, ranked, strict=True):
+        mark = marks[number]
+        mark[:] = 0
+        for span in gold:
+            mark[span.start : span.end] = 1
+        wanted = int(mark.sum())
+        held = retrieved = 0
+        for rank, chunk in enumerate(order, 1):
+            span = spans[chunk]
+            retrieved += span.length
+            if owners[chunk] == number:
+                held += int(mark[span.start : span.end].sum())  # chunks do not overlap: each gold character counts once
+            if rank in KS:
+                found[f"recall@{rank}"].append(held / wanted)
+                found[f"precision@{rank}"].append(held / retrieved)
+                found[f"iou@{rank}"].append(held / (wanted + retrieved - held))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def headed(document: Document, chunk: Chunk) -> str:
+    text = chunk.span.of(document.text)
+    return f"{' > '.join(chunk.headings)}\n{text}" if chunk.headings else text
+
+
+def vectors(
+    encoder: Any, documents: Sequence[Document], chunks: Sequence[Sequence[Chunk]], *, overlaps: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Rows for all chunks in order, by the way they were made."""
+    pairs = [(document, chunk) for document, own in zip(documents, chunks, strict=True) for chunk in own]
+    given = [(document.text, [chunk.span for chunk in own]) for document, own in zip(documents, chunks, strict=True)]
+
+    def late(window: int, overlap: int | None = None) -> np.ndarray:
+        return np.concatenate(late_chunk_documents(encoder, given, window=window, overlap=overlap))
+
+    made = {
+        "naive": encoder.encode_document([chunk.span.of(document.text) for document, chunk in pairs]).dense,
+        "late 256": late(256),
+        "late 512": late(512),
+    }
+    for overlap in overlaps:
+        made |= {f"late {window} overlap {overlap}": late(window, overlap) for window in (256, 512)}
+    if any(chunk.headings for _, chunk in pairs):
+        made["headers"] = encoder.encode_document([headed(*pair) for pair in pairs], truncate=True).dense
+        made["late+headers"] = unit_rows(made["late 512"] + made["headers"])
+    return made
+
+
+def quality(judged: Judged, encoder: Any, *, tokens: int, overlaps: Sequence[int]) -> dict[str, Any]:
+    chunks = [chunk_document(document, tokens=tokens, encoder_tokens=encoder) for document in judged.documents]
+    owners = np.repeat(np.arange(len(chunks)), [len(own) for own in chunks])
+    spans = [chunk.span for own in chunks for chunk in own]
+    questions = encoder.encode_query([question for question, _, _ in judged.questions]).dense
+    result: dict[str, Any] = {}
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for name, rows in vectors(encoder, judged.documents, chunks, overlaps=overlaps).items():
+        ranked = np.argsort(-(questions @ rows.T), axis=1, kind="stable")[:, : max(KS)]
+        values[name] = measures(judged, owners, spans, ranked)
+        result[name] = {measure: float(own.mean()) for measure, own in values[name].items()}
+        if name != "naive":
+            result[name]["difference"] = {
+                measure: interval(own - values["naive"][measure]) for measure, own in values[name].items()
+            }
+    return {"chunks": len(spans), "questions": len(questions), "ways": result}
+
+
+def interval(differences: np.ndarray) -> list[float]:
+    """[mean, low, high]: the middle 95 % of bootstrapped means."""
+    means = bootstrap_means(differences, resamples=10_000, seed=0)
+    return [float(differences.mean()), *np.quantile(means, (0.025, 0.975)).tolist()]
+
+
+def cost(judged: Judged, encoder: Any, *, tokens: int, rounds: int) -> dict[str, Any]:
+    """Processor seconds of each way, and what it ran: medians over rounds, in which the ways take turns."""
+    chunks = [chunk_document(document, tokens=tokens, encoder_tokens=encoder) for document in judged.documents]
+    given = [(document.text, [chunk.span for chunk in own]) for document, own in zip(judged.documents, chunks, strict=True)]
+    texts = [span.of(text) for text, spans in given for span in spans]
+    lengths = encoder.count_tokens([text for text, _ in given])
+
+    def windowed(window: int) -> int:
+        cut = [token_windows(n, window=window, overlap=min(OVERLAP, window // 4)) for n in lengths.tolist()]
+        return sum(end - start for windows in cut for start, _, end in windows)
+
+    ways: dict[str, tuple[int, Callable[[], Any]]] = {
+        "naive": (int(encoder.count_tokens(texts).sum()), lambda: encoder.encode_document(texts)),
+        "late 256": (windowed(256), lambda: late_chunk_documents(encoder, given, window=256)),
+        "late 512": (windowed(512), lambda: late_chunk_documents(encoder, given, window=512)),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds):
+        for name in list(ways)[:: -1 if turn % 2 else 1]:
+            start = time.process_time()
+            ways[name][1]()
+            seconds[name].append(time.process_time() - start)
+    naive = seconds["naive"]
+    return {
+        name: {
+            "tokens": ways[name][0],
+            "cpu_seconds": statistics.median(spent),
+            "ratio": statistics.median(a / b for a, b in zip(spent, naive, strict=True)),
+            "tokens_ratio": ways[name][0] / ways["naive"][0],
+        }
+        for name, spent in seconds.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["chunking-spans"], choices=["chunking-spans", "de", "zh"])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--overlaps", type=int, nargs="*", default=[], help="also late chunking with these overlaps")
+    parser.add_argument("--rounds", type=int, default=3, help="of the cost; 0 leaves it out")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    encoder = load_encoder(max_tokens=512)
+    results = {}
+    for name in arguments.data:
+        judged = read_judged(name)
+        for tokens in arguments.budgets:
+            found = quality(judged, encoder, tokens=tokens, overlaps=arguments.overlaps)
+            if arguments.rounds:
+                found["cost"] = cost(judged, encoder, tokens=tokens, rounds=arguments.rounds)
+            results[f"{judged.name}, chunks of {tokens} tokens"] = found
+            if not arguments.json:
+                print(table(f"{judged.name}, chunks of {tokens} tokens", found), flush=True)
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+
+
+def table(title: str, found: dict[str, Any]) -> str:
+    lines = [f"{title}: {found['chunks']} chunks, {found['questions']} questions"]
+    for what in ("recall", "precision", "iou"):
+        lines.append(f"  {what:24}" + "".join(f"{f'k={k}':>30}" for k in KS))
+        for name, way in found["ways"].items():
+            cells = [f"{way[f'{what}@{k}']:.3f}" for k in KS]
+            if "difference" in way:
+                gaps = [way["difference"][f"{what}@{k}"] for k in KS]
+                cells = [
+                    f"{cell} {gap:+.3f} [{low:+.3f}, {high:+.3f}]" for cell, (gap, low, high) in zip(cells, gaps, strict=True)
+                ]
+            lines.append(f"    {name:22}" + "".join(f"{cell:>30}" for cell in cells))
+    for name, way in found.get("cost", {}).items():
+        lines.append(
+            f"  cost {name:9} {way['cpu_seconds']:7.2f} CPU s, {way['ratio']:.2f} x naive, "
+            f"for {way['tokens']} tokens, {way['tokens_ratio']:.2f} x naive"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+/* The MaxSim kernel: ragged items against queries, the maximum taken in registers, no score matrix.
+ *
+ * score(query, item) = sum over query rows of the largest dot product with any of the item's tokens.
+ *
+ * Every result is an int64 total, so sums are exact in any order: for codes the integer dot products themselves, for
+ * floats each row's maximum rounded to a multiple of 1 / per_unit. This file knows nothing of Python.
+ */
+#ifndef RAGKIT_MAXSIM_H
+#define RAGKIT_MAXSIM_H
+
+#include <stdint.h>
+
+typedef enum { CODES = 0, HALVES = 1, FLOATS = 2 } Precision;
+
+typedef struct {
+    Precision precision;
+    const void *values;     /* (tokens, width): uint8 codes about 128, width a multiple of 4; or float16; or float32 */
+    int64_t tokens, width;
+    const int64_t *offsets; /* (count + 1,): item i is tokens offsets[i] to offsets[i + 1], at least one */
+    int64_t count;
+} Items;
+
+typedef struct {
+    const void *rows;       /* (bounds[count], width): int8 in [-127, 127] for codes, else float32 */
+    const int64_t *bounds;  /* (count + 1,): query j is rows bounds[j] to bounds[j + 1] */
+    int64_t count;
+    const double *per_unit; /* (count,), of each query; floats only */
+} Queries;
+
+typedef struct { int64_t total, key; } Ranked;
+
+/* What went wrong: NO_MEMORY, or BAD_ITEM - i for item i whose offsets do not hold. */
+enum { NO_MEMORY = -1, BAD_ITEM = -2 };
+
+typedef struct Path Path;
+
+const Path *maxsim_path(int place);         /* 0, 1, ...: what this machine runs, best first; NULL after the last */
+const char *maxsim_path_name(const Path *path);
+
+/* The best k of items [start, stop): best (queries, k), by total, ties by the smaller key. allowed: (items,) bytes or NULL.
+ * Returns how many each query got, the same for all, or an error. */
+int64_t maxsim_scan(const Path *path, const Items *items, const Queries *queries, const int64_t *keys, const uint8_t *allowed,
+                    int64_t start, int64_t stop, int64_t k, Ranked *best);
+
+/* All totals of chosen items: totals (queries, count). Returns 0 or an error. */
+int64_t maxsim_totals(const Path *path, const Items *items, const Queries *queries, const int64_t *positions, int64_t count,
+                      int64_t *totals);
+
+/* Rotate rows and round them to codes. values (rows, dims); signs (3, dims) of -1 and 1; codes (rows, width).
+ * worst[0], worst[1]: the largest squared length of what rounding lost, and of a row. Returns 0, NO_MEMORY, or BAD_ITEM - i
+ * for a row that is not finite. */
+int64_t maxsim_quantise(const float *values, int64_t rows, int64_t dims, int64_t width, const float *signs, float step,
+                        uint8_t *codes, double worst[2]);
+
+/* Multiply and add in registers alone, `rounds` times: the most this core can do. Returns the operations done (a product and
+ * a sum are two), 0 where the path has no such loop. */
+int64_t maxsim_spin(const Path *path, int64_t rounds);
+
+#endif

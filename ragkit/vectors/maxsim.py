@@ -1,0 +1,482 @@
+"""Late interaction: ragged multi-vectors scanned by MaxSim. Queries in, keys and scores out; the C kernel only here.
+
+    score(query, item) = sum over query tokens of the largest inner product with any of the item's tokens
+    (Khattab & Zaharia 2020)
+
+Three precisions: float32, float16 (exact: widened, multiplied in float32) and int8. For int8, rows are rotated, which
+spreads what they hold evenly over the dimensions, and rounded to multiples of **one** step, the same for all rows and
+dimensions: so integer products compare across items and segments, and times one factor they are float scores.
+
+Rules. A score is a whole number of units, and the unit a number of few bits, so scores are exact in float64, in every order of
+adding: threads, blocks and neighbours change nothing, and an explanation's shares sum to the score exactly. For int8 the
+kernels of all instruction sets, and NumPy where there is no compiled one, give the same numbers; for the float precisions
+they differ in float32 rounding. Higher is better, ties break by the smaller key, exactly min(k, allowed) come back.
+Nothing is copied: values, offsets and keys may be read-only maps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.ragged import top_k
+from ragkit.types import Floats, Ints
+
+try:
+    from ragkit.vectors import _maxsim  # type: ignore[attr-defined, unused-ignore]
+except ImportError:  # installed without a compiler
+    _maxsim = None
+
+Codes = npt.NDArray[np.uint8]
+Scores = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+NUMPY = "numpy"
+PRECISIONS = {np.dtype(np.uint8): 0, np.dtype(np.float16): 1, np.dtype(np.float32): 2}  # as in kernel/maxsim.h
+ZERO = 128  # the code of 0: the kernel's byte products want one side unsigned
+LONGEST = 1e15  # length of a row; beyond it float32 products and sums could overflow
+WIDEST = 32768  # dimensions; below it no sum of byte products leaves 32 bits
+SPREAD = 4.0  # standard deviations of a rotated unit row that codes cover; farther values are clipped, and counted in Loss
+STEP_BITS, QUERY_BITS = 8, 7  # of the steps; their product times a total then fits the 53 bits of a float64
+SHARE_BITS = 36  # of a float share: finer than float32, and 2,048 of them still sum exactly
+LARGEST_SHARE = 2.0**51  # in units; only rows some 2 ** 15 times longer than the query's reach it
+TILE = 1 << 18  # bytes of query rows scanned at once; packed, they stay in the second-level cache
+PIECE = 1 << 22  # tokens scanned before Python looks up again, for Ctrl-C
+BLOCK = 4096  # tokens that NumPy multiplies at a time
+EXACT = 512  # dimensions; 255 * 127 * 512 < 2 ** 24, so float32 sums of byte products up to here are exact
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantiser:
+    """How rows become codes: rotate with `seed`, divide by `step`, round. What compares must share one."""
+
+    dims: int
+    step: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.dims <= WIDEST or not 1e-30 < self.step < 1e30 or self.step != _few_bits(self.step, STEP_BITS):
+            raise ValueError(f"a quantiser needs 1 to {WIDEST} dims and a step of {STEP_BITS} bits, got {self}: use Quantiser.of")
+
+    @classmethod
+    def of(cls, dims: int, *, length: float = 1.0, seed: int = 0) -> Quantiser:
+        """For rows about as long as `length`: after rotation a dimension has standard deviation length / sqrt(dims)."""
+        return cls(dims=dims, step=_few_bits(length * min(SPREAD / math.sqrt(dims), 1.0) / 127, STEP_BITS), seed=seed)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a row of codes: dims up to a multiple of 4."""
+        return -(-self.dims // 4) * 4
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What quantising lost, at worst: `residual` the length of the difference it made to a row, `longest` that of a row."""
+
+    residual: float = 0.0
+    longest: float = 0.0
+
+    def __or__(self, other: Loss) -> Loss:
+        return Loss(max(self.residual, other.residual), max(self.longest, other.longest))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Items:
+    """n stored items: item i has key `keys[i]` and tokens `values[offsets[i]:offsets[i + 1]]`, at least one.
+
+    values (sum_t, d) float32 or float16, or (sum_t, quantiser.width) uint8 codes; offsets (n + 1,) and keys (n,) int64. All
+    C-contiguous; read-only maps are fine. Offsets are checked item by item when they are used, so opening reads nothing.
+    """
+
+    values: npt.NDArray[Any]
+    offsets: Ints
+    keys: Ints
+    quantiser: Quantiser | None = None
+
+    def __post_init__(self) -> None:
+        values, dtype = self.values, self.values.dtype
+        if values.ndim != 2 or dtype not in PRECISIONS or (dtype == np.uint8) != (self.quantiser is not None):
+            kinds = "float32 or float16, or uint8 and its quantiser"
+            raise ValueError(f"items need values (sum_t, d) of {kinds}, got {values.shape} {dtype} and {self.quantiser}")
+        if values.shape[1] != (self.quantiser.width if self.quantiser else values.shape[1]) or not 1 <= values.shape[1] <= WIDEST:
+            raise ValueError(f"values {values.shape} do not fit {self.quantiser or f'1 to {WIDEST} dims'}")
+        if self.offsets.dtype != np.int64 or self.keys.dtype != np.int64 or self.offsets.shape != (len(self.keys) + 1,):
+            raise ValueError(f"items need offsets (n + 1,) and keys (n,) int64, got {self.offsets.shape} and {self.keys.shape}")
+        if not all(array.flags.c_contiguous for array in (values, self.offsets, self.keys)):
+            raise ValueError("values, offsets and keys must be C-contiguous")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def dims(self) -> int:
+        return self.quantiser.dims if self.quantiser else int(self.values.shape[1])
+
+
+def kernels() -> list[str]:
+    """The kernels that run on this machine, best first; the last is NumPy."""
+    return [*(_maxsim.kernels() if _maxsim else ()), NUMPY]
+
+
+def kernel_name() -> str:
+    """The kernel that runs unless another is asked for."""
+    return kernels()[0]
+
+
+# --- quantising -------------------------------------------------------------------------------------------------------
+
+
+def quantise(values: Floats, quantiser: Quantiser) -> tuple[Codes, Loss]:
+    """Rows (t, d) float32 as codes (t, quantiser.width) uint8, 128 for 0. ValueError: not finite, too long, another width.
+
+    The same codes on every machine, with and without the compiled kernel.
+    """
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    if values.ndim != 2 or values.shape[1] != quantiser.dims:
+        raise ValueError(f"rows must be (t, {quantiser.dims}), got {values.shape}")
+    codes = np.full((len(values), quantiser.width), ZERO, dtype=np.uint8)
+    if _maxsim is None:
+        residual, longest = _numpy_quantise(values, quantiser, codes)
+    else:
+        signs = _signs(quantiser.dims, quantiser.seed)
+        residual, longest = _maxsim.quantise(values, quantiser.dims, quantiser.width, signs, quantiser.step, codes)
+    return codes, Loss(math.sqrt(residual), math.sqrt(longest))
+
+
+def _numpy_quantise(values: Floats, quantiser: Quantiser, codes: Codes) -> tuple[float, float]:
+    """Fill `codes`; return the largest squared loss and length, as the compiled kernel does."""
+    residual = longest = 0.0
+    for start in range(0, len(values), BLOCK):
+        block = values[start : start + BLOCK]
+        lengths = np.einsum("td,td->t", block, block, dtype=np.float64)
+        if not (lengths <= LONGEST**2).all():
+            raise ValueError(f"row {start + int((lengths <= LONGEST**2).argmin())} is not finite, or longer than 1e15")
+        rotated = _rotate(block, quantiser)
+        step = np.float32(quantiser.step)
+        whole = np.rint(np.clip(rotated / step, -127, 127))
+        codes[start : start + BLOCK, : quantiser.dims] = (whole + ZERO).astype(np.uint8)
+        lost = rotated - step * whole
+        residual = max(residual, float(np.einsum("td,td->t", lost, lost, dtype=np.float64).max()))
+        longest = max(longest, float(lengths.max()))
+    return residual, longest
+
+
+def error_bound(query: Floats, quantiser: Quantiser, loss: Loss) -> float:
+    """How far an int8 score of `query` (q, d) can be from the float score, for items quantised with this `loss`.
+
+    With x' and q' the rounded rows, |q'.x' - q.x| <= |q||x' - x| + |q' - q||x'|; a maximum moves no more than what it is taken
+    over; the rows' bounds add up. The last term is float32 rounding in the rotation.
+    """
+    tile = _tile([query], quantiser)
+    rotated = _rotate(query, quantiser).astype(np.float64)
+    rounded = tile.rows[:, : quantiser.dims] * (tile.units[0] / quantiser.step)
+    length, lost = np.linalg.norm(query.astype(np.float64), axis=1), np.linalg.norm(rounded - rotated, axis=1)
+    rounding = length * loss.longest * math.log2(2 * quantiser.dims) * 2**-20
+    return float((length * loss.residual + lost * (loss.longest + loss.residual) + rounding).sum())
+
+
+def _few_bits(number: float, bits: int) -> float:
+    """The number, rounded up to so many significant bits."""
+    fraction, exponent = math.frexp(number)
+    return math.ldexp(math.ceil(math.ldexp(fraction, bits)), exponent - bits)
+
+
+@lru_cache(maxsize=16)
+def _signs(dims: int, seed: int) -> Floats:
+    """(3, dims) float32 of -1 and 1: the top bits of splitmix64 (Steele et al. 2014) counted from the seed."""
+    z = np.uint64(seed) + np.arange(1, 3 * dims + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    signs: Floats = np.where((z ^ (z >> np.uint64(31))) >> np.uint64(63), np.float32(-1), np.float32(1)).reshape(3, dims)
+    return signs
+
+
+def _rotate(rows: Floats, quantiser: Quantiser) -> Floats:
+    """Random signs, then the Walsh-Hadamard transform, over the first 2^m dims; where those are not all, again over the last
+    2^m, and the first. Additions, and products with one number: no library, thread or machine changes a bit."""
+    dims, signs = quantiser.dims, _signs(quantiser.dims, quantiser.seed)
+    size = 1 << (dims.bit_length() - 1)
+    rotated = np.array(rows, dtype=np.float32)
+    for turn in range(1 if size == dims else 3):
+        rotated *= signs[turn]
+        part = rotated[:, dims - size :] if turn == 1 else rotated[:, :size]
+        part[:] = _hadamard(part, size)
+    return rotated
+
+
+def _hadamard(rows: Floats, size: int) -> Floats:
+    """Each step adds neighbours and moves sums to the first half, differences to the second: natural order after all."""
+    for _ in range(size.bit_length() - 1):
+        one, two = rows[:, 0::2], rows[:, 1::2]
+        rows = np.concatenate([one + two, one - two], axis=1)
+    return rows * np.float32(1 / math.sqrt(size))
+
+
+# --- queries ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tile:
+    """Queries made ready: `rows` (r, width) int8 or float32, query j being rows bounds[j] to bounds[j + 1].
+
+    A total of query j counts `units[j]`.
+    """
+
+    rows: npt.NDArray[Any]
+    bounds: Ints
+    units: Scores
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    @property
+    def split(self) -> _Tile:
+        """Every row a query of its own, in the units it had."""
+        return _Tile(self.rows, np.arange(len(self.rows) + 1), np.repeat(self.units, np.diff(self.bounds)))
+
+
+def _tile(queries: Sequence[Floats], quantiser: Quantiser | None) -> _Tile:
+    ready = [_codes_of(query, quantiser) if quantiser else _floats_of(query) for query in queries]
+    bounds = np.cumsum([0, *(len(query) for query in queries)], dtype=np.int64)
+    return _Tile(np.concatenate([rows for rows, _ in ready]), bounds, np.array([unit for _, unit in ready]))
+
+
+def _codes_of(query: Floats, quantiser: Quantiser) -> tuple[npt.NDArray[np.int8], float]:
+    """A query never clips: its step is its own, since all that is compared shares it."""
+    rotated = _rotate(query, quantiser)
+    largest = float(np.abs(rotated).max())
+    step = _few_bits(max(largest, 1e-30) / 127, QUERY_BITS)
+    codes = np.zeros((len(query), quantiser.width), dtype=np.int8)
+    codes[:, : quantiser.dims] = np.rint(rotated / np.float32(step))
+    return codes, step * quantiser.step
+
+
+def _floats_of(query: Floats) -> tuple[Floats, float]:
+    longest = float(np.sqrt(np.einsum("qd,qd->q", query, query, dtype=np.float64).max()))
+    return np.ascontiguousarray(query), math.ldexp(1.0, math.frexp(max(longest, 1e-30))[1] - SHARE_BITS)
+
+
+def _checked(queries: Sequence[Floats], items: Items) -> list[Floats]:
+    queries = [np.asarray(query, dtype=np.float32) for query in queries]
+    for number, query in enumerate(queries):
+        if query.ndim != 2 or len(query) == 0 or query.shape[1] != items.dims:
+            raise ValueError(f"query {number} must be (q, {items.dims}) with at least one token, got {query.shape}")
+        if not (np.einsum("qd,qd->q", query, query, dtype=np.float64) <= LONGEST**2).all():
+            raise ValueError(f"query {number} holds a value that is not finite, or a row longer than 1e15")
+    return queries
+
+
+def _tiles(queries: Sequence[Floats], items: Items) -> Iterator[_Tile]:
+    """Queries in groups of at most TILE bytes, at least one each."""
+    row = items.dims * (1 if items.quantiser else 4)
+    group: list[Floats] = []
+    for query in _checked(queries, items):
+        if group and (len(query) + sum(map(len, group))) * row > TILE:
+            yield _tile(group, items.quantiser)
+            group = []
+        group.append(query)
+    if group:
+        yield _tile(group, items.quantiser)
+
+
+# --- searching --------------------------------------------------------------------------------------------------------
+
+
+def scan(
+    queries: Sequence[Floats], items: Items, *, k: int, allowed: Mask | None = None, threads: int = 1, kernel: str | None = None
+) -> list[tuple[Ints, Scores]]:
+    """Each query's best min(k, allowed) items, best first, ties by the smaller key: (keys int64, scores float64).
+
+    queries: (q, d) float32 each; several are scanned together, with the same answers as one by one. allowed: (n,) bool over
+    positions in `items`, or None for all. kernel: one of `kernels()`; None: the first.
+    """
+    if k < 0 or threads < 1:
+        raise ValueError(f"k must not be negative and threads at least 1, got {k} and {threads}")
+    if allowed is not None and (allowed.shape != (len(items),) or allowed.dtype != np.bool_):
+        raise ValueError(f"allowed must be ({len(items)},) bool, got {allowed.shape} {allowed.dtype}")
+    name = _chosen(kernel)
+    found: list[tuple[Ints, Scores]] = []
+    for tile in _tiles(queries, items):
+        if name == NUMPY:
+            ranked = _numpy_scan(tile, items, k, allowed)
+        else:
+            ranked = _compiled_scan(name, tile, items, k, allowed, threads)
+        found += [(keys, totals * unit) for (totals, keys), unit in zip(ranked, tile.units, strict=True)]
+    return found
+
+
+def scores_of(queries: Sequence[Floats], items: Items, positions: Ints, *, kernel: str | None = None) -> Scores:
+    """The scores of the items at `positions` (m,), (number of queries, m) float64: the numbers that `scan` would give them."""
+    positions = np.ascontiguousarray(positions, dtype=np.int64)
+    name = _chosen(kernel)
+    parts = [_totals(name, tile, items, positions) * tile.units[:, None] for tile in _tiles(queries, items)]
+    return np.concatenate(parts) if parts else np.empty((0, len(positions)))
+
+
+def explain(query: Floats, items: Items, position: int, *, kernel: str | None = None) -> tuple[Ints, Scores]:
+    """Per query token: the item's token that matched best (the first of equals), and its share, (q,) each.
+
+    The shares are float64 and sum, in any order, to exactly the score that `scan` gives.
+    """
+    [query] = _checked([query], items)
+    if not 0 <= position < len(items):
+        raise ValueError(f"position must be from 0 to {len(items) - 1}, got {position}")
+    begin, end = int(items.offsets[position]), int(items.offsets[position + 1])
+    if not 0 <= begin < end <= len(items.values):
+        raise ValueError(f"item {position} is not there, or its offsets are not ascending within the values")
+    numbers = np.arange(end - begin)
+    tokens = Items(items.values[begin:end], np.arange(end - begin + 1), numbers, items.quantiser)
+    rows = _tile([query], items.quantiser).split
+    totals = _totals(_chosen(kernel), rows, tokens, numbers)
+    winners: Ints = totals.argmax(axis=1)
+    return winners, totals[np.arange(len(totals)), winners] * rows.units
+
+
+def _chosen(kernel: str | None) -> str:
+    names = kernels()
+    if kernel is not None and kernel not in names:
+        raise ValueError(f"kernel must be one of {', '.join(names)}, got {kernel}")
+    return kernel or names[0]
+
+
+def _call(name: str, tile: _Tile, items: Items) -> tuple[Any, ...]:
+    """The arguments that the compiled functions share."""
+    values = items.values
+    return name, PRECISIONS[values.dtype], values.shape[1], values, items.offsets, tile.rows, tile.bounds, 1 / tile.units
+
+
+def _compiled_scan(
+    name: str, tile: _Tile, items: Items, k: int, allowed: Mask | None, threads: int
+) -> list[tuple[Ints, Ints]]:
+    """Per query (totals, keys), ranked. Threads take pieces of the items; the ranking is total, so pieces do not show."""
+    k = min(k, len(items))
+    mask = None if allowed is None else np.ascontiguousarray(allowed).view(np.uint8)
+
+    def piece(start: int, stop: int) -> Ints:
+        best = np.empty((len(tile), min(k, stop - start), 2), dtype=np.int64)
+        size = _maxsim.scan(*_call(name, tile, items), items.keys, mask, start, stop, best.shape[1], best)
+        return best[:, :size]
+
+    cuts = _cuts(items, threads)
+    if threads == 1 or len(cuts) == 2:
+        parts = [piece(start, stop) for start, stop in pairwise(cuts)]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(piece, cuts[:-1], cuts[1:]))
+    both = np.concatenate(parts, axis=1)
+    order = np.lexsort((both[:, :, 1], -both[:, :, 0]), axis=1)[:, :k]
+    return [(found[rank, 0], found[rank, 1]) for found, rank in zip(both, order, strict=True)]
+
+
+def _cuts(items: Items, threads: int) -> list[int]:
+    """Positions that cut the items into pieces of about equal numbers of tokens, a few for each thread."""
+    tokens = len(items.values)
+    pieces = max(-(-tokens // PIECE), 4 * threads if threads > 1 else 1)
+    inner = np.searchsorted(items.offsets[1:], np.arange(1, pieces) * (tokens / pieces))
+    return np.unique([0, *np.minimum(inner, len(items)), len(items)]).tolist() if len(items) else [0, 0]
+
+
+def _totals(name: str, tile: _Tile, items: Items, positions: Ints) -> Ints:
+    """All totals, (queries, m) int64: what `scan` ranks."""
+    if name == NUMPY:
+        return _numpy_totals(tile, items, positions)
+    totals = np.empty((len(tile), len(positions)), dtype=np.int64)
+    _maxsim.totals(*_call(name, tile, items), positions, totals)
+    return totals
+
+
+# --- without a compiler -----------------------------------------------------------------------------------------------
+
+
+def _numpy_scan(tile: _Tile, items: Items, k: int, allowed: Mask | None) -> list[tuple[Ints, Ints]]:
+    positions = np.arange(len(items)) if allowed is None else np.flatnonzero(allowed)
+    if items.quantiser:
+        totals = _numpy_totals(tile, items, positions)
+        keys = items.keys[positions]
+        best = [top_k(row, keys, k) for row in totals]
+        return [(row[rank], keys[rank]) for row, rank in zip(totals, best, strict=True)]
+    return [_numpy_float_scan(part, items, k, positions) for part in _each(tile)]
+
+
+def _each(tile: _Tile) -> Iterator[_Tile]:
+    for query, (begin, end) in enumerate(zip(tile.bounds[:-1], tile.bounds[1:], strict=True)):
+        yield _Tile(tile.rows[begin:end], np.array([0, end - begin]), tile.units[query : query + 1])
+
+
+def _numpy_float_scan(tile: _Tile, items: Items, k: int, positions: Ints) -> tuple[Ints, Ints]:
+    """A matrix product's rounding depends on its shape, so it only chooses candidates, and one function scores them."""
+    if k == 0 or len(positions) == 0:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    rough, longest = np.empty(len(positions)), 0.0
+    for place, rows, starts in _blocks(items, positions):
+        wide = rows.astype(np.float32, copy=False)
+        rough[place] = np.maximum.reduceat(wide @ tile.rows.T, starts, axis=0).sum(axis=1, dtype=np.float64)
+        longest = max(longest, float(np.einsum("td,td->t", wide, wide).max()))
+    slack = np.linalg.norm(tile.rows, axis=1).sum() * math.sqrt(longest) * items.dims * 2**-22
+    least = np.sort(rough)[-min(k, len(rough))] - slack
+    candidates = positions[rough >= least]
+    totals = _numpy_totals(tile, items, candidates)[0]
+    rank = top_k(totals, items.keys[candidates], k)
+    return totals[rank], items.keys[candidates[rank]]
+
+
+def _numpy_totals(tile: _Tile, items: Items, positions: Ints) -> Ints:
+    totals = np.empty((len(tile), len(positions)), dtype=np.int64)
+    surplus = tile.rows.astype(np.int64).sum(axis=1) * ZERO if items.quantiser else None
+    for place, rows, starts in _blocks(items, positions):
+        products = _code_products(rows, tile.rows) if items.quantiser else _float_products(rows, tile.rows)
+        maxima = np.maximum.reduceat(products, starts, axis=0)
+        if surplus is None:
+            counted = np.rint(maxima / np.repeat(tile.units, np.diff(tile.bounds)))
+            shares = np.clip(counted, -LARGEST_SHARE, LARGEST_SHARE).astype(np.int64)
+        else:
+            shares = maxima.astype(np.int64) - surplus
+        totals[:, place] = np.add.reduceat(shares, tile.bounds[:-1], axis=1).T
+    return totals
+
+
+def _code_products(codes: Codes, rows: npt.NDArray[np.int8]) -> npt.NDArray[Any]:
+    """(t, r) exact products of codes as they are stored, in float32 where it holds them, else summed in float64."""
+    if codes.shape[1] <= EXACT:
+        products: npt.NDArray[Any] = codes.astype(np.float32) @ rows.T.astype(np.float32)
+        return products
+    parts = (slice(at, at + EXACT) for at in range(0, codes.shape[1], EXACT))
+    return sum(_code_products(codes[:, part], rows[:, part]).astype(np.float64) for part in parts)  # type: ignore[return-value]
+
+
+def _float_products(values: npt.NDArray[Any], rows: Floats) -> Floats:
+    """(t, r) products, each summed by itself: independent of the block it is in, unlike a matrix product."""
+    products: Floats = np.einsum("td,rd->tr", values.astype(np.float32, copy=False), rows)
+    return products
+
+
+def _blocks(items: Items, positions: Ints) -> Iterator[tuple[slice, npt.NDArray[Any], Ints]]:
+    """About BLOCK tokens at a time, whole items: (which of the positions, their tokens, where each item starts among them)."""
+    begins, ends = items.offsets[positions], items.offsets[positions + 1]
+    lengths = ends - begins
+    bad = (begins < 0) | (lengths < 1) | (ends > len(items.values))
+    if bad.any():
+        raise ValueError(f"item {int(positions[bad.argmax()])} is not there, or its offsets are not ascending within the values")
+    totals = np.cumsum(lengths)
+    start = 0
+    while start < len(positions):
+        before = totals[start] - lengths[start]
+        stop = max(start + 1, int(np.searchsorted(totals, before + BLOCK, side="right")))
+        inside = slice(start, stop)
+        if np.array_equal(begins[start + 1 : stop], ends[start : stop - 1]):  # neighbours: no copy
+            rows = items.values[begins[start] : ends[stop - 1]]
+        else:
+            rows = np.concatenate([items.values[begin:end] for begin, end in zip(begins[inside], ends[inside], strict=True)])
+        yield inside, rows, totals[inside] - lengths[inside] - before
+        start = stop
