@@ -25,6 +25,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from ragkit.types import Block, Chunk, Document, Span
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 KS = (1, 3, 5, 10)
+WINDOWS = (256, 512)
+TIMED = 6  # documents whose cost is measured
 HEADING = re.compile(r"^ ((?:= )+)(\S.*?) \1$", re.M)
 
 
@@ -119,35 +122,52 @@ def vectors(
     def late(window: int, overlap: int | None = None) -> np.ndarray:
         return np.concatenate(late_chunk_documents(encoder, given, window=window, overlap=overlap))
 
-    made = {
-        "naive": encoder.encode_document([chunk.span.of(document.text) for document, chunk in pairs]).dense,
-        "late 256": late(256),
-        "late 512": late(512),
-    }
-    for overlap in overlaps:
-        made |= {f"late {window} overlap {overlap}": late(window, overlap) for window in (256, 512)}
-    if any(chunk.headings for _, chunk in pairs):
-        made["headers"] = encoder.encode_document([headed(*pair) for pair in pairs], truncate=True).dense
+    made = {"naive": encoder.encode_document([chunk.span.of(document.text) for document, chunk in pairs]).dense}
+    for window in WINDOWS:
+        made[f"late {window}"] = late(window)
+        made |= {f"late {window} overlap {overlap}": late(window, overlap) for overlap in overlaps}
+    under = [i for i, (_, chunk) in enumerate(pairs) if chunk.headings]
+    if under:
+        made["headers"] = made["naive"].copy()
+        made["headers"][under] = encoder.encode_document([headed(*pairs[i]) for i in under], truncate=True).dense
         made["late+headers"] = unit_rows(made["late 512"] + made["headers"])
     return made
 
 
-def quality(judged: Judged, encoder: Any, *, tokens: int, overlaps: Sequence[int]) -> dict[str, Any]:
-    chunks = [chunk_document(document, tokens=tokens, encoder_tokens=encoder) for document in judged.documents]
-    owners = np.repeat(np.arange(len(chunks)), [len(own) for own in chunks])
-    spans = [chunk.span for own in chunks for chunk in own]
+def quality(judged: Judged, encoder: Any, *, budgets: Sequence[int], overlaps: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """By budget. The chunks of all budgets are embedded together: spans may overlap, so the windows are run once for all."""
+    cut = [[chunk_document(d, tokens=tokens, encoder_tokens=encoder) for tokens in budgets] for d in judged.documents]
+    together = [[chunk for own in of_budgets for chunk in own] for of_budgets in cut]
+    rows = vectors(encoder, judged.documents, together, overlaps=overlaps)
+    of_budget = np.concatenate([np.repeat(budgets, [len(own) for own in of_budgets]) for of_budgets in cut])
+    owners = np.repeat(np.arange(len(cut)), [len(own) for own in together])
+    spans = [chunk.span for own in together for chunk in own]
     questions = encoder.encode_query([question for question, _, _ in judged.questions]).dense
-    result: dict[str, Any] = {}
+    return {
+        tokens: compared(judged, questions, rows, owners, spans, chosen=np.flatnonzero(of_budget == tokens)) for tokens in budgets
+    }
+
+
+def compared(
+    judged: Judged,
+    questions: np.ndarray,
+    rows: dict[str, np.ndarray],
+    owners: np.ndarray,
+    spans: list[Span],
+    *,
+    chosen: np.ndarray,
+) -> dict[str, Any]:
+    """Each way's measures over the chosen chunks, and its differences to naive."""
+    ways: dict[str, Any] = {}
     values: dict[str, dict[str, np.ndarray]] = {}
-    for name, rows in vectors(encoder, judged.documents, chunks, overlaps=overlaps).items():
-        ranked = np.argsort(-(questions @ rows.T), axis=1, kind="stable")[:, : max(KS)]
+    for name, own in rows.items():
+        ranked = chosen[np.argsort(-(questions @ own[chosen].T), axis=1, kind="stable")[:, : max(KS)]]
         values[name] = measures(judged, owners, spans, ranked)
-        result[name] = {measure: float(own.mean()) for measure, own in values[name].items()}
+        ways[name] = {measure: float(each.mean()) for measure, each in values[name].items()}
         if name != "naive":
-            result[name]["difference"] = {
-                measure: interval(own - values["naive"][measure]) for measure, own in values[name].items()
-            }
-    return {"chunks": len(spans), "questions": len(questions), "ways": result}
+            gaps = {measure: interval(each - values["naive"][measure]) for measure, each in values[name].items()}
+            ways[name]["difference"] = gaps
+    return {"chunks": len(chosen), "questions": len(questions), "ways": ways}
 
 
 def interval(differences: np.ndarray) -> list[float]:
@@ -156,10 +176,10 @@ def interval(differences: np.ndarray) -> list[float]:
     return [float(differences.mean()), *np.quantile(means, (0.025, 0.975)).tolist()]
 
 
-def cost(judged: Judged, encoder: Any, *, tokens: int, rounds: int) -> dict[str, Any]:
+def cost(documents: Sequence[Document], encoder: Any, *, tokens: int, rounds: int) -> dict[str, Any]:
     """Processor seconds of each way, and what it ran: medians over rounds, in which the ways take turns."""
-    chunks = [chunk_document(document, tokens=tokens, encoder_tokens=encoder) for document in judged.documents]
-    given = [(document.text, [chunk.span for chunk in own]) for document, own in zip(judged.documents, chunks, strict=True)]
+    chunks = [chunk_document(document, tokens=tokens, encoder_tokens=encoder) for document in documents]
+    given = [(document.text, [chunk.span for chunk in own]) for document, own in zip(documents, chunks, strict=True)]
     texts = [span.of(text) for text, spans in given for span in spans]
     lengths = encoder.count_tokens([text for text, _ in given])
 
@@ -168,10 +188,10 @@ def cost(judged: Judged, encoder: Any, *, tokens: int, rounds: int) -> dict[str,
         return sum(end - start for windows in cut for start, _, end in windows)
 
     ways: dict[str, tuple[int, Callable[[], Any]]] = {
-        "naive": (int(encoder.count_tokens(texts).sum()), lambda: encoder.encode_document(texts)),
-        "late 256": (windowed(256), lambda: late_chunk_documents(encoder, given, window=256)),
-        "late 512": (windowed(512), lambda: late_chunk_documents(encoder, given, window=512)),
+        "naive": (int(encoder.count_tokens(texts).sum()), lambda: encoder.encode_document(texts))
     }
+    for window in WINDOWS:
+        ways[f"late {window}"] = windowed(window), partial(late_chunk_documents, encoder, given, window=window)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds):
         for name in list(ways)[:: -1 if turn % 2 else 1]:
@@ -202,16 +222,20 @@ def main() -> None:
 
     torch.set_num_threads(1)
     encoder = load_encoder(max_tokens=512)
-    results = {}
+    results: dict[str, Any] = {}
     for name in arguments.data:
         judged = read_judged(name)
-        for tokens in arguments.budgets:
-            found = quality(judged, encoder, tokens=tokens, overlaps=arguments.overlaps)
-            if arguments.rounds:
-                found["cost"] = cost(judged, encoder, tokens=tokens, rounds=arguments.rounds)
-            results[f"{judged.name}, chunks of {tokens} tokens"] = found
+        for tokens, found in quality(judged, encoder, budgets=arguments.budgets, overlaps=arguments.overlaps).items():
+            title = f"{judged.name}, chunks of {tokens} tokens"
+            results[title] = found
             if not arguments.json:
-                print(table(f"{judged.name}, chunks of {tokens} tokens", found), flush=True)
+                print(table(title, found), flush=True)
+        if arguments.rounds:
+            tokens = max(arguments.budgets)
+            title = f"{judged.name}, cost with chunks of {tokens} tokens"
+            results[title] = cost(judged.documents[-TIMED:], encoder, tokens=tokens, rounds=arguments.rounds)
+            if not arguments.json:
+                print(title, cost_table(results[title]), sep="\n", flush=True)
     if arguments.json:
         print(json.dumps(results, indent=2))
 
@@ -228,12 +252,15 @@ def table(title: str, found: dict[str, Any]) -> str:
                     f"{cell} {gap:+.3f} [{low:+.3f}, {high:+.3f}]" for cell, (gap, low, high) in zip(cells, gaps, strict=True)
                 ]
             lines.append(f"    {name:22}" + "".join(f"{cell:>30}" for cell in cells))
-    for name, way in found.get("cost", {}).items():
-        lines.append(
-            f"  cost {name:9} {way['cpu_seconds']:7.2f} CPU s, {way['ratio']:.2f} x naive, "
-            f"for {way['tokens']} tokens, {way['tokens_ratio']:.2f} x naive"
-        )
     return "\n".join(lines)
+
+
+def cost_table(found: dict[str, Any]) -> str:
+    return "\n".join(
+        f"  {name:9} {way['cpu_seconds']:7.2f} CPU s, {way['ratio']:.2f} x naive, "
+        f"for {way['tokens']} tokens, {way['tokens_ratio']:.2f} x naive"
+        for name, way in found.items()
+    )
 
 
 if __name__ == "__main__":

@@ -58,9 +58,8 @@ def build(folder: Path, documents: Any, **settings: Any) -> Index:
     stats = index.stats()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"add: {report}")
-    print(
-        f"  {wall:.1f} s, {cpu:.1f} CPU s; in the encoder {encoder.wall / wall:.1%} of the time, {encoder.cpu / cpu:.1%} of the CPU time"
-    )
+    shares = f"{encoder.wall / wall:.1%} of the time, {encoder.cpu / cpu:.1%} of the CPU time"
+    print(f"  {wall:.1f} s, {cpu:.1f} CPU s; in the encoder {shares}")
     print(f"  {stats.units} units, {stats.units / wall:.1f} units/s; peak memory {peak:.0f} MiB")
     size = stats.bytes / max(stats.documents, 1)
     print(f"  {size:,.0f} bytes a document: " + ", ".join(f"{name} {part:,}" for name, part in stats.bytes_by_part.items()))

@@ -43,6 +43,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _say("interrupted: what was committed is in the index; run the same command again for the rest")
+        raise
     except (RagkitError, ValueError, TypeError, OSError) as error:
         _say(f"error: {error}")
         sys.exit(FAILED)
@@ -68,7 +72,6 @@ def _opened(path: Path, **settings: Any) -> Iterator[Index]:
         with Index.open(path, **settings) as index:
             yield index
     except KeyboardInterrupt:
-        _say("interrupted: what was committed is in the index; run the same command again for the rest")
         raise typer.Exit(INTERRUPTED) from None
 
 

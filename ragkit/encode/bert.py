@@ -33,7 +33,7 @@ from ragkit.types import Floats, Ints
 
 # Names whose weights must be the published file: model.safetensors by sha256.
 PUBLISHED = {"sentence-transformers/all-MiniLM-L6-v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
-CPU_TOKENS = 1024  # per batch; best of 512-16k in benchmarks/encode.py: from 2k on, each 12 MB result is new pages to fault in
+CPU_TOKENS = 1024  # per batch; 1k to 4k are alike in benchmarks/encode.py --budgets, 512 and 8k slower; small ones share out well
 GPU_TOKENS = 65536  # per batch; enough rows to fill the card's matrix units
 NUMPY_TOKENS = 512  # the first so many tokens of a process run without torch, whose import takes longer than they do
 FEW = 1 << 13  # characters, some 2 k tokens: so few are one batch or two, not worth threads of their own

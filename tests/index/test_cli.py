@@ -123,7 +123,9 @@ def test_interrupted_it_leaves_the_index_whole_and_running_again_completes(tmp_p
     run("add", library, folder / "note0.txt", "--model", "hash:64")
     command = [sys.executable, "-m", "ragkit.cli", "add", str(library), str(folder)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ})
-    time.sleep(1.0)
+    deadline = time.monotonic() + 60
+    while str(process.pid) not in (library / "LOCK").read_text() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)  # until it writes
     process.send_signal(how)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 130 or process.returncode == 0  # it may have been quicker than the signal

@@ -17,6 +17,7 @@ static ALWAYS TARGET void NAME(block)(const char *tokens, int64_t stride, const 
     }
     for (int64_t at = 0; at < stride; at += 4, query += V * sizeof(VECTOR)) {
         VECTOR rows[4];
+        PREFETCH(tokens + AHEAD + at * R); /* over the block's steps, as much as the block reads */
         UNROLL for (int v = 0; v < V; v++) rows[v] = LOAD(query + v * sizeof(VECTOR));
         UNROLL for (int r = 0; r < R; r++) {
             const TOKEN token = SPREAD(tokens + r * stride + at);

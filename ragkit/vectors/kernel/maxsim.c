@@ -13,9 +13,11 @@
 #if defined(__GNUC__)
 #define ALWAYS inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 12")
+#define PREFETCH(p) __builtin_prefetch(p)
 #else
 #define ALWAYS inline
 #define UNROLL
+#define PREFETCH(p)
 #endif
 
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -33,7 +35,11 @@
 #endif
 #endif
 
-enum { ALIGNMENT = 64, CHUNK = 16384 }; /* bytes of tokens that all panels visit in turn: half of a first-level cache */
+enum {
+    ALIGNMENT = 64,
+    CHUNK = 16384, /* bytes of tokens that all panels visit in turn: half of a first-level cache */
+    AHEAD = 6144   /* bytes: the processor's own prefetching stops at the end of a page */
+};
 
 static const double LONGEST = 1e15, LARGEST_SHARE = 0x1p51; /* as in maxsim.py */
 
@@ -112,8 +118,8 @@ static void portable_halves(const uint16_t *halves, float *floats, int64_t count
 #define ZERO _mm512_setzero_si512()
 #define GREATER(a, b) _mm512_max_epi32(a, b)
 #define TALL1 12
-#define TALL2 6
-#define TALL3 6
+#define TALL2 12
+#define TALL3 8
 #define TALL4 6
 #include "block.h"
 
@@ -129,8 +135,8 @@ static void portable_halves(const uint16_t *halves, float *floats, int64_t count
 #define ZERO _mm512_setzero_ps()
 #define GREATER(a, b) _mm512_max_ps(a, b)
 #define TALL1 12
-#define TALL2 6
-#define TALL3 6
+#define TALL2 12
+#define TALL3 8
 #define TALL4 6
 #include "block.h"
 
@@ -238,7 +244,7 @@ __attribute__((target("avx,f16c"))) static void f16c_halves(const uint16_t *halv
         return rounds * 12;                                                                       \
     }
 
-#define MADD(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
+#define MADD(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(sum, b)) /* or the product would leave the loop */
 SPIN(vnni512_spin, __m512i, _mm512_dpbusd_epi32, _mm512_set1_epi8(1), __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))))
 SPIN(vnni256_spin, __m256i, _mm256_dpbusd_epi32, _mm256_set1_epi8(1), __attribute__((target("avx512f,avx512vl,avx512vnni"))))
 SPIN(avx2_spin, __m256i, MADD, _mm256_set1_epi8(1), __attribute__((target("avx2"))))
