@@ -1,4 +1,4 @@
-"""The command line: `ragkit add | search | show | delete | list | stats | verify | eval | doctor`.
+"""The command line: `ragkit add | search | show | delete | list | stats | verify | compact | eval | doctor`.
 
 Answers go to standard output, progress and messages to standard error; `--json` prints one JSON value. Exit codes: 0 done,
 1 an error, 2 wrong usage, 3 done but some documents failed, 130 interrupted (what was committed stays; run it again).
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from ragkit.index import Index
     from ragkit.types import AddReport, Citation, Hit, Progress
 
-OK, FAILED, PARTLY, INTERRUPTED = 0, 1, 3, 130
+FAILED, PARTLY, INTERRUPTED = 1, 3, 130
+SHOWN = 10  # skipped files named one by one
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -109,46 +110,41 @@ def add(
         "pdf_engine": pdf_engine,
         "device": device,
     }
-    reports = []
+    check_targets(sources)
     with _opened(index, **settings) as opened, _progress(quiet=quiet or as_json) as callback:
-        options: dict[str, Any] = {
-            "include": include or (),
-            "exclude": exclude or (),
-            "password": password,
-            "workers": workers,
-            "progress": callback,
-        }
-        reports = [opened.add(source, **options) for source in sources]
-    _print_report(reports, as_json=as_json)
-    if any(report.failed for report in reports):
+        report = opened.add(
+            sources, include=include or (), exclude=exclude or (), password=password, workers=workers, progress=callback
+        )
+    _print_report(report, as_json=as_json)
+    if report.failed:
         raise typer.Exit(PARTLY)
 
 
-def _print_report(reports: list[AddReport], *, as_json: bool) -> None:
-    from ragkit.types import AddReport
+def check_targets(sources: list[str]) -> None:
+    """Refuse what is not there before anything is made or loaded for it."""
+    from ragkit.load.discover import discover
 
-    kinds = ("added", "updated", "unchanged", "failed")
-    merged = AddReport(
-        **{kind: tuple(outcome for report in reports for outcome in getattr(report, kind)) for kind in kinds},
-        truncated=sum(report.truncated for report in reports),
-        seconds=sum(report.seconds for report in reports),
-    )
+    for source in sources:
+        discover(source)
+
+
+def _print_report(report: AddReport, *, as_json: bool) -> None:
+    kinds = ("added", "updated", "unchanged", "failed", "skipped")
     if as_json:
-        _print_json(
-            {
-                **{kind: [asdict(one) for one in getattr(merged, kind)] for kind in kinds},
-                "truncated": merged.truncated,
-                "seconds": round(merged.seconds, 3),
-            }
-        )
+        outcomes = {kind: [asdict(one) for one in getattr(report, kind)] for kind in kinds}
+        _print_json({**outcomes, "truncated": report.truncated, "seconds": round(report.seconds, 3)})
         return
-    counts = ", ".join(f"{kind} {len(getattr(merged, kind))}" for kind in kinds)
-    truncated = f", truncated {merged.truncated} units" if merged.truncated else ""
-    units = sum(one.units for one in (*merged.added, *merged.updated))
-    print(f"{counts}{truncated}  ({units} units in {merged.seconds:.1f} s)")
-    for one in merged.failed:
+    counts = ", ".join(f"{kind} {len(getattr(report, kind))}" for kind in kinds if kind != "skipped" or report.skipped)
+    truncated = f", truncated {report.truncated} units" if report.truncated else ""
+    units = sum(one.units for one in (*report.added, *report.updated))
+    print(f"{counts}{truncated}  ({units} units in {report.seconds:.1f} s)")
+    for one in report.failed:
         _say(f"  failed   {one.source}: {one.reason}")
-    for one in (*merged.added, *merged.updated):
+    for one in report.skipped[:SHOWN]:
+        _say(f"  skipped  {one.source}: {one.reason}")
+    if len(report.skipped) > SHOWN:
+        _say(f"  skipped  … and {len(report.skipped) - SHOWN} more; --json lists them all")
+    for one in (*report.added, *report.updated):
         for warning in one.warnings:
             _say(f"  warning  {one.source}: {warning}")
 
@@ -337,8 +333,8 @@ def delete(
         _print_json({"deleted": count})
     else:
         print(f"deleted {count}")
-    if count < len(references):
-        _say(f"{len(references) - count} of {len(references)} are not in the index; see: ragkit list {index}")
+    if not count:
+        _say(f"nothing by {'that name' if len(references) == 1 else 'those names'} is in the index; see: ragkit list {index}")
         raise typer.Exit(FAILED)
 
 
@@ -398,6 +394,14 @@ def stats(index: IndexPath, as_json: AsJson = False) -> None:
         )
     if found.failures:
         print(f"failed     {found.failures} documents; see: ragkit list {index} --failed")
+
+
+@app.command()
+def compact(index: IndexPath) -> None:
+    """Rewrite all segments as one, without deleted rows. Answers do not change."""
+    with _opened(index, create=False) as opened:
+        opened.compact()
+        print(f"{opened.stats().segments} segment, {opened.stats().bytes:,} bytes")
 
 
 @app.command()

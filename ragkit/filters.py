@@ -7,8 +7,9 @@ Two spellings, mixed freely:
     {"lang": "en", "year": {"$gte": 2020}, "$or": [{...}, {...}]}                Mongo-like shorthand
 
 Operators: == != > >= < <= in "not in" contains exists ($eq $ne $gt $gte $lt $lte $in $nin $contains $exists).
-Fields are keys of the document's metadata ("meta." in front is optional, dots reach into nested objects), and
-source, id, title, mime, lang. Semantics follow Haystack's document-store suite: a missing field is None, equals None and
+Fields are keys of the document's metadata (dots reach into nested objects), and source, id, title, mime, lang of the
+document itself; "meta." in front says metadata where both have the name. Semantics follow Haystack's document-store suite:
+a missing field is None, equals None and
 differs from everything else; ordering compares numbers, or ISO 8601 dates; ordering a missing or unlike value is false.
 
 Metadata of a document version never changes, so each field that filters use is read once and kept as codes into its
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import operator
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -65,14 +67,18 @@ class Row(Protocol):
 
 
 def field_value(row: Row, field: str) -> Any:
-    """The value a filter compares: a built-in field, or metadata by its whole name or by a dotted path; None where missing."""
+    """The value a filter compares; None where missing.
+
+    source, id, title and mime are the document's own, and "meta.title" is the metadata's; any other name is looked up in the
+    metadata, whole and then along its dots; lang is the metadata's where it has one, else the recognised one.
+    """
     name = field.removeprefix("meta.")
+    if name == field and name in ("source", "title", "mime"):
+        return getattr(row, name)
+    if name == field and name in ("id", "document_id"):
+        return row.source
     if name in row.meta:
         return row.meta[name]
-    if name in ("source", "title", "mime"):
-        return getattr(row, name)
-    if name in ("id", "document_id"):
-        return row.source
     if name == "lang":
         return row.lang or None
     value: Any = row.meta
@@ -95,6 +101,9 @@ def parse(filters: Filters, *, depth: int = 0) -> tuple[Any, ...]:
         return _logic(filters, depth)
     if "field" in filters:
         return _comparison(filters)
+    for name in filters:
+        if not isinstance(name, str):
+            raise ValueError(f"the fields of a filter are names, got {name!r}")
     return ("and", [_shorthand(name, value, depth) for name, value in filters.items()])
 
 
@@ -165,7 +174,12 @@ def matches(op: str, value: Any, target: Any) -> bool:
             target in value if isinstance(value, str) and isinstance(target, str) else isinstance(value, list) and target in value
         )
     left, right = _orderable(value), _orderable(target)
-    return left is not None and right is not None and type(left) is type(right) and ORDER[op](left, right)
+    return (
+        left is not None
+        and right is not None
+        and isinstance(left, datetime) == isinstance(right, datetime)
+        and ORDER[op](left, right)
+    )
 
 
 def _equal(left: Any, right: Any) -> bool:
@@ -180,7 +194,7 @@ def _orderable(value: Any) -> float | datetime | None:
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, (int, float)):
-        return float(value)
+        return value  # Python compares integers and floats exactly
     return _date(value) if isinstance(value, (str, datetime)) else None
 
 
@@ -196,54 +210,46 @@ def _date(value: str | datetime) -> datetime | None:
 class FieldColumns:
     """The fields that filters used, of every document version seen so far, as codes into their distinct values.
 
-    `rows(after)` yields document versions with ids above `after`, ascending; they never change. Thread-safe.
+    `rows(after)` yields document versions with ids above `after`, ascending; they never change, but may vanish once nobody
+    can see them. All columns are of the same ids, in the same order. Thread-safe.
     """
 
     def __init__(self, rows: Callable[[int], Iterable[Row]]) -> None:
         self._rows = rows
         self._lock = threading.Lock()
+        self._ids = array("q")
         self._columns: dict[str, _Column] = {}
 
     def allowed(self, filters: Filters) -> Ints:
         """Ids of the document versions that match, ascending, (n,) int64. Deleted versions may be among them."""
         tree = parse(filters)
         with self._lock:
-            fields = sorted(_fields(tree)) or ["source"]
-            self._catch_up(fields)
-            columns = {field: self._columns[field] for field in fields}
-            ids = np.asarray(columns[fields[0]].ids, dtype=np.int64)
-            return ids[_evaluate(tree, columns, len(ids))]
-
-    def _catch_up(self, fields: list[str]) -> None:
-        columns = [self._columns.setdefault(field, _Column(field)) for field in fields]
-        # Fields first used now start from nothing; the others from the last version they saw.
-        after = min(column.last for column in columns)
-        for row in self._rows(after):
-            for column in columns:
-                column.append(row)
+            fields = _fields(tree)
+            if not fields <= self._columns.keys():
+                # Versions may have vanished since the others were read, so a new column means that all are read again.
+                self._columns = {field: _Column(field) for field in fields | self._columns.keys()}
+                self._ids = array("q")
+            for row in self._rows(self._ids[-1] if self._ids else 0):
+                self._ids.append(row.id)
+                for column in self._columns.values():
+                    column.append(row)
+            ids = np.array(self._ids, dtype=np.int64)
+            return ids[_evaluate(tree, self._columns, len(ids))]
 
 
 class _Column:
     def __init__(self, field: str) -> None:
         self.field = field
-        self.ids: list[int] = []
-        self.codes: list[int] = []
+        self.codes = array("q")
         self.values: list[Any] = []
         self._code: dict[str, int] = {}
 
-    @property
-    def last(self) -> int:
-        return self.ids[-1] if self.ids else 0
-
     def append(self, row: Row) -> None:
-        if row.id <= self.last:
-            return
         value = field_value(row, self.field)
         name = f"{type(value).__name__}:{value!r}"
         if name not in self._code:
             self._code[name] = len(self.values)
             self.values.append(value)
-        self.ids.append(row.id)
         self.codes.append(self._code[name])
 
 
@@ -263,4 +269,4 @@ def _evaluate(tree: tuple[Any, ...], columns: Mapping[str, _Column], n: int) -> 
     op, field, target = tree
     column = columns[field]
     verdicts = np.fromiter((matches(op, value, target) for value in column.values), dtype=np.bool_, count=len(column.values))
-    return verdicts[np.asarray(column.codes, dtype=np.int64)] if n else np.zeros(0, dtype=np.bool_)
+    return verdicts[np.array(column.codes, dtype=np.int64)] if n else np.zeros(0, dtype=np.bool_)

@@ -20,18 +20,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+from pydantic import ValidationError
 
 from ragkit.catalog.catalog import Catalog, DocumentRow, Failure, UnitRow
+from ragkit.chunk import CHUNKERS
 from ragkit.encode import load_encoder, resolve_name
 from ragkit.encode.contract import Encoder
 from ragkit.errors import FingerprintMismatch, NotAnIndex, RagkitError, RecipeMismatch, StorageError
 from ragkit.filters import FieldColumns, Filters
-from ragkit.ingest import AddOptions, Callback, Ingest, Target
+from ragkit.ingest import AddOptions, Callback, Ingest, Target, paths_of
 from ragkit.load import Limits
 from ragkit.locks import writer_lock
-from ragkit.recipe import ChunkStage, EncodeStage, LoadStage, Recipe, StoreStage, chunker_name, disagreements
+from ragkit.recipe import KEYWORDS, ChunkStage, EncodeStage, LoadStage, Recipe, StoreStage, chunker_name, disagreements
 from ragkit.retrieve import Candidate, SearchOptions, citation, mean_vector, read_hits, search
-from ragkit.store import DENSE, Store
+from ragkit.store import DENSE, Snapshot, Store
 from ragkit.types import AddReport, Citation, Document, Floats, Hit, Page, Reason, Span
 
 if TYPE_CHECKING:
@@ -78,7 +80,14 @@ class Index:
     """An index on disk. Open one with `Index.open`; it may be shared by threads, and closed with `close()` or `with`."""
 
     def __init__(
-        self, path: Path, catalog: Catalog, recipe: Recipe, *, encoder: Encoder | None, chunker: Callable[..., Any] | None
+        self,
+        path: Path,
+        catalog: Catalog,
+        recipe: Recipe,
+        *,
+        encoder: Encoder | None,
+        chunker: Callable[..., Any] | None,
+        device: str | None = None,
     ) -> None:
         self.path = path
         self.recipe = recipe
@@ -86,6 +95,7 @@ class Index:
         self._store = Store(path, catalog, recall=recipe.store.recall)
         self._encoder = encoder
         self._chunker = chunker
+        self._device = device
         self._encoder_checked = False
         self._encoder_lock = threading.Lock()
         self._columns = FieldColumns(lambda after: catalog.versions(after=after))
@@ -150,11 +160,8 @@ class Index:
         except BaseException:
             catalog.close()
             raise
-        index = cls(path, catalog, recipe, encoder=encoder, chunker=chunker if callable(chunker) else None)
-        index._device = device
-        return index
-
-    _device: str | None = None
+        own = chunker if callable(chunker) else None
+        return cls(path, catalog, recipe, encoder=encoder, chunker=own, device=device)
 
     def close(self) -> None:
         """Let go of files and connections. Hits already returned stay valid."""
@@ -202,7 +209,8 @@ class Index:
         progress: Callback | None = None,
         lock_timeout: float = LOCK_TIMEOUT,
     ) -> AddReport:
-        """Bring documents into the index: a file, a folder, a glob, or an iterable of Documents and dicts, which is streamed.
+        """Bring documents into the index: a file, a folder, a glob, a list of those, or an iterable of Documents and dicts,
+        which is streamed.
 
         What the index already holds, by content hash, is left alone; what changed replaces its former version in one
         commit. A document that fails leaves its former version in place and is reported. Stopped halfway, the same call
@@ -212,6 +220,7 @@ class Index:
         options = AddOptions(
             include=include, exclude=exclude, limits=limits or Limits(), password=password, workers=workers, progress=progress
         )
+        paths_of(target)  # a path that does not exist is told before the model is loaded
         encoder = self.encoder
         with self._store.writer(timeout=lock_timeout) as writer:
             ingest = Ingest(
@@ -230,16 +239,24 @@ class Index:
             )
         return self._chunker
 
-    def delete(self, reference: str | Sequence[str], *, lock_timeout: float = LOCK_TIMEOUT) -> int:
-        """Delete documents by source, id or path; returns how many there were. ValueError where a name means several."""
-        references = [reference] if isinstance(reference, str) else list(reference)
+    def delete(self, reference: str | Path | Sequence[str | Path], *, lock_timeout: float = LOCK_TIMEOUT) -> int:
+        """Delete documents by source, id or path, or all that were read from one file; returns how many there were.
+
+        ValueError where a name means several documents of several folders.
+        """
+        references = [str(reference)] if isinstance(reference, (str, Path)) else [str(one) for one in reference]
         with self._store.writer(timeout=lock_timeout) as writer:
-            rows = {row.id: row for name in references for row in self._named(name)}
+            rows = {row.id: row for name in references for row in self._named(name) or self._catalog.within(name)}
             failed = [one.identity for one in self._catalog.failures() if {one.identity, one.source} & set(references)]
             self._catalog.clear_failures(failed)
             if rows:
                 writer.commit("delete", delete=sorted(rows), recipe_hash=self.recipe.hash)
         return len(rows)
+
+    def compact(self, *, lock_timeout: float = LOCK_TIMEOUT) -> None:
+        """Rewrite all segments as one, without deleted rows. Searching goes on meanwhile; answers do not change."""
+        with self._store.writer(timeout=lock_timeout) as writer:
+            writer.commit("compact", recipe_hash=self.recipe.hash, merge=True)
 
     def _named(self, reference: str) -> list[DocumentRow]:
         rows = self._catalog.resolve(reference)
@@ -303,22 +320,23 @@ class Index:
         scores. group_by="document": the best hit of each document. weights: per space, for fusing. exact: scan every dense
         vector instead of the compressed index. Raises ValueError for what makes no sense, Damaged, FingerprintMismatch.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+        _check_k(k)
         queries = [query] if isinstance(query, str) else list(query)
         for one in queries:
             if not isinstance(one, str):
                 raise TypeError(f"a query is a text, got {type(one).__name__}")
-        options = SearchOptions(mode=mode, dims=dims, min_score=min_score, group_by=group_by, weights=weights or {}, exact=exact)
+        options = SearchOptions(
+            mode=mode, dims=self._checked_dims(dims), min_score=min_score, group_by=group_by, weights=weights or {}, exact=exact
+        )
         if rrf is not None:
             options = replace(options, rrf=rrf)
-        vectors = self._encode_queries(queries, dims=dims) if DENSE in options.spaces and queries else None
+        vectors = self._encode_queries(queries) if DENSE in options.spaces and queries else None
         snapshot = self._store.snapshot()
         allowed = None if filters is None else self._columns.allowed(filters)
         hits = search(snapshot, self._catalog, queries=queries, vectors=vectors, k=k, allowed=allowed, options=options)
         return hits[0] if isinstance(query, str) else hits
 
-    def _encode_queries(self, queries: Sequence[str], *, dims: int | None) -> Floats:
+    def _encode_queries(self, queries: Sequence[str]) -> Floats:
         stage = self.recipe.encode
         encoding = self.encoder.encode_query(queries, task=stage.task, truncate_dim=stage.dims, truncate=True)
         assert encoding.dense is not None
@@ -328,21 +346,32 @@ class Index:
                 f"{encoding.truncated} of {len(queries)} queries have over {limit} tokens: the rest was not embedded",
                 stacklevel=3,
             )
-        if dims is not None and not 1 <= dims <= encoding.dense.shape[1]:
-            raise ValueError(
-                f"dims must be between 1 and {encoding.dense.shape[1]}, the width of this index's vectors, got {dims}"
-            )
         return encoding.dense
+
+    def _checked_dims(self, dims: int | None) -> int | None:
+        width = self.recipe.encode.dims or self.encoder.card.dims if dims is not None else 0
+        if dims is not None and not 1 <= dims <= width:
+            raise ValueError(f"dims must be between 1 and {width}, the width of this index's vectors, got {dims}")
+        return dims
+
+    def search_within(self, row: DocumentRow, query: str, k: int = 10, *, mode: str = "hybrid") -> list[Hit]:
+        """The k best hits in one document, by the row that `documents()` or `find()` gave: names may be shared, rows are not."""
+        _check_k(k)
+        options = SearchOptions(mode=mode)
+        vectors = self._encode_queries([query]) if DENSE in options.spaces else None
+        allowed = np.array([row.id], dtype=np.int64)
+        return search(
+            self._store.snapshot(), self._catalog, queries=[query], vectors=vectors, k=k, allowed=allowed, options=options
+        )[0]
 
     def similar(self, reference: str | int, k: int = 10, *, filters: Filters | None = None, dims: int | None = None) -> list[Hit]:
         """The documents most like one in the index, each by its best unit; the document itself is left out.
 
         `reference` is a source or id, compared by the mean direction of its units, or the key of one unit.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        units = self._units_named(reference)
+        _check_k(k)
         snapshot = self._store.snapshot()
+        units = self._units_named(reference, snapshot)
         if not units:
             return []
         vector = mean_vector(snapshot.rows([unit.key for unit in units]))
@@ -354,22 +383,31 @@ class Index:
             vectors=vector,
             k=k,
             allowed=None if filters is None else self._columns.allowed(filters),
-            options=SearchOptions(mode="dense", dims=dims, group_by="document"),
+            options=SearchOptions(mode="dense", dims=self._checked_dims(dims), group_by="document"),
             wanted=lambda unit: unit.document != mine,
         )[0]
 
-    def _units_named(self, reference: str | int) -> list[UnitRow]:
+    def _units_named(self, reference: str | int, snapshot: Snapshot) -> list[UnitRow]:
+        """The units of a document by source or id, or the one of a key; ValueError where the snapshot sees none."""
         if isinstance(reference, int):
-            return list(self._catalog.units([reference]).values())
-        rows = self._named(reference)
-        if not rows:
-            raise ValueError(f"{self.path} has no document {reference!r}. See: ragkit list {self.path}")
-        return self._catalog.units_of(rows[0].id)
+            row, _ = self.unit(reference)
+            units = [unit for unit in self._catalog.units_of(row.id) if unit.key == reference]
+        else:
+            rows = self._named(reference)
+            if not rows:
+                raise ValueError(f"{self.path} has no document {reference!r}. See: ragkit list {self.path}")
+            units = self._catalog.units_of(rows[0].id)
+        if not all(snapshot.sees(unit.document) for unit in units):
+            raise ValueError(f"{reference!r} was replaced while it was looked up; ask again")
+        return units
 
     def near_duplicates(self, threshold: float = 0.95) -> Iterator[Duplicate]:
         """Every pair of units with a cosine of at least `threshold`, exact, by the keys of the pair."""
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold must be above 0 and at most 1, got {threshold}")
+        return self._near_duplicates(threshold)
+
+    def _near_duplicates(self, threshold: float) -> Iterator[Duplicate]:
         snapshot = self._store.snapshot()
         for first, second, score in snapshot.near_duplicates(threshold):
             units = self._catalog.units([first, second])
@@ -378,8 +416,9 @@ class Index:
 
     def as_retriever(self, k: int = 10, **options: Any) -> Retriever:
         """The index with its search settings fixed, for an application to call."""
-        SearchOptions(**{name: value for name, value in options.items() if name not in ("filters",)})
-        return Retriever(self, k, options)
+        given = {name: value for name, value in options.items() if value is not None}
+        SearchOptions(**{name: value for name, value in given.items() if name != "filters"})
+        return Retriever(self, k, given)
 
     # Looking inside
 
@@ -400,7 +439,9 @@ class Index:
             unit = self._catalog.units([key])[key]
             row = self._catalog.documents_by_id([unit.document])[unit.document]
         except (KeyError, RagkitError):
-            raise ValueError(f"{self.path} has no unit {key}; it may have been deleted or replaced since") from None
+            row = None
+        if row is None or row.deleted is not None:
+            raise ValueError(f"{self.path} has no unit {key}; it may have been deleted or replaced since")
         return row, citation(self._catalog, row, unit.span)
 
     def pages(self, row: DocumentRow) -> list[Page]:
@@ -469,6 +510,13 @@ class Retriever:
     __call__ = search
 
 
+def _check_k(k: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k is a number of hits, an int, got {k!r}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+
+
 def _existing(path: Path) -> Catalog | None:
     """The catalog of the index at `path`, or None where there is none yet; NotAnIndex where there is something else."""
     if path.exists() and not path.is_dir():
@@ -508,32 +556,49 @@ def _create(
 
 
 def _new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
+    """The recipe of a new index: what was given, and defaults for the rest. ValueError names the keyword that is off."""
     card = encoder.card
-    max_tokens = given["max_tokens"] or card.max_tokens
+
+    def chosen(name: str, default: Any) -> Any:
+        return default if given[name] is None else given[name]
+
+    chunker, max_tokens = chosen("chunker", "sentences"), chosen("max_tokens", card.max_tokens)
+    tokens = chosen("chunk_tokens", min(CHUNK_TOKENS, max_tokens))
+    if chunker not in CHUNKERS and not chunker.startswith("callable:"):
+        raise ValueError(f"chunker must be one of {', '.join(CHUNKERS)}, or a function from Document to spans; got {chunker!r}")
     if max_tokens > card.max_tokens:
         raise ValueError(f"max_tokens {max_tokens} is beyond what {card.name} takes: {card.max_tokens}")
-    tokens = given["chunk_tokens"] or min(CHUNK_TOKENS, max_tokens)
     if tokens > max_tokens:
         raise ValueError(f"chunk_tokens {tokens} is beyond max_tokens {max_tokens} of {card.name}")
     if given["dims"] is not None and not 1 <= given["dims"] <= card.dims:
         raise ValueError(f"dims must be between 1 and {card.dims} for {card.name}, got {given['dims']}")
-    if given["late_chunking"] is True:
-        raise ValueError("late_chunking=True is not available in this version; leave it out, or say 'auto' or False")
-    return Recipe(
-        load=LoadStage(pdf_engine=given["pdf_engine"] or "auto"),
-        chunk=ChunkStage(chunker=given["chunker"] or "sentences", tokens=tokens, overlap=given["chunk_overlap"] or 0),
-        encode=EncodeStage(
-            model=card.name,
-            revision=card.revision,
-            task=given["task"],
-            dims=given["dims"],
-            max_tokens=max_tokens,
-            overflow=given["overflow"] or "error",
-            dtype=card.dtype,
-            late_chunking=False,
-        ),
-        store=StoreStage(recall=given["recall"] or StoreStage().recall),
-    )
+    if chosen("late_chunking", "auto") not in ("auto", False):
+        raise ValueError(f"late_chunking is 'auto' or False in this version, got {given['late_chunking']!r}")
+    try:
+        return Recipe(
+            load=LoadStage(pdf_engine=chosen("pdf_engine", "auto")),
+            chunk=ChunkStage(chunker=chunker, tokens=tokens, overlap=chosen("chunk_overlap", 0)),
+            encode=EncodeStage(
+                model=card.name,
+                revision=card.revision,
+                task=given["task"],
+                dims=given["dims"],
+                max_tokens=max_tokens,
+                overflow=chosen("overflow", "error"),
+                dtype=card.dtype,
+                late_chunking=False,
+            ),
+            store=StoreStage(recall=chosen("recall", StoreStage().recall)),
+        )
+    except ValidationError as error:
+        raise ValueError("; ".join(_complaint(one) for one in error.errors())) from None
+
+
+def _complaint(error: Any) -> str:
+    """What pydantic says of a stage's field, under the keyword of Index.open that set it."""
+    field = str(error["loc"][-1]) if error["loc"] else ""
+    name = next((name for name, (_, known) in KEYWORDS.items() if known == field), field)
+    return f"{name}: {error['msg']}, got {error['input']!r}" if name else str(error["msg"])
 
 
 def _probes(encoder: Encoder, stage: EncodeStage) -> dict[str, str]:

@@ -22,7 +22,7 @@ import numpy as np
 from ragkit.catalog.catalog import Catalog, DocumentRow, Failure
 from ragkit.chunk import chunk_document
 from ragkit.encode.contract import Encoder
-from ragkit.errors import RagkitError
+from ragkit.errors import LoadError, RagkitError
 from ragkit.load import Limits, Parser, Source, content_hash, discover, file_hash, record
 from ragkit.load.language import language_of
 from ragkit.ragged import unit_rows
@@ -47,13 +47,14 @@ class _Item:
 
     identity: str
     root: str | None
+    path: str | None
     source: str
     content_hash: str
     document: Document
     replaces: DocumentRow | None
     chunks: tuple[Chunk, ...] = ()
     dense: list[Floats | None] = field(default_factory=list)
-    truncated: int = 0
+    failed: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -88,7 +89,7 @@ class Ingest:
         self._encoder = encoder
         self._chunker = chunker
         self._options = options
-        self._outcomes: dict[str, list[Outcome]] = {"added": [], "updated": [], "unchanged": [], "failed": []}
+        self._outcomes: dict[str, list[Outcome]] = {name: [] for name in ("added", "updated", "unchanged", "failed", "skipped")}
         self._truncated = 0
         self._seen: set[str] = set()
         self._pool: list[_Item] = []
@@ -99,13 +100,22 @@ class Ingest:
         self._done = 0
         self._encoded = 0
         self._total: int | None = None
-        self._bad: set[str] = set()  # identities of documents of which a text could not be encoded
+        self._failed_before = frozenset(one.identity for one in self._catalog.failures())
+        self._bad_records = 0
 
     def run(self, target: Target) -> AddReport:
         started = time.monotonic()
-        items = self._from_paths(target) if isinstance(target, (str, Path)) else self._from_records(target)
-        for item in items:
-            self._take(item)
+        if isinstance(target, (bytes, bytearray)):
+            raise TypeError("add() takes a path, a glob, or an iterable of paths, documents and dicts; not bytes")
+        targets = paths_of(target)
+        items = self._from_records(cast(Iterable[Any], target)) if targets is None else self._from_paths(targets)
+        try:
+            for item in items:
+                self._take(item)
+        except Exception:  # the caller's iterable broke off: what it gave so far is kept
+            self._encode_pool()
+            self._commit()
+            raise
         self._encode_pool()
         self._commit()
         fields = {name: tuple(outcomes) for name, outcomes in self._outcomes.items()}
@@ -113,103 +123,142 @@ class Ingest:
 
     # Sources
 
-    def _from_paths(self, target: str | Path) -> Iterator[_Item]:
+    def _from_paths(self, targets: Sequence[str | Path]) -> Iterator[_Item]:
         options = self._options
-        roots = self._catalog.roots()
-        sources = discover(target, include=options.include, exclude=options.exclude)
-        first = next(sources, None)  # a target that does not exist is an error before any work
-        if first is None:
-            return
-        threading.Thread(target=self._count, args=(target,), daemon=True).start()
+        found = [discover(one, include=options.include, exclude=options.exclude, on_skip=self._skip) for one in targets]
+        threading.Thread(target=self._count, args=(targets,), daemon=True).start()
         hashes: dict[Path, tuple[str, DocumentRow | None]] = {}
 
         def changed() -> Iterator[Source]:
-            for source in _chain(first, sources):
-                source = _under_known_root(source, roots)
-                if self._is_new(source, hashes):
-                    yield source
+            for sources in found:
+                for source in sources:
+                    if self._is_new(source, hashes):
+                        yield source
 
         with Parser(
             workers=options.workers, limits=options.limits, pdf_engine=self._recipe.load.pdf_engine, password=options.password
         ) as parser:
             for source, loaded in parser.parse(changed()):
-                digest, former = hashes[source.path] if source.path.suffix.lower() in CONTAINERS else hashes.pop(source.path)
-                identity = str(source.path)
-                if isinstance(loaded, RagkitError):
-                    self._fail(identity, source.name, digest, str(loaded))
-                    continue
                 if source.path.suffix.lower() in CONTAINERS:
-                    identity, digest = f"{source.path}#{loaded.id.partition('#')[2]}", content_hash(loaded)
-                    if not self._first_sight(identity, loaded.id):
-                        continue
-                    former = self._catalog.find(identity)
-                    if self._unchanged(former, digest):
-                        self._finish("unchanged", Outcome(loaded.id, units=cast(DocumentRow, former).units))
-                        continue
-                yield _Item(identity, str(source.root), loaded.id or source.name, digest, loaded, former)
+                    yield from self._from_container(source, loaded)
+                    continue
+                digest, former = hashes.pop(source.path)
+                if isinstance(loaded, RagkitError):
+                    self._fail(str(source.path), source.name, digest, str(loaded))
+                else:
+                    yield self._item(source, loaded, name=source.name, digest=digest, former=former)
 
-    def _count(self, target: str | Path) -> None:
+    def _from_container(self, source: Source, loaded: Document | LoadError) -> Iterator[_Item]:
+        """One record of a file that holds many: it has an identity and a hash of its own."""
+        if isinstance(loaded, LoadError):
+            self._bad_records += 1
+            self._fail(f"{source.path}#bad {self._bad_records}", source.name, "", str(loaded))
+            return
+        record = loaded.id.removeprefix(f"{source.name}#")
+        identity, digest = f"{source.path}#{record}", content_hash(loaded)
+        former = self._former(identity)
+        if self._unchanged(former, digest):
+            self._finish("unchanged", Outcome(cast(DocumentRow, former).source, units=cast(DocumentRow, former).units))
+        else:
+            yield self._item(source, loaded, name=loaded.id, digest=digest, former=former, identity=identity)
+
+    def _item(
+        self, source: Source, document: Document, *, name: str, digest: str, former: DocumentRow | None, identity: str = ""
+    ) -> _Item:
+        """A document under the name it had before, if it had one: names stay, whichever folder it is added through."""
+        root, name = (str(source.root), name) if former is None else (former.root or str(source.root), former.source)
+        return _Item(identity or str(source.path), root, str(source.path), name, digest, document, former)
+
+    def _former(self, identity: str) -> DocumentRow | None:
+        """The live version. An identity met twice in one call is committed first, so that the later one replaces it."""
+        if identity in self._seen:
+            self._encode_pool()
+            self._commit()
+        self._seen.add(identity)
+        return self._catalog.find(identity)
+
+    def _count(self, targets: Sequence[str | Path]) -> None:
+        """How many documents there will be, where files are documents."""
+        total = 0
         try:
-            total = sum(1 for _ in discover(target, include=self._options.include, exclude=self._options.exclude))
+            for target in targets:
+                for source in discover(target, include=self._options.include, exclude=self._options.exclude):
+                    if source.path.suffix.lower() in CONTAINERS:
+                        return
+                    total += 1
         except (OSError, RagkitError):
             return
         self._total = total
 
+    def _skip(self, path: Path, reason: str) -> None:
+        self._outcomes["skipped"].append(Outcome(_printable(str(path)), reason=reason))
+
     def _is_new(self, source: Source, hashes: dict[Path, tuple[str, DocumentRow | None]]) -> bool:
         """Whether the file must be parsed: it is not, byte for byte, what the index already holds."""
         identity = str(source.path)
-        if source.path.suffix.lower() in CONTAINERS:
-            hashes[source.path] = ("", None)
-            return True
-        if not self._first_sight(identity, source.name):
+        if identity in self._seen:
             return False
-        try:
-            digest = file_hash(source.path)
-        except OSError as error:
-            self._fail(identity, source.name, "", error.strerror or str(error))
+        self._seen.add(identity)
+        problem = self._refused(source)
+        digest = ""
+        if not problem:
+            self._forgive(identity)
+            if source.path.suffix.lower() in CONTAINERS:
+                return True
+            try:
+                digest = file_hash(source.path)
+            except OSError as error:
+                problem = error.strerror or str(error)
+        if problem:
+            self._fail(identity, source.name, "", problem)
             return False
         former = self._catalog.find(identity)
         if self._unchanged(former, digest):
-            self._finish("unchanged", Outcome(source.name, units=cast(DocumentRow, former).units))
+            self._finish("unchanged", Outcome(cast(DocumentRow, former).source, units=cast(DocumentRow, former).units))
             return False
         hashes[source.path] = (digest, former)
         return True
+
+    def _refused(self, source: Source) -> str:
+        """Why the file is not even opened, or nothing."""
+        try:
+            str(source.path).encode()
+            size = source.path.stat().st_size
+        except UnicodeEncodeError:
+            return "its name is not valid UTF-8; rename it"
+        except OSError as error:
+            return error.strerror or str(error)
+        if not source.path.is_file():
+            return "it is not a regular file"
+        limit = self._options.limits.file_bytes
+        return f"it has {size:,} bytes, over the limit of {limit:,} (Limits.file_bytes)" if size > limit else ""
+
+    def _forgive(self, identity: str) -> None:
+        """Forget that a file, or a record in it, failed before: it is judged anew."""
+        self._catalog.clear_failures([one for one in self._failed_before if one == identity or one.startswith(f"{identity}#")])
 
     def _from_records(self, records: Iterable[Any]) -> Iterator[_Item]:
         if isinstance(records, (Document, Mapping)):
             records = [records]
         if isinstance(records, Sized):
             self._total = len(records)
+        self._catalog.clear_failures([one for one in self._failed_before if one.startswith("record:")])
         for number, one in enumerate(records):
             if isinstance(one, (str, Path)):
-                raise TypeError(
-                    f"item {number} is a {type(one).__name__}; add() takes one path or glob, or an iterable of documents and "
-                    "dicts. Call add() once per path."
-                )
+                raise TypeError(f"item {number} is a {type(one).__name__} among documents; add paths and documents apart")
             try:
                 document = record(one)
             except (RagkitError, ValueError, TypeError) as error:
-                name = str(one.get("id", "")) if isinstance(one, Mapping) else ""
+                name = str(one.get("id") or "") if isinstance(one, Mapping) else ""
                 self._fail(f"id:{name}" if name else f"record:{number}", name or f"record {number}", "", str(error))
                 continue
             digest = content_hash(document)
             source = document.id or f"sha256:{digest[:16]}"
-            identity = f"id:{source}"
-            if identity in self._seen:  # the same id twice in one call: the later one replaces the earlier
-                self._encode_pool()
-                self._commit()
-            self._seen.add(identity)
-            former = self._catalog.find(identity)
+            former = self._former(f"id:{source}")
             if self._unchanged(former, digest):
                 self._finish("unchanged", Outcome(source, units=cast(DocumentRow, former).units))
-                continue
-            yield _Item(identity, None, source, digest, document, former)
-
-    def _first_sight(self, identity: str, source: str) -> bool:
-        if identity in self._seen:
-            return False
-        self._seen.add(identity)
-        return True
+            else:
+                yield _Item(f"id:{source}", None, None, source, digest, document, former)
 
     def _unchanged(self, former: DocumentRow | None, digest: str) -> bool:
         return former is not None and former.content_hash == digest and former.recipe_hash == self._recipe.hash
@@ -220,8 +269,9 @@ class Ingest:
         try:
             item.chunks = tuple(self._chunk(item.document))
             self._guard_length(item)
-        except (RagkitError, ValueError, TypeError) as error:
-            self._fail(item.identity, item.source, item.content_hash, f"{type(error).__name__}: {error}")
+        except Exception as error:  # the chunker may be the user's own, and raise anything
+            known = isinstance(error, (RagkitError, ValueError))
+            self._fail(item.identity, item.source, item.content_hash, str(error) if known else f"{type(error).__name__}: {error}")
             return
         if not item.chunks:
             item.warnings = ("no text was found in it",)
@@ -265,13 +315,13 @@ class Ingest:
         work.sort(key=lambda pair: pair[0].chunks[pair[1]].span.length, reverse=True)
         for start in range(0, len(work), SLICE):
             self._encode_slice(work[start : start + SLICE])
-        self._ready += [item for item in pool if item.identity not in self._bad]
+        self._ready += [item for item in pool if not item.failed]
         units = sum(len(item.chunks) for item in self._ready)
         if units >= COMMIT_UNITS or time.monotonic() - self._committed > COMMIT_SECONDS or len(self._ready) >= COMMIT_UNITS:
             self._commit()
 
     def _encode_slice(self, work: Sequence[tuple[_Item, int]]) -> None:
-        work = [pair for pair in work if pair[0].identity not in self._bad]
+        work = [pair for pair in work if not pair[0].failed]
         if not work:
             return
         try:
@@ -282,7 +332,7 @@ class Ingest:
                     self._encode_slice([pair])
                 return
             item = work[0][0]
-            self._bad.add(item.identity)
+            item.failed = True
             self._fail(item.identity, item.source, item.content_hash, str(error))
             return
         for (item, at), row in zip(work, rows, strict=True):
@@ -313,6 +363,7 @@ class Ingest:
             Prepared(
                 identity=item.identity,
                 root=item.root,
+                path=item.path,
                 source=item.source,
                 content_hash=item.content_hash,
                 lang=language_of(item.document),
@@ -332,6 +383,7 @@ class Ingest:
     # The report
 
     def _fail(self, identity: str, source: str, digest: str, reason: str) -> None:
+        identity, source, reason = _printable(identity), _printable(source), _printable(reason)
         self._catalog.record_failure(Failure(identity, source, digest, reason))
         self._finish("failed", Outcome(source, reason=reason))
 
@@ -345,17 +397,22 @@ class Ingest:
             self._options.progress(Progress(stage, done, total, unit, source))
 
 
-def _chain(first: Source, rest: Iterator[Source]) -> Iterator[Source]:
-    yield first
-    yield from rest
+def paths_of(target: Target) -> list[str | Path] | None:
+    """The paths and globs that a target names, or None where it is documents. FileNotFoundError for one that is not there."""
+    if isinstance(target, (str, Path)):
+        paths: list[str | Path] = [target]
+    elif isinstance(target, (list, tuple)) and target and all(isinstance(one, (str, Path)) for one in target):
+        paths = list(target)
+    else:
+        return None
+    for path in paths:
+        discover(path)
+    return paths
 
 
-def _under_known_root(source: Source, roots: Sequence[str]) -> Source:
-    """The source named from a root that was added before, so that adding a folder and then a file in it means one document."""
-    for root in roots:
-        if source.path.is_relative_to(root):
-            return Source(path=source.path, root=Path(root), name=source.path.relative_to(root).as_posix())
-    return source
+def _printable(text: str) -> str:
+    """The text, with what is not valid Unicode (a file name's stray bytes) escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def encode_windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int, task: str | None, dims: int | None) -> Floats:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 import weakref
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from ragkit.errors import IndexLocked, StorageError
 
+DOOMED = ".removed"  # behind the name of a folder that is being removed
 POLL = 0.05  # seconds between two tries for the writer's lock
 
 
@@ -25,25 +27,28 @@ class Pin:
 
     def __init__(self, folder: Path) -> None:
         handle = os.open(folder, os.O_RDONLY)
-        self._release = weakref.finalize(self, os.close, handle)
+        weakref.finalize(self, os.close, handle)
         fcntl.flock(handle, fcntl.LOCK_SH)
 
-    def release(self) -> None:
-        self._release()
 
+def remove_unused(folder: Path) -> bool:
+    """Remove a folder that no reader, in this process or another, holds; whether it is gone.
 
-def unused(folder: Path) -> bool:
-    """Whether no reader, in this process or another, holds the folder."""
+    It is renamed while locked, so that a reader who comes late finds nothing rather than half of it.
+    """
     try:
         handle = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
         return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        doomed = folder if folder.name.endswith(DOOMED) else folder.with_name(folder.name + DOOMED)
+        folder.rename(doomed)
     except BlockingIOError:
         return False
     finally:
         os.close(handle)
+    shutil.rmtree(doomed)
     return True
 
 

@@ -9,6 +9,7 @@ rank), Cormack et al. 2009. Higher is better on every scale; cosines and BM25 sc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,8 +19,8 @@ from ragkit.ragged import unit_rows
 from ragkit.store import DENSE, LEXICAL, Snapshot
 from ragkit.types import Citation, Floats, Hit, Ints, Reason, Span
 
-RRF = 15.0  # best of 5–60 on two collections in benchmarks/fusion.py; 60, the paper's, loses about 0.01 nDCG@10
-DEPTH = 100  # candidates per space before fusing; deeper changed no nDCG@10 by more than 0.001
+RRF = 15.0  # from `benchmarks/main_job.py fusion`; the paper's 60 is worse on both collections tried
+DEPTH = 100  # candidates per space before fusing, at least: beyond rank 100 a reciprocal rank adds under a tenth of the first's
 SCALES = {DENSE: "cosine", LEXICAL: "bm25"}
 MODES = {"hybrid": (DENSE, LEXICAL), "text": (DENSE, LEXICAL), "dense": (DENSE,), "lexical": (LEXICAL,)}
 
@@ -46,8 +47,14 @@ class SearchOptions:
         unknown = set(self.weights) - set(SCALES)
         if unknown:
             raise ValueError(f"weights are per space ({', '.join(SCALES)}), got {sorted(unknown)[0]!r}")
-        if any(weight < 0 for weight in self.weights.values()):
-            raise ValueError(f"weights must not be negative, got {dict(self.weights)}")
+        if not all(0 <= weight < math.inf for weight in self.weights.values()):
+            raise ValueError(f"weights are numbers from 0 on, got {dict(self.weights)}")
+        if not self.spaces:
+            raise ValueError(f"every space of mode {self.mode!r} has the weight 0, so nothing would be searched")
+        if not 0 <= self.rrf < math.inf:
+            raise ValueError(f"rrf, the constant of reciprocal-rank fusion, is a number from 0 on, got {self.rrf}")
+        if self.min_score is not None and math.isnan(self.min_score):
+            raise ValueError("min_score is not a number")
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -100,9 +107,9 @@ def search(
         ranked = _candidates(snapshot, [queries[q] for q in open_queries], vectors, open_queries, depth, allowed, options)
         unfinished = []
         for q, spaces in zip(open_queries, ranked, strict=True):
-            hits = _hits(spaces, catalog, k=k, options=options, wanted=wanted)
+            hits, below = _hits(spaces, catalog, k=k, options=options, wanted=wanted)
             exhausted = all(len(keys) < depth for keys, _ in spaces.values())
-            if len(hits) == k or exhausted or options.min_score is not None:
+            if len(hits) == k or exhausted or below:
                 results[q] = hits
             else:
                 unfinished.append(q)
@@ -137,10 +144,10 @@ def _hits(
     k: int,
     options: SearchOptions,
     wanted: Callable[[UnitRow], bool] | None,
-) -> list[Hit]:
-    candidates = fuse(spaces, weights=options.weights, constant=options.rrf)
-    if options.min_score is not None:
-        candidates = [one for one in candidates if one.score >= options.min_score]
+) -> tuple[list[Hit], bool]:
+    """The hits, and whether candidates fell below the least score: then a deeper search finds no more."""
+    found = fuse(spaces, weights=options.weights, constant=options.rrf)
+    candidates = found if options.min_score is None else [one for one in found if one.score >= options.min_score]
     plain = options.group_by is None and wanted is None
     units = catalog.units([one.key for one in (candidates[:k] if plain else candidates)])
     chosen: list[Candidate] = []
@@ -154,7 +161,7 @@ def _hits(
         seen.add(unit.document)
         chosen.append(candidate)
     scale = SCALES[next(iter(spaces))] if len(spaces) == 1 else "rrf"
-    return read_hits(chosen, units, catalog, scale=scale)
+    return read_hits(chosen, units, catalog, scale=scale), len(candidates) < len(found)
 
 
 def read_hits(candidates: Sequence[Candidate], units: Mapping[int, UnitRow], catalog: Catalog, *, scale: str) -> list[Hit]:

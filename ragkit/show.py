@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 from ragkit.catalog.catalog import DocumentRow
 from ragkit.errors import MissingExtra, StorageError
@@ -37,7 +38,7 @@ class Evidence:
 
 def evidence(index: Index, reference: str, *, query: str | None = None, k: int = 1) -> Evidence:
     """What to show for the key of a hit, or for a document by source or id: its best passages for a query, or its beginning."""
-    if reference.isdigit() and not index.find(reference):
+    if reference.isdecimal() and not index.find(reference):
         row, citation = index.unit(int(reference))
         return Evidence(row, (citation,), (index.text(row, citation.span),))
     rows = index.find(reference)
@@ -48,7 +49,7 @@ def evidence(index: Index, reference: str, *, query: str | None = None, k: int =
     if query is None:
         start = index.cite(row, Span(0, min(row.characters, 1)))
         return Evidence(row, (start,), (index.text(row, Span(0, min(row.characters, 300))),))
-    hits = index.search(query, k, filters={"source": row.source})
+    hits = index.search_within(row, query, k)
     return Evidence(row, tuple(hit.citation for hit in hits), tuple(hit.text for hit in hits))
 
 
@@ -58,7 +59,7 @@ def page_png(index: Index, found: Evidence, *, page: int, dpi: int = 110, passwo
         from PIL import Image, ImageDraw
     except ImportError as error:
         raise MissingExtra.of("Pillow", "pdf", "drawing the evidence") from error
-    path = found.row.path
+    path = None if found.row.path is None else Path(found.row.path)
     if path is None:
         raise StorageError(f"{found.row.source} is a record, not a file: there is no page to draw")
     if not path.exists():

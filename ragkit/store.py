@@ -14,7 +14,6 @@ retires go when no snapshot holds them.
 
 from __future__ import annotations
 
-import shutil
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,8 +27,8 @@ import numpy.typing as npt
 
 from ragkit.catalog.catalog import Catalog, Change, Commit, NewDocument, SegmentRow, UnitRow, with_key
 from ragkit.checked import CheckedFolder, FileRecord, seal, sync_file
-from ragkit.errors import IndexLocked, StorageError
-from ragkit.locks import Pin, unused, writer_lock
+from ragkit.errors import Damaged, IndexLocked, StorageError
+from ragkit.locks import Pin, remove_unused, writer_lock
 from ragkit.ragged import top_k
 from ragkit.types import Chunk, Document, Floats, Ints
 from ragkit.vectors.dense import DenseReader, near_duplicates, write_dense
@@ -51,6 +50,7 @@ class Prepared:
 
     identity: str
     root: str | None
+    path: str | None
     source: str
     content_hash: str
     lang: str
@@ -69,7 +69,27 @@ class Segment:
         self.folder = CheckedFolder(folder, records, mend=f"ragkit verify {folder.parent.parent}")
         self.keys = self._column("keys.npy")
         self.documents = self._column("documents.npy")
-        self.dense = DenseReader(self.folder, DENSE) if DENSE in row.spaces else None
+        self._lock = threading.Lock()
+        self._dense: DenseReader | None = None
+
+    @property
+    def dense(self) -> DenseReader | None:
+        """The dense vectors, opened on first use: a search by words alone must not fail because of them."""
+        if DENSE not in self.row.spaces:
+            return None
+        with self._lock:
+            if self._dense is None:
+                self._dense = DenseReader(self.folder, DENSE)
+            return self._dense
+
+    def readable(self) -> bool:
+        """Whether every byte of the stored vectors is as it was written."""
+        try:
+            for name in self.folder.records:
+                self.folder.verify(name)
+        except Damaged:
+            return False
+        return True
 
     def _column(self, name: str) -> Ints:
         path = self.folder.file(name)
@@ -90,6 +110,11 @@ class Snapshot:
         self.deleted = deleted  # document versions, ascending
         self._lexical_pin = lexical_pin
         self._live = [~np.isin(segment.documents, deleted) for segment in segments]
+
+    def sees(self, document: int) -> bool:
+        """Whether a document version, which the catalog has, was not deleted as of this commit."""
+        at = int(np.searchsorted(self.deleted, document))
+        return at == len(self.deleted) or int(self.deleted[at]) != document
 
     def live(self, position: int) -> Mask:
         """Which rows of the segment at a position are visible, (n,) bool."""
@@ -205,10 +230,12 @@ class Store:
             if self.catalog.latest().number != commit.number:
                 return None
             return Snapshot(commit, segments, lexical=LexicalReader(lexical_folder), lexical_pin=pin, deleted=deleted)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, StorageError) as error:
             if self.catalog.latest().number != commit.number:
                 return None
-            raise StorageError(f"{error.filename} is missing. Run: ragkit verify {self.path}") from error
+            if isinstance(error, FileNotFoundError):
+                raise StorageError(f"{error.filename} is missing. Run: ragkit verify {self.path}") from error
+            raise
 
     def _open_segment(self, row: SegmentRow) -> Segment:
         return Segment(self.path / "segments" / row.id, row, self.catalog.files(row.id))
@@ -229,11 +256,12 @@ class Store:
         """Remove folders that the latest commit does not see and nobody reads; then the rows of dead documents."""
         latest = self.catalog.latest()
         live = {row.id for row in self.catalog.segments(latest.number)} | {latest.lexical}
-        gone = []
+        kept = set(live)
         for folder in (*(self.path / "segments").iterdir(), *(self.path / "lexical").iterdir()):
-            if folder.name not in live and unused(folder):
-                shutil.rmtree(folder)
-                gone.append(folder.name)
+            if folder.name not in live and folder.is_dir() and not remove_unused(folder):
+                kept.add(folder.name)
+        # All that is recorded and not there, so that what a crash kept this from forgetting is forgotten now.
+        gone = sorted(self.catalog.folders() - kept)
         if gone:
             self.catalog.forget_files(gone)
             self.catalog.purge(before=self.catalog.oldest_commit(), keep=self._still_in_segments(latest))
@@ -300,7 +328,9 @@ class Writer:
             rows = [UnitRow(0, 0, "chunk", chunk.span, chunk.headings) for chunk in one.chunks]
             units = tuple(with_key(row, key=key + at, document=document) for at, row in enumerate(rows))
             documents.append(
-                NewDocument(document, one.identity, one.root, one.source, one.content_hash, one.lang, one.document, units)
+                NewDocument(
+                    document, one.identity, one.root, one.path, one.source, one.content_hash, one.lang, one.document, units
+                )
             )
             document, key = document + 1, key + len(units)
         dense = [one.dense for one in prepared if one.dense is not None and len(one.dense)]
@@ -314,10 +344,11 @@ class Writer:
             live = snapshot.live(position) & ~np.isin(segment.documents, dead)
             shares.append(1.0 - float(live.mean()) if len(live) else 1.0)
             sizes.append(segment.row.bytes)
-        if merge:
-            return list(snapshot.segments)
-        chosen = merge_policy(sizes, new=0 if rows is None else 2 * rows.size, dead=shares)
-        return [snapshot.segments[position] for position in chosen]
+        everything = range(len(sizes))
+        chosen = everything if merge else merge_policy(sizes, new=0 if rows is None else 2 * rows.size, dead=shares)
+        # What is damaged cannot be rewritten, but with its last document deleted it can be dropped.
+        segments = snapshot.segments
+        return [segments[position] for position in chosen if shares[position] == 1 or segments[position].readable()]
 
     def _write_segment(self, change: Change, absorbed: Sequence[Segment], dense: Floats | None) -> Change:
         store = self._store
@@ -365,7 +396,7 @@ def _lexical_rows(documents: Sequence[NewDocument]) -> Iterator[tuple[int, int, 
 
 def _dense_blocks(absorbed: Sequence[Segment], live: Sequence[npt.NDArray[np.intp]], dense: Floats | None) -> Iterator[Floats]:
     for segment, positions in zip(absorbed, live, strict=True):
-        if segment.dense is None:
+        if len(positions) == 0 or segment.dense is None:  # nothing of a damaged segment is read once all of it is dead
             continue
         for start in range(0, len(positions), ROWS):
             yield segment.dense.rows(positions[start : start + ROWS])

@@ -230,11 +230,14 @@ class AddReport:
     updated: tuple[Outcome, ...] = ()
     unchanged: tuple[Outcome, ...] = ()
     failed: tuple[Outcome, ...] = ()
+    skipped: tuple[Outcome, ...] = ()  # what was found and left out: files without a loader, folders that cannot be read
     truncated: int = 0  # units of which the encoder saw only the beginning (overflow="truncate")
     seconds: float = 0.0
 
     def __str__(self) -> str:
         line = f"added {len(self.added)}, updated {len(self.updated)}, unchanged {len(self.unchanged)}, failed {len(self.failed)}"
+        if self.skipped:
+            line += f", skipped {len(self.skipped)}"
         if self.truncated:
             line += f", truncated {self.truncated}"
         if self.failed:

@@ -6,6 +6,7 @@ findings holds, bit for bit, what was written.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ragkit.errors import Damaged, StorageError
 from ragkit.store import Store
 from ragkit.types import Progress
 
+REBUILD = "add the documents to a new index; the texts in this one can be read with Index.document"
 WORKERS = 4  # reading and hashing release the interpreter's lock; more only queue at the disk
 
 
@@ -30,7 +32,10 @@ class Finding:
 
 def verify(store: Store, *, progress: Callable[[Progress], None] | None = None) -> list[Finding]:
     """Everything that is wrong with an index; an empty list where nothing is."""
-    commit = store.catalog.latest()
+    try:
+        commit = store.catalog.latest()
+    except Damaged as error:
+        return [Finding(str(error), "restore the catalog from a backup, or add the documents to a new index")]
     rows = [
         Finding(problem, "restore the catalog from a backup, or add the documents to a new index")
         for problem in store.catalog.damaged_rows()
@@ -50,7 +55,7 @@ def verify(store: Store, *, progress: Callable[[Progress], None] | None = None) 
 def _files(store: Store, parent: str, name: str) -> list[Finding]:
     """Every block of every file of a folder."""
     folder = store.path / parent / name
-    remedy = "delete and add again the documents it holds" if parent == "segments" else "build the index anew"
+    remedy = _documents_of(store, name) if parent == "segments" else REBUILD
     records = store.catalog.files(name)
     if not records:
         return [Finding(f"{folder}: the catalog has no record of its files", remedy)]
@@ -64,6 +69,19 @@ def _files(store: Store, parent: str, name: str) -> list[Finding]:
     return [*findings, *(Finding(f"{folder / one}: nothing recorded it", "remove it") for one in sorted(extra))]
 
 
+def _documents_of(store: Store, segment: str) -> str:
+    """How to mend a segment: its documents, deleted and added again, as its own column and the catalog tell them."""
+    try:
+        folder = CheckedFolder(store.path / "segments" / segment, store.catalog.files(segment))
+        folder.verify("documents.npy")
+        ids = np.unique(np.load(folder.file("documents.npy"), allow_pickle=False)).tolist()
+        rows = [row.source for row in store.catalog.documents_by_id(ids).values() if row.deleted is None]
+    except (Damaged, OSError, ValueError):
+        return REBUILD
+    shown = " ".join(shlex.quote(source) for source in rows[:5]) + (f" … ({len(rows)} in all)" if len(rows) > 5 else "")
+    return f"delete the documents it holds, and add them again: ragkit delete {store.path} {shown}"
+
+
 def _unknown_folders(store: Store) -> Iterator[Finding]:
     """Folders that no commit ever made visible: what a crash left. The next writer removes them."""
     known = store.catalog.folders()
@@ -75,7 +93,7 @@ def _unknown_folders(store: Store) -> Iterator[Finding]:
 
 def _agreement(store: Store) -> Iterator[Finding]:
     """Whether catalog, segments and lexical generation hold the same units."""
-    remedy = "build the index anew"
+    remedy = REBUILD
     try:
         snapshot = store.snapshot()
     except StorageError as error:

@@ -17,9 +17,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from sqlalchemy import (
+    URL,
     ColumnElement,
     Connection,
     RowMapping,
@@ -82,6 +84,7 @@ class DocumentRow:
     id: int
     identity: str
     root: str | None
+    path: str | None
     source: str
     content_hash: str
     recipe_hash: str
@@ -94,11 +97,6 @@ class DocumentRow:
     added: int
     deleted: int | None
 
-    @property
-    def path(self) -> Path | None:
-        """The file it was read from, where it was one."""
-        return None if self.root is None else Path(self.identity.partition("#")[0] if "#" in self.source else self.identity)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewDocument:
@@ -107,6 +105,7 @@ class NewDocument:
     id: int
     identity: str
     root: str | None
+    path: str | None
     source: str
     content_hash: str
     lang: str
@@ -128,7 +127,6 @@ class Change:
     segment: SegmentRow | None = None
     segment_files: Sequence[FileRecord] = ()
     retired_segments: Sequence[str] = ()
-    settings: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +145,7 @@ class Catalog:
     def __init__(self, path: Path) -> None:
         self.path = path
         writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
-        # On read-only media SQLite can make no -shm file, so the database is opened as immutable.
-        url = f"sqlite:///{path}" if writable else f"sqlite:///file:{path}?mode=ro&immutable=1&uri=true"
-        self._engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": BUSY})
+        self._engine = create_engine(_url(path, writable=writable), connect_args={"check_same_thread": False, "timeout": BUSY})
         event.listen(self._engine, "connect", _configure if writable else _configure_read_only)
         event.listen(self._engine, "begin", _begin)
 
@@ -182,10 +178,6 @@ class Catalog:
         with self._read() as connection:
             row = connection.execute(select(s.settings).where(s.settings.c.name == name)).mappings().first()
         return None if row is None else json.loads(s.checked(s.settings, row)["value"])
-
-    def set_setting(self, name: str, value: Any) -> None:
-        with self._write() as connection:
-            _store_settings(connection, {name: value})
 
     def check_format(self) -> None:
         """FormatTooNew where a later ragkit wrote this."""
@@ -262,8 +254,6 @@ class Catalog:
                 _insert(connection, s.segments, [fields])
                 _insert_files(connection, row.id, change.segment_files)
             _insert_files(connection, change.lexical, change.lexical_files)
-            if change.settings:
-                _store_settings(connection, change.settings)
             added_units = sum(len(document.units) for document in change.documents)
             totals = {
                 "documents": before.documents + len(change.documents) - len(gone),
@@ -333,17 +323,19 @@ class Catalog:
 
     def resolve(self, reference: str) -> list[DocumentRow]:
         """The live documents that a source, a record's id, a path or an identity names; several where roots share a name."""
-        path = str(Path(reference).absolute())
+        path = os.path.abspath(os.path.expanduser(reference))  # noqa: PTH100, PTH111 - Path.resolve would follow links
         names = or_(s.documents.c.source == reference, s.documents.c.identity.in_([reference, f"id:{reference}", path]))
         with self._read() as connection:
             query = select(s.documents).where(names, s.documents.c.deleted.is_(None)).order_by(s.documents.c.id)
             return [_document(row) for row in connection.execute(query).mappings()]
 
-    def roots(self) -> list[str]:
-        """The folders that were added, live documents only."""
+    def within(self, reference: str) -> list[DocumentRow]:
+        """The live documents read from one file that holds several, named by its source or its path."""
+        path = os.path.abspath(os.path.expanduser(reference))  # noqa: PTH100, PTH111 - Path.resolve would follow links
+        inside = or_(s.documents.c.path == path, s.documents.c.source.startswith(f"{reference}#", autoescape=True))
         with self._read() as connection:
-            query = select(s.documents.c.root).where(s.documents.c.root.is_not(None), s.documents.c.deleted.is_(None)).distinct()
-            return sorted(connection.execute(query).scalars())
+            query = select(s.documents).where(inside, s.documents.c.path.is_not(None), s.documents.c.deleted.is_(None))
+            return [_document(row) for row in connection.execute(query).mappings()]
 
     def documents(self, commit: int) -> Iterator[DocumentRow]:
         """The documents a commit sees, by id, streamed in short reads."""
@@ -434,25 +426,29 @@ class Catalog:
 
     def damaged_rows(self) -> Iterator[str]:
         """Every row compared with its checksums; what is wrong, one line each. SQLite's own check of the file comes first."""
-        with self._read() as connection:
-            for (line,) in connection.exec_driver_sql("PRAGMA integrity_check"):
-                if line != "ok":
-                    yield f"catalog.db: {line}"
+        try:
+            with self._read() as connection:
+                for (line,) in connection.exec_driver_sql("PRAGMA integrity_check"):
+                    if line != "ok":
+                        yield f"catalog.db: {line}"
+        except Damaged as error:
+            yield str(error)
         for table in (s.settings, s.commits, s.documents, s.texts, s.blocks, s.pages, s.units, s.segments, s.files):
             yield from self._damaged_rows_of(table)
 
     def _damaged_rows_of(self, table: Table) -> Iterator[str]:
         keys = list(table.primary_key)
-        with self._read() as connection:
-            names = connection.execute(select(*keys)).all()
-        for name in names:
+        try:
             with self._read() as connection:
-                row = (
-                    connection.execute(select(table).where(*(key == value for key, value in zip(keys, name, strict=True))))
-                    .mappings()
-                    .first()
-                )
+                names = connection.execute(select(*keys)).all()
+        except Damaged as error:
+            yield f"{table.name}: {error}"
+            return
+        for name in names:
+            mine = [key == value for key, value in zip(keys, name, strict=True)]
             try:
+                with self._read() as connection:
+                    row = connection.execute(select(table).where(*mine)).mappings().first()
                 if row is not None:  # purged meanwhile
                     s.checked(table, row)
             except Damaged as error:
@@ -493,6 +489,16 @@ class Catalog:
             for batch in _batches(list(values)):
                 rows += [s.checked(table, row) for row in connection.execute(select(table).where(column.in_(batch))).mappings()]
         return rows
+
+
+def _url(path: Path, *, writable: bool) -> URL:
+    if writable:
+        return URL.create("sqlite", database=str(path))
+    # Where no -shm file can be made, SQLite reads only what is declared immutable, and then it ignores the write-ahead log.
+    log = path.with_name(path.name + "-wal")
+    still = not (log.exists() and log.stat().st_size)
+    query = {"mode": "ro", "uri": "true", **({"immutable": "1"} if still else {})}
+    return URL.create("sqlite", database=f"file:{quote(str(path))}", query=query)
 
 
 def _configure(connection: Any, record: Any) -> None:
@@ -570,6 +576,7 @@ def _insert_document(connection: Connection, new: NewDocument, change: Change) -
         "id": new.id,
         "identity": new.identity,
         "root": new.root,
+        "path": new.path,
         "source": new.source,
         "content_hash": new.content_hash,
         "recipe_hash": change.recipe_hash,

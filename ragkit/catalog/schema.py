@@ -26,7 +26,7 @@ metadata = MetaData()
 settings = Table(
     "settings",
     metadata,
-    Column("name", Text, primary_key=True),  # format, recipe, fingerprint, probes, created
+    Column("name", Text, primary_key=True),  # format, recipe, fingerprint, probes
     Column("value", Text, nullable=False),  # JSON
     Column("sum", BLOB, nullable=False),
 )
@@ -53,6 +53,7 @@ documents = Table(
     Column("id", Integer, primary_key=True),  # of this version of the document; never reused
     Column("identity", Text, nullable=False),  # absolute path (and #record), or "id:" + the id of a record
     Column("root", Text),  # the absolute folder that was added; NULL for records
+    Column("path", Text),  # the absolute path of the file it was read from; NULL for records
     Column("source", Text, nullable=False),  # path relative to root, or the record's id
     Column("content_hash", Text, nullable=False),  # sha256 of the file's bytes or of the record
     Column("recipe_hash", Text, nullable=False),

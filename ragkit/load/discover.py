@@ -42,6 +42,8 @@ def discover(
     `include` and `exclude` are globs over the name ("drafts/**", "*.pdf"); one without "/" speaks of the last part of
     the name, or of any folder. A file is taken if some `include` (or none is given) and no `exclude` matches.
     """
+    if not str(target):
+        raise ValueError("the target is empty. Name a file, a folder, or a glob such as 'papers/**/*.pdf'.")
     path = Path(os.path.abspath(os.path.expanduser(target)))  # noqa: PTH100, PTH111 - Path.resolve would follow links
     taken, refused = _matcher(include), _matcher(exclude)
 
@@ -107,7 +109,12 @@ def _in_folder(
             if entry.name.startswith(".") or (entry.is_symlink() and _leads_within(Path(entry.path), real_root)):
                 continue
             if entry.is_dir():
-                if entry.name in _SKIPPED_FOLDERS or refused(name) or (depth and name.count("/") + 1 >= depth):
+                if (
+                    _is_index(Path(entry.path))
+                    or entry.name in _SKIPPED_FOLDERS
+                    or refused(name)
+                    or (depth and name.count("/") + 1 >= depth)
+                ):
                     continue
                 if (identity := _identity(Path(entry.path))) in seen:
                     continue
@@ -120,6 +127,11 @@ def _in_folder(
                     on_skip(Path(entry.path), "no loader takes this kind of file")
 
     return walk(root, "")
+
+
+def _is_index(folder: Path) -> bool:
+    """Whether a folder is an index of ours: one beside its documents must not swallow itself."""
+    return (folder / "catalog.db").is_file() and (folder / "segments").is_dir()
 
 
 def _identity(folder: Path) -> tuple[int, int]:

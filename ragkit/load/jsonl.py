@@ -14,14 +14,14 @@ from typing import NoReturn
 from ragkit.errors import LimitExceeded, LoadError
 from ragkit.load.decode import decode
 from ragkit.load.limits import Options
-from ragkit.load.records import record
+from ragkit.load.records import content_hash, record
 from ragkit.types import Document
 
 _UTF8_MARK = b"\xef\xbb\xbf"
 
 
 def load(path: Path, options: Options) -> Iterator[Document | LoadError]:
-    """A Document for each line, `id` the record's own or "line-<number>"; a LoadError for each that is none."""
+    """A Document for each line, `id` the record's own or one made from its content; a LoadError for each that is none."""
     limit = options.limits.file_bytes
     with path.open("rb") as file:
         number = 0
@@ -42,7 +42,7 @@ def _record(line: bytes, number: int) -> Document | LoadError:
         return LoadError(f"line {number}: nested too deeply")
     except (ValueError, TypeError) as error:
         return LoadError(f"line {number}: {error}")
-    return document if document.id else replace(document, id=f"line-{number}")
+    return document if document.id else replace(document, id=f"sha256:{content_hash(document)[:16]}")
 
 
 def _refuse(name: str) -> NoReturn:

@@ -399,9 +399,7 @@ class DenseReader:
         wanted = self.stats.factor * max(k, DEPTH)
         return self.stats.structure != "rows" and count >= MOSTLY * self.n and 8 * wanted < self.n
 
-    def _search_compressed(
-        self, queries: Floats, keys: Ints, allowed: Mask | None, positions: Ints, scores: Floats
-    ) -> Ints:
+    def _search_compressed(self, queries: Floats, keys: Ints, allowed: Mask | None, positions: Ints, scores: Floats) -> Ints:
         """Fill in positions and scores (q, k); return the queries for which only a scan will do, ascending."""
         stored, index = self._mapped().stored, self._codes()
         k = positions.shape[1]

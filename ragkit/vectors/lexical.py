@@ -107,9 +107,7 @@ def _live_files(folder: Path) -> set[str]:
     return live
 
 
-def _write(
-    folder: Path, add: Iterable[tuple[int, int, str, str | None]], delete_documents: Iterable[int], *, new: bool
-) -> None:
+def _write(folder: Path, add: Iterable[tuple[int, int, str, str | None]], delete_documents: Iterable[int], *, new: bool) -> None:
     import tantivy
 
     index = tantivy.Index(_schema(), path=str(folder)) if new else tantivy.Index.open(str(folder))

@@ -17,7 +17,7 @@ Nothing is copied: values, offsets and keys may be read-only maps.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -50,7 +50,7 @@ SHARE_BITS = 36  # of a float share: finer than float32, and 2,048 of them still
 LARGEST_SHARE = 2.0**51  # in units; only rows some 2 ** 15 times longer than the query's reach it
 TILE = 1 << 18  # bytes of query rows scanned at once; packed, they stay in the second-level cache
 PIECE = 1 << 22  # tokens scanned before Python looks up again, for Ctrl-C
-BLOCK = 4096  # tokens that NumPy multiplies at a time
+BLOCK = 2048  # tokens that NumPy multiplies at a time
 EXACT = 512  # dimensions; 255 * 127 * 512 < 2 ** 24, so float32 sums of byte products up to here are exact
 
 
@@ -319,6 +319,7 @@ def scan(
 def scores_of(queries: Sequence[Floats], items: Items, positions: Ints, *, kernel: str | None = None) -> Scores:
     """The scores of the items at `positions` (m,), (number of queries, m) float64: the numbers that `scan` would give them."""
     positions = np.ascontiguousarray(positions, dtype=np.int64)
+    _check_positions(positions, items)
     name = _chosen(kernel)
     parts = [_totals(name, tile, items, positions) * tile.units[:, None] for tile in _tiles(queries, items)]
     return np.concatenate(parts) if parts else np.empty((0, len(positions)))
@@ -330,8 +331,7 @@ def explain(query: Floats, items: Items, position: int, *, kernel: str | None = 
     The shares are float64 and sum, in any order, to exactly the score that `scan` gives.
     """
     [query] = _checked([query], items)
-    if not 0 <= position < len(items):
-        raise ValueError(f"position must be from 0 to {len(items) - 1}, got {position}")
+    _check_positions(np.array([position]), items)
     begin, end = int(items.offsets[position]), int(items.offsets[position + 1])
     if not 0 <= begin < end <= len(items.values):
         raise ValueError(f"item {position} is not there, or its offsets are not ascending within the values")
@@ -341,6 +341,12 @@ def explain(query: Floats, items: Items, position: int, *, kernel: str | None = 
     totals = _totals(_chosen(kernel), rows, tokens, numbers)
     winners: Ints = totals.argmax(axis=1)
     return winners, totals[np.arange(len(totals)), winners] * rows.units
+
+
+def _check_positions(positions: Ints, items: Items) -> None:
+    outside = (positions < 0) | (positions >= len(items))
+    if outside.any():
+        raise ValueError(f"positions must be from 0 to {len(items) - 1}, got {positions[outside.argmax()]}")
 
 
 def _chosen(kernel: str | None) -> str:
@@ -356,9 +362,7 @@ def _call(name: str, tile: _Tile, items: Items) -> tuple[Any, ...]:
     return name, PRECISIONS[values.dtype], values.shape[1], values, items.offsets, tile.rows, tile.bounds, 1 / tile.units
 
 
-def _compiled_scan(
-    name: str, tile: _Tile, items: Items, k: int, allowed: Mask | None, threads: int
-) -> list[tuple[Ints, Ints]]:
+def _compiled_scan(name: str, tile: _Tile, items: Items, k: int, allowed: Mask | None, threads: int) -> list[tuple[Ints, Ints]]:
     """Per query (totals, keys), ranked. Threads take pieces of the items; the ranking is total, so pieces do not show."""
     k = min(k, len(items))
     mask = None if allowed is None else np.ascontiguousarray(allowed).view(np.uint8)
@@ -434,8 +438,9 @@ def _numpy_float_scan(tile: _Tile, items: Items, k: int, positions: Ints) -> tup
 def _numpy_totals(tile: _Tile, items: Items, positions: Ints) -> Ints:
     totals = np.empty((len(tile), len(positions)), dtype=np.int64)
     surplus = tile.rows.astype(np.int64).sum(axis=1) * ZERO if items.quantiser else None
+    multiply = _code_products(tile.rows) if items.quantiser else _float_products(tile.rows)
     for place, rows, starts in _blocks(items, positions):
-        products = _code_products(rows, tile.rows) if items.quantiser else _float_products(rows, tile.rows)
+        products = multiply(rows)
         maxima = np.maximum.reduceat(products, starts, axis=0)
         if surplus is None:
             counted = np.rint(maxima / np.repeat(tile.units, np.diff(tile.bounds)))
@@ -446,19 +451,41 @@ def _numpy_totals(tile: _Tile, items: Items, positions: Ints) -> Ints:
     return totals
 
 
-def _code_products(codes: Codes, rows: npt.NDArray[np.int8]) -> npt.NDArray[Any]:
-    """(t, r) exact products of codes as they are stored, in float32 where it holds them, else summed in float64."""
-    if codes.shape[1] <= EXACT:
-        products: npt.NDArray[Any] = codes.astype(np.float32) @ rows.T.astype(np.float32)
+def _code_products(rows: npt.NDArray[np.int8]) -> Callable[[Codes], npt.NDArray[Any]]:
+    """A function from codes as they are stored (t, width) to their exact products with the rows, (t, r).
+
+    In float32 as far as it holds them, the parts added in float64. Its arrays are used again: new ones cost as much as filling.
+    """
+    parts = [slice(at, at + EXACT) for at in range(0, rows.shape[1], EXACT)]
+    factors = [np.ascontiguousarray(rows[:, part].T, dtype=np.float32) for part in parts]
+    wide, products = np.empty((0, len(factors[0])), np.float32), np.empty((0, len(rows)), np.float32)
+
+    def multiply(codes: Codes) -> npt.NDArray[Any]:
+        nonlocal wide, products
+        if len(codes) > len(wide):
+            wide, products = np.empty((len(codes), wide.shape[1]), np.float32), np.empty((len(codes), len(rows)), np.float32)
+        total: npt.NDArray[Any] = np.zeros((1, 1))
+        for part, factor in zip(parts, factors, strict=True):
+            some = wide[: len(codes), : len(factor)]
+            np.copyto(some, codes[:, part])
+            np.matmul(some, factor, out=products[: len(codes)])
+            if len(parts) == 1:
+                return products[: len(codes)]
+            total = total + products[: len(codes)]
+        return total
+
+    return multiply
+
+
+def _float_products(rows: Floats) -> Callable[[npt.NDArray[Any]], Floats]:
+    """A function from values (t, d) to (t, r) products, each summed by itself: unlike a matrix product's, they do not depend
+    on the block."""
+
+    def multiply(values: npt.NDArray[Any]) -> Floats:
+        products: Floats = np.einsum("td,rd->tr", values.astype(np.float32, copy=False), rows)
         return products
-    parts = (slice(at, at + EXACT) for at in range(0, codes.shape[1], EXACT))
-    return sum(_code_products(codes[:, part], rows[:, part]).astype(np.float64) for part in parts)  # type: ignore[return-value]
 
-
-def _float_products(values: npt.NDArray[Any], rows: Floats) -> Floats:
-    """(t, r) products, each summed by itself: independent of the block it is in, unlike a matrix product."""
-    products: Floats = np.einsum("td,rd->tr", values.astype(np.float32, copy=False), rows)
-    return products
+    return multiply
 
 
 def _blocks(items: Items, positions: Ints) -> Iterator[tuple[slice, npt.NDArray[Any], Ints]]:

@@ -88,6 +88,7 @@ def test_a_filter_selects_what_its_definition_says(filters: dict[str, Any], expe
         ({"field": "a", "operator": "~", "value": 1}, "~"),
         ({"a": {"$near": 1}}, r"\$near"),
         ({"$nor": []}, r"\$nor"),
+        ({1: "x"}, "names"),
         ({"a": {"$in": "text"}}, "list"),
         ({"a": {"$gt": "abc"}}, "ISO 8601"),
         ({"a": {"$gt": [1]}}, "order"),
@@ -116,6 +117,33 @@ def test_columns_learn_of_new_documents_and_of_new_fields() -> None:
     assert columns.allowed({"lang": "en"}).tolist() == [1, 4]
     assert columns.allowed({"lang": "en", "year": 2020}).tolist() == [1]
     assert columns.allowed({"lang": "en"}).dtype == np.int64
+
+
+def test_versions_that_vanish_between_two_filters_do_not_shift_the_columns() -> None:
+    rows = [Row(n, {"n": n, "parity": n % 2}) for n in range(1, 11)]
+    columns = FieldColumns(lambda after: [row for row in rows if row.id > after])
+    assert columns.allowed({"n": 3}).tolist() == [3]
+    rows = [*rows[2:], Row(11, {"n": 1, "parity": 1})]
+    assert columns.allowed({"parity": 0}).tolist() == [4, 6, 8, 10]
+    rows = [*rows[1:], Row(12, {"n": 3, "parity": 1})]
+    assert columns.allowed({"n": {"$lte": 5}, "parity": 1}).tolist()[-2:] == [11, 12]
+    for id in columns.allowed({"n": {"$gte": 0}, "parity": 1}).tolist():
+        assert id % 2 == 1 or id == 12
+
+
+def test_large_integers_are_ordered_exactly() -> None:
+    rows = [Row(1, {"n": 2**53 + 1}), Row(2, {"n": 2**53})]
+    columns = FieldColumns(lambda after: [row for row in rows if row.id > after])
+    assert columns.allowed({"n": {"$gt": 2**53}}).tolist() == [1]
+    assert columns.allowed({"n": {"$lt": 10**400}}).tolist() == [1, 2]
+
+
+def test_the_documents_own_names_win_and_meta_reaches_the_metadata() -> None:
+    rows = [Row(1, {"source": "the press", "title": "x"}, source="a.md", lang="de")]
+    columns = FieldColumns(lambda after: [row for row in rows if row.id > after])
+    assert columns.allowed({"source": "a.md"}).tolist() == [1]
+    assert columns.allowed({"meta.source": "the press"}).tolist() == [1]
+    assert columns.allowed({"lang": "de"}).tolist() == [1]
 
 
 VALUES = st.one_of(

@@ -122,7 +122,7 @@ def test_records_have_the_name_of_their_file_and_their_own(tmp_path: Path) -> No
     assert [r.id if isinstance(r, Document) else str(r) for r in results] == [
         "r.jsonl#x",
         "line 2: a record needs the field \"text\", got 'bad'",
-        "r.jsonl#line-3",
+        "r.jsonl#sha256:aa2df5dee89d19bc",
     ]
 
 

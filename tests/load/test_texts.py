@@ -226,7 +226,7 @@ def test_json_lines_are_records_and_bad_lines_name_themselves(tmp_path: Path) ->
     results = list(jsonl.load(write(tmp_path / "a.jsonl", "\n".join(lines)), OPTIONS))
     good = [r for r in results if isinstance(r, Document)]
     bad = [str(r) for r in results if isinstance(r, LoadError)]
-    assert [(d.id, d.text) for d in good] == [("x", "one"), ("line-5", "three")]
+    assert [(d.id, d.text) for d in good] == [("x", "one"), ("sha256:aa2df5dee89d19bc", "three")]
     assert good[0].meta == {"year": 1999}
     assert [reason.split(":")[0] for reason in bad] == ["line 3", "line 4", "line 6", "line 7", "line 8"]
 

@@ -244,7 +244,7 @@ __attribute__((target("avx,f16c"))) static void f16c_halves(const uint16_t *halv
         return rounds * 12;                                                                       \
     }
 
-#define MADD(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(sum, b)) /* or the product would leave the loop */
+#define MADD(sum, a, b) ((void)(a), _mm256_add_epi32(sum, _mm256_madd_epi16(sum, b))) /* or the product would leave the loop */
 SPIN(vnni512_spin, __m512i, _mm512_dpbusd_epi32, _mm512_set1_epi8(1), __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))))
 SPIN(vnni256_spin, __m256i, _mm256_dpbusd_epi32, _mm256_set1_epi8(1), __attribute__((target("avx512f,avx512vl,avx512vnni"))))
 SPIN(avx2_spin, __m256i, MADD, _mm256_set1_epi8(1), __attribute__((target("avx2"))))
@@ -491,7 +491,6 @@ static void lowest(Work *work) {
 /* Every query row's best match in one item, into work->maxima. Returns 0 or an error. */
 static int64_t match(Work *work, int64_t item) {
     const Items *items = work->items;
-    if (item < 0 || item >= items->count) return BAD_ITEM - item;
     const int64_t begin = items->offsets[item], end = items->offsets[item + 1];
     if (begin < 0 || begin >= end || end > items->tokens) return BAD_ITEM - item;
     lowest(work);

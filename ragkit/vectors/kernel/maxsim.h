@@ -42,7 +42,7 @@ const char *maxsim_path_name(const Path *path);
 int64_t maxsim_scan(const Path *path, const Items *items, const Queries *queries, const int64_t *keys, const uint8_t *allowed,
                     int64_t start, int64_t stop, int64_t k, Ranked *best);
 
-/* All totals of chosen items: totals (queries, count). Returns 0 or an error. */
+/* All totals of chosen items, which exist: totals (queries, count). Returns 0 or an error. */
 int64_t maxsim_totals(const Path *path, const Items *items, const Queries *queries, const int64_t *positions, int64_t count,
                       int64_t *totals);
 

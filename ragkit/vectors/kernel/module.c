@@ -118,6 +118,13 @@ static PyObject *totals(PyObject *self, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, "no room for the totals");
         goto done;
     }
+    const int64_t *chosen = positions.buf;
+    for (Py_ssize_t i = 0; i < positions.len / 8; i++) {
+        if (chosen[i] < 0 || chosen[i] >= call.items.count) {
+            PyErr_Format(PyExc_ValueError, "there is no item %lld", (long long)chosen[i]);
+            goto done;
+        }
+    }
     int64_t error;
     Py_BEGIN_ALLOW_THREADS
     error = maxsim_totals(call.path, &call.items, &call.queries, positions.buf, positions.len / 8, out.buf);

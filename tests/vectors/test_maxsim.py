@@ -1,0 +1,404 @@
+"""Late interaction: every kernel against a triple loop, and against each other."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ragkit.ragged import unit_rows
+from ragkit.types import Floats, Ints
+from ragkit.vectors import maxsim
+from ragkit.vectors.maxsim import Items, Loss, Quantiser, error_bound, explain, kernels, quantise, scan, scores_of
+
+SOURCES = Path(maxsim.__file__).parent / "kernel"
+COMPILED = [name for name in kernels() if name != "numpy"]
+HEADERS = Path(sysconfig.get_paths()["include"])
+FORMS = ("float32", "float16", "int8")
+
+
+def naive(query: Any, items: list[Any]) -> list[float]:
+    """The definition, in float64, one product at a time."""
+    scores = []
+    for item in items:
+        score = 0.0
+        for row in query:
+            best = -math.inf
+            for token in item:
+                best = max(best, math.fsum(float(a) * float(b) for a, b in zip(row, token, strict=True)))
+            score += best
+        scores.append(score)
+    return scores
+
+
+def stored(tokens: Floats, lengths: Ints, form: str = "int8", *, keys: Ints | None = None) -> tuple[Items, Loss]:
+    """Items of these lengths over (t, d) rows, in a precision."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    keys = np.arange(len(lengths), dtype=np.int64) if keys is None else keys
+    if form != "int8":
+        return Items(tokens.astype(form), offsets, keys), Loss()
+    quantiser = Quantiser.of(tokens.shape[1])
+    codes, loss = quantise(tokens, quantiser)
+    return Items(codes, offsets, keys, quantiser), loss
+
+
+def cut(rows: Any, items: Items) -> list[Any]:
+    """The rows of each item."""
+    return [rows[begin:end] for begin, end in pairwise(items.offsets)]
+
+
+def corpus(
+    seed: int = 0, *, dims: int = 128, count: int = 40, longest: int = 40, form: str = "int8", keys: Ints | None = None
+) -> tuple[Items, Loss, Floats]:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, longest + 1, count)
+    tokens = unit_rows(rng.normal(size=(lengths.sum(), dims)))
+    return *stored(tokens, lengths, form, keys=keys), tokens
+
+
+def query_of(size: int, dims: int = 128, seed: int = 1) -> Floats:
+    return unit_rows(np.random.default_rng(seed).normal(size=(size, dims)))
+
+
+def of_codes(items: Items, query: Floats) -> tuple[list[Any], Any, float]:
+    """What the int8 score is defined on: signed codes of items and query, and the unit."""
+    assert items.quantiser is not None
+    signed = items.values.astype(np.int64) - 128
+    tile = maxsim._tile([query], items.quantiser)
+    return cut(signed, items), tile.rows, float(tile.units[0])
+
+
+def ranked(scores: Any, keys: Ints, k: int) -> list[tuple[int, float]]:
+    return sorted(((int(key), float(score)) for key, score in zip(keys, scores, strict=True)), key=lambda f: (-f[1], f[0]))[:k]
+
+
+def pairs(found: tuple[Ints, Any]) -> list[tuple[int, float]]:
+    return [(int(key), float(score)) for key, score in zip(*found, strict=True)]
+
+
+# --- the definition ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kernel", kernels())
+def test_scores_are_the_triple_loops(kernel: str, form: str) -> None:
+    items, loss, tokens = corpus(dims=20, count=6, longest=9, form=form)
+    query = query_of(5, 20)
+    scores = scores_of([query], items, np.arange(6), kernel=kernel)[0]
+    if form == "int8":
+        codes, rows, unit = of_codes(items, query)
+        assert scores.tolist() == [total * unit for total in naive(rows, codes)]
+        assert np.abs(scores - naive(query, cut(tokens, items))).max() <= error_bound(query, items.quantiser, loss)
+    else:
+        np.testing.assert_allclose(scores, naive(query, cut(items.values, items)), rtol=0, atol=1e-5)
+
+
+@st.composite
+def searches(draw: st.DrawFn) -> tuple[Floats, Ints, list[Floats], Ints, int, Any]:
+    """Ragged rows with repeats and signs, queries, keys in any order, k, and who is allowed."""
+    dims = draw(st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 96, 127, 128, 200, 384, 511, 512])))
+    lengths = np.array(draw(st.lists(st.one_of(st.integers(1, 14), st.integers(1, 300)), min_size=0, max_size=8)), dtype=np.int64)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    tokens = unit_rows(rng.normal(size=(int(lengths.sum()), dims)))
+    queries = [unit_rows(rng.normal(size=(size, dims))) for size in draw(st.lists(st.integers(1, 70), min_size=1, max_size=3))]
+    shape = draw(st.sampled_from(["any", "duplicates", "negative", "zeros"]))
+    if shape == "duplicates":
+        tokens = tokens[rng.integers(0, max(1, len(tokens) // 8), len(tokens))]
+    if shape == "negative":
+        tokens, queries = -np.abs(tokens), [np.abs(query) for query in queries]
+    if shape == "zeros":
+        tokens = tokens * (rng.random((len(tokens), 1)) < 0.5)
+    keys = rng.permutation(10 * len(lengths) + 1)[: len(lengths)] - len(lengths)
+    allowed = draw(st.sampled_from([None, 0.0, 0.5, 1.0]))
+    mask = None if allowed is None else rng.random(len(lengths)) < allowed
+    return tokens.astype(np.float32), lengths, queries, keys.astype(np.int64), draw(st.integers(0, 12)), mask
+
+
+@settings(max_examples=60, deadline=None)
+@given(searches())
+def test_int8_is_the_same_whole_numbers_on_every_kernel(case: tuple[Floats, Ints, list[Floats], Ints, int, Any]) -> None:
+    tokens, lengths, queries, keys, k, allowed = case
+    items, loss = stored(tokens, lengths, keys=keys)
+    among = np.flatnonzero(allowed) if allowed is not None else np.arange(len(keys))
+    found = {name: scan(queries, items, k=k, allowed=allowed, kernel=name) for name in kernels()}
+    for number, query in enumerate(queries):
+        codes, rows, unit = of_codes(items, query)
+        totals = np.array([(item @ rows.T.astype(np.int64)).max(axis=0).sum() for item in codes], dtype=np.int64)
+        for name in kernels():
+            assert pairs(found[name][number]) == ranked(totals[among] * unit, keys[among], k)
+            assert scores_of([query], items, np.arange(len(keys)), kernel=name)[0].tolist() == (totals * unit).tolist()
+        exact = [(query.astype(np.float64) @ item.T).max(axis=1).sum() for item in cut(tokens.astype(np.float64), items)]
+        assert (np.abs(totals * unit - exact) <= error_bound(query, items.quantiser, loss)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(searches(), st.sampled_from(["float32", "float16"]))
+def test_floats_are_exact_to_float32_rounding(case: tuple[Floats, Ints, list[Floats], Ints, int, Any], form: str) -> None:
+    tokens, lengths, queries, keys, k, allowed = case
+    items, _ = stored(tokens, lengths, form, keys=keys)
+    among = np.flatnonzero(allowed) if allowed is not None else np.arange(len(keys))
+    floats = cut(items.values.astype(np.float64), items)
+    for name in kernels():
+        for query, found in zip(queries, scan(queries, items, k=k, allowed=allowed, kernel=name), strict=True):
+            exact = np.array([(query.astype(np.float64) @ item.T).max(axis=1).sum() for item in floats])
+            scores = scores_of([query], items, np.arange(len(keys)), kernel=name)[0]
+            assert np.abs(scores - exact).max(initial=0) <= 2e-6 * len(query)
+            assert pairs(found) == ranked(scores[among], keys[among], k)
+
+
+# --- what must not matter ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kernel", kernels())
+def test_threads_change_nothing(kernel: str, form: str) -> None:
+    items, _, _ = corpus(2, count=300, form=form, keys=np.random.default_rng(0).permutation(300))
+    queries = [query_of(32), query_of(7)]
+    one = [scan(queries, items, k=25, threads=threads, kernel=kernel) for threads in (1, 2, 5)]
+    assert [pairs(found) for found in one[0]] == [pairs(found) for found in one[1]] == [pairs(found) for found in one[2]]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kernel", kernels())
+def test_a_score_does_not_depend_on_neighbours_order_or_other_queries(kernel: str, form: str) -> None:
+    items, _, tokens = corpus(3, count=50, form=form)
+    queries = [query_of(size, seed=size) for size in (1, 8, 15, 16, 17, 32, 33, 64, 65, 200)]
+    together = scores_of(queries, items, np.arange(50), kernel=kernel)
+    lengths = np.diff(items.offsets)
+    for position in (0, 17, 49):
+        begin, end = items.offsets[position : position + 2]
+        alone, _ = stored(tokens[begin:end], lengths[position : position + 1], form)
+        backwards, _ = stored(tokens[begin:end][::-1], lengths[position : position + 1], form)
+        for number, query in enumerate(queries):
+            assert scores_of([query], alone, np.array([0]), kernel=kernel)[0, 0] == together[number, position]
+            assert scores_of([query], backwards, np.array([0]), kernel=kernel)[0, 0] == together[number, position]
+
+
+def test_a_query_of_2048_tokens_and_an_item_of_3000() -> None:
+    rng = np.random.default_rng(4)
+    items, _ = stored(unit_rows(rng.normal(size=(3010, 24))), np.array([7, 3000, 3]))
+    query = query_of(2048, 24)
+    codes, rows, unit = of_codes(items, query)
+    totals = [int((item @ rows.astype(np.int64).T).max(axis=0).sum()) * unit for item in codes]
+    for name in kernels():
+        assert scores_of([query], items, np.arange(3), kernel=name)[0].tolist() == totals
+
+
+@pytest.mark.parametrize("kernel", kernels())
+def test_the_widest_rows_do_not_overflow(kernel: str) -> None:
+    quantiser = Quantiser.of(maxsim.WIDEST, length=1.0)
+    codes = np.array([[255], [1]], dtype=np.uint8).repeat(maxsim.WIDEST, axis=1)  # +127 and -127 everywhere
+    items = Items(codes, np.array([0, 1, 2]), np.array([0, 1]), quantiser)
+    tile = maxsim._Tile(np.full((1, maxsim.WIDEST), 127, dtype=np.int8), np.array([0, 1]), np.array([1.0]))
+    totals = maxsim._totals(kernel, tile, items, np.array([0, 1]))
+    assert totals.tolist() == [[127 * 127 * maxsim.WIDEST, -127 * 127 * maxsim.WIDEST]]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_read_only_maps_serve(tmp_path: Path, form: str) -> None:
+    items, _, _ = corpus(5, form=form)
+    for name in ("values", "offsets", "keys"):
+        np.save(tmp_path / f"{name}.npy", getattr(items, name))
+    mapped = Items(*(np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("values", "offsets", "keys")), items.quantiser)
+    for kernel in kernels():
+        query = query_of(32)
+        assert pairs(scan([query], mapped, k=9, kernel=kernel)[0]) == pairs(scan([query], items, k=9, kernel=kernel)[0])
+
+
+# --- ranking ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kernel", kernels())
+def test_ties_break_by_the_smaller_key(kernel: str, form: str) -> None:
+    tokens = np.tile(query_of(3), (20, 1))
+    items, _ = stored(tokens, np.full(20, 3), form, keys=np.random.default_rng(0).permutation(20))
+    assert scan([query_of(32, seed=9)], items, k=7, kernel=kernel)[0][0].tolist() == list(range(7))
+
+
+@pytest.mark.parametrize("kernel", kernels())
+def test_as_many_as_are_allowed_come_back(kernel: str) -> None:
+    items, _, _ = corpus(6, count=30)
+    query = query_of(4)
+    for allowed in (np.zeros(30, bool), np.arange(30) == 29, np.arange(30) % 3 == 0):
+        for k in (0, 1, 5, 100):
+            keys, scores = scan([query], items, k=k, allowed=allowed, kernel=kernel)[0]
+            assert len(keys) == len(scores) == min(k, allowed.sum())
+            assert allowed[keys].all()
+
+
+@pytest.mark.parametrize("kernel", kernels())
+def test_no_items_and_no_queries_give_empty_answers(kernel: str) -> None:
+    items, _ = stored(np.empty((0, 8), np.float32), np.empty(0, np.int64))
+    assert [pairs(found) for found in scan([query_of(2, 8)], items, k=3, kernel=kernel)] == [[]]
+    assert scan([], items, k=3, kernel=kernel) == []
+    assert scores_of([], items, np.empty(0, np.int64), kernel=kernel).shape == (0, 0)
+
+
+# --- explanations -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kernel", kernels())
+def test_shares_sum_exactly_to_the_score_in_any_order(kernel: str, form: str) -> None:
+    items, _, _ = corpus(7, dims=96, form=form)
+    query = query_of(33, 96)
+    (keys, scores), rng = scan([query], items, k=40, kernel=kernel)[0], np.random.default_rng(0)
+    for key, score in zip(keys, scores, strict=True):
+        winners, shares = explain(query, items, int(key), kernel=kernel)
+        assert shares.sum() == score == sum(rng.permutation(shares)) == math.fsum(shares)
+        item = items.values[items.offsets[key] : items.offsets[key + 1]].astype(np.float64)
+        if form != "int8":
+            assert (winners == (query.astype(np.float64) @ item.T).argmax(axis=1)).all()
+
+
+def test_the_first_of_equal_tokens_wins() -> None:
+    items, _ = stored(np.tile(query_of(1), (5, 1)), np.array([2, 3]))
+    assert explain(query_of(4, seed=3), items, 1)[0].tolist() == [0, 0, 0, 0]
+
+
+# --- quantising -------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.integers(0, 2**63), st.sampled_from([1e-3, 1.0, 1e6]))
+def test_codes_do_not_depend_on_the_kernel(dims: int, seed: int, length: float) -> None:
+    quantiser = Quantiser.of(dims, length=length, seed=seed)
+    rows = (length * unit_rows(np.random.default_rng(seed).standard_t(2, size=(7, dims)))).astype(np.float32)
+    codes, loss = quantise(rows, quantiser)
+    other = np.full_like(codes, 128)
+    residual, longest = maxsim._numpy_quantise(rows, quantiser, other)
+    assert (codes == other).all()
+    assert (codes[:, dims:] == 128).all()
+    assert codes.min() >= 1
+    assert math.isclose(loss.residual, math.sqrt(residual), rel_tol=1e-9)
+    assert math.isclose(loss.longest, math.sqrt(longest), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3, 5, 64, 96, 128, 130, 384, 1000])
+def test_the_rotation_is_orthogonal_and_spreads(dims: int) -> None:
+    rotated = maxsim._rotate(np.eye(dims, dtype=np.float32), Quantiser.of(dims)).astype(np.float64)
+    np.testing.assert_allclose(rotated @ rotated.T, np.eye(dims), atol=3e-6)
+    assert np.abs(rotated).max() <= 1 or dims == 1
+    if dims >= 64:
+        assert np.abs(rotated).max() <= 6 / math.sqrt(dims)
+
+
+def test_the_loss_is_that_of_the_worst_row() -> None:
+    rows = query_of(200)
+    quantiser = Quantiser.of(128)
+    codes, loss = quantise(rows, quantiser)
+    lost = maxsim._rotate(rows, quantiser).astype(np.float64) - (codes.astype(np.float64) - 128) * quantiser.step
+    assert math.isclose(loss.residual, np.linalg.norm(lost, axis=1).max(), rel_tol=1e-5)
+    assert math.isclose(loss.longest, 1, rel_tol=1e-5)
+    assert loss | Loss(2.0, 0.5) == Loss(2.0, loss.longest)
+
+
+def test_rounding_costs_little_on_average() -> None:
+    items, _, tokens = corpus(8, count=200)
+    query = query_of(32)
+    exact = [(query @ item.T).max(axis=1).sum() for item in cut(tokens, items)]
+    assert np.abs(scores_of([query], items, np.arange(200))[0] - exact).mean() < 0.01  # of 32
+
+
+# --- misuse -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda items: scan([query_of(2, 64)], items, k=1), "must be \\(q, 128\\)"),
+        (lambda items: scan([np.empty((0, 128), np.float32)], items, k=1), "at least one token"),
+        (lambda items: scan([np.full((1, 128), np.nan, np.float32)], items, k=1), "not finite"),
+        (lambda items: scan([query_of(2)], items, k=-1), "must not be negative"),
+        (lambda items: scan([query_of(2)], items, k=1, allowed=np.ones(3, bool)), "allowed must be"),
+        (lambda items: scan([query_of(2)], items, k=1, kernel="mmx"), "must be one of"),
+        (lambda items: scores_of([query_of(2)], items, np.array([40])), "positions must be from 0 to 39"),
+        (lambda items: scores_of([query_of(2)], items, np.array([-1])), "positions must be from 0 to 39"),
+        (lambda items: explain(query_of(2), items, 40), "positions must be from 0 to 39"),
+        (lambda items: quantise(np.full((2, 128), np.inf, np.float32), items.quantiser), "row 0 is not finite"),
+        (lambda items: quantise(query_of(2, 64), items.quantiser), "rows must be"),
+        (lambda items: Quantiser(dims=4, step=0.3), "use Quantiser.of"),
+        (lambda items: Items(items.values, items.offsets, items.keys), "uint8 and its quantiser"),
+        (lambda items: Items(items.values[:, ::2], items.offsets, items.keys, Quantiser.of(64)), "C-contiguous"),
+        (lambda items: Items(items.values, items.offsets[1:], items.keys, items.quantiser), "offsets \\(n \\+ 1,\\)"),
+    ],
+)
+def test_misuse_is_refused(call: Callable[[Items], object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        call(corpus()[0])
+
+
+@pytest.mark.parametrize("kernel", kernels())
+@pytest.mark.parametrize("wrong", [[0, 5, 5, 9], [0, 9, 5, 9], [-1, 3, 5, 9], [0, 3, 5, 10], [0, 3, 2**62, 9]])
+def test_offsets_that_do_not_hold_are_refused_not_followed(kernel: str, wrong: list[int]) -> None:
+    codes, _ = quantise(query_of(9), Quantiser.of(128))
+    items = Items(codes, np.array(wrong), np.arange(3), Quantiser.of(128))
+    for threads in (1, 2):
+        with pytest.raises(ValueError, match=r"item \d is not there, or its offsets"):
+            scan([query_of(2)], items, k=1, threads=threads, kernel=kernel)
+
+
+# --- the build --------------------------------------------------------------------------------------------------------
+
+
+def test_without_the_extension_everything_works() -> None:
+    script = (
+        "import sys; sys.modules['ragkit.vectors._maxsim'] = None\n"
+        "import numpy as np\n"
+        "from ragkit.vectors import maxsim\n"
+        "assert maxsim.kernels() == ['numpy'] == [maxsim.kernel_name()]\n"
+        "q = maxsim.Quantiser.of(8); rows = np.eye(8, dtype=np.float32); codes, _ = maxsim.quantise(rows, q)\n"
+        "items = maxsim.Items(codes, np.arange(9), np.arange(8), q)\n"
+        "print(maxsim.scan([rows[3:4]], items, k=1)[0][0][0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "3\n"
+
+
+@pytest.mark.skipif(not (shutil.which("cc") and (HEADERS / "Python.h").exists()), reason="no C compiler")
+@pytest.mark.parametrize("source", ["maxsim.c", "module.c"])
+def test_the_kernel_compiles_without_a_warning(source: str) -> None:
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wno-sign-conversion", "-Werror"]
+    command = ["cc", *flags, "-fsyntax-only", "-I", str(HEADERS), str(SOURCES / source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not COMPILED, reason="the extension was not built")
+def test_the_extension_checks_its_arguments() -> None:
+    extension: Any = maxsim._maxsim
+    items, _, _ = corpus(count=3)
+    tile = maxsim._tile([query_of(4)], items.quantiser)
+    call = maxsim._call(COMPILED[0], tile, items)
+    best = np.empty((1, 2, 2), np.int64)
+    for wrong in [
+        (*call, items.keys[:2], None, 0, 3, 2, best),
+        (*call, items.keys, np.ones(2, np.uint8), 0, 3, 2, best),
+        (*call, items.keys, None, 0, 4, 2, best),
+        (*call, items.keys, None, -1, 3, 2, best),
+        (*call, items.keys, None, 0, 3, 3, best),
+        (*call[:2], 130, *call[3:], items.keys, None, 0, 3, 2, best),
+        (*call[:5], tile.rows[:3], *call[6:], items.keys, None, 0, 3, 2, best),
+        ("mmx", *call[1:], items.keys, None, 0, 3, 2, best),
+    ]:
+        with pytest.raises(ValueError):
+            extension.scan(*wrong)
+    with pytest.raises(ValueError):
+        extension.totals(*call, np.arange(3), np.empty(2, np.int64))
+    for position in (-1, 3):
+        with pytest.raises(ValueError):
+            extension.totals(*call, np.array([position]), np.empty(1, np.int64))
+    with pytest.raises(ValueError):
+        extension.quantise(query_of(2), 128, 128, np.ones((2, 128), np.float32), 0.1, np.empty((2, 128), np.uint8))
