@@ -166,10 +166,11 @@ def _hits(
 
 def read_hits(candidates: Sequence[Candidate], units: Mapping[int, UnitRow], catalog: Catalog, *, scale: str) -> list[Hit]:
     """Candidates, ranked, with their text, document and citation from the catalog."""
-    documents = catalog.documents_by_id({units[one.key].document for one in candidates})
+    found = [units[one.key] for one in candidates]
+    documents = catalog.documents_by_id({unit.document for unit in found})
+    passages = catalog.passages([(unit.document, unit.span) for unit in found])
     hits = []
-    for rank, candidate in enumerate(candidates, start=1):
-        unit = units[candidate.key]
+    for rank, (candidate, unit, (text, pages)) in enumerate(zip(candidates, found, passages, strict=True), start=1):
         document = documents[unit.document]
         hits.append(
             Hit(
@@ -178,10 +179,10 @@ def read_hits(candidates: Sequence[Candidate], units: Mapping[int, UnitRow], cat
                 scale=scale,
                 key=unit.key,
                 kind=unit.kind,
-                text=catalog.text(unit.document, unit.span),
+                text=text,
                 document_id=document.source,
                 title=document.title,
-                citation=citation(catalog, document, unit.span),
+                citation=cite(document.source, unit.span, pages),
                 headings=unit.headings,
                 meta=document.meta,
                 via=candidate.via,

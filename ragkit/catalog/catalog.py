@@ -26,6 +26,7 @@ from sqlalchemy import (
     Connection,
     RowMapping,
     Table,
+    and_,
     create_engine,
     delete,
     event,
@@ -34,6 +35,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    tuple_,
     update,
 )
 from sqlalchemy.exc import DatabaseError, OperationalError
@@ -45,6 +47,7 @@ from ragkit.types import Block, Document, Ints, Page, Span, Words
 
 PIECE = 1 << 14  # characters of text per row: a hit inflates one or two pieces (about 0.1 ms), whatever the document's length
 BUSY = 60.0  # seconds a writer waits for another connection's short transaction
+PAGES_IN = 100  # spans per statement that looks for their pages
 IN = 500  # values per IN list, well below SQLite's limit on variables
 
 
@@ -386,17 +389,18 @@ class Catalog:
 
     def text(self, document: int, span: Span) -> str:
         """A span of a document's text; reads only the pieces it touches."""
-        first = span.start // PIECE * PIECE
         with self._read() as connection:
-            mine = (s.texts.c.document == document, s.texts.c.start >= first, s.texts.c.start < max(span.end, first + 1))
-            rows = connection.execute(select(s.texts).where(*mine).order_by(s.texts.c.start)).mappings().all()
-        text = "".join(zlib.decompress(s.checked(s.texts, row)["body"]).decode() for row in rows)
-        piece = text[span.start - first : span.end - first]
-        if len(piece) != span.length:
-            raise Damaged(
-                f"{self.path} is damaged: document {document} ends before {span}. Run: ragkit verify {self.path.parent}"
-            )
-        return piece
+            return _cut(_pieces(connection, [(document, span)], self.path), document, span, self.path)
+
+    def passages(self, wanted: Sequence[tuple[int, Span]]) -> list[tuple[str, list[Page]]]:
+        """For each (document, span), its text and the pages it overlaps, with their words; two statements for all of them."""
+        with self._read() as connection:
+            pieces = _pieces(connection, wanted, self.path)
+            pages = _overlapping(connection, wanted)
+        return [
+            (_cut(pieces, document, span, self.path), [page for page in pages.get(document, []) if page.span.overlaps(span)])
+            for document, span in wanted
+        ]
 
     def pages(self, document: int, span: Span | None = None) -> list[Page]:
         """A document's pages, or those whose text overlaps a span, with their words and boxes."""
@@ -501,6 +505,45 @@ def _url(path: Path, *, writable: bool) -> URL:
     return URL.create("sqlite", database=f"file:{quote(str(path))}", query=query)
 
 
+Pieces = dict[tuple[int, int], str]
+
+
+def _pieces(connection: Connection, wanted: Sequence[tuple[int, Span]], path: Path) -> Pieces:
+    """The pieces of text that the spans touch, by document and start."""
+    keys = {(document, at) for document, span in wanted for at in range(span.start // PIECE * PIECE, span.end, PIECE)}
+    rows: list[RowMapping] = []
+    for batch in _batches(sorted(keys)):
+        query = select(s.texts).where(tuple_(s.texts.c.document, s.texts.c.start).in_(batch))
+        rows += [s.checked(s.texts, row) for row in connection.execute(query).mappings()]
+    return {(row["document"], row["start"]): zlib.decompress(row["body"]).decode() for row in rows}
+
+
+def _cut(pieces: Pieces, document: int, span: Span, path: Path) -> str:
+    first = span.start // PIECE * PIECE
+    text = "".join(pieces.get((document, at), "") for at in range(first, span.end, PIECE))
+    cut = text[span.start - first : span.end - first]
+    if len(cut) != span.length:
+        raise Damaged(f"{path} is damaged: document {document} ends before {span}. Run: ragkit verify {path.parent}")
+    return cut
+
+
+def _overlapping(connection: Connection, wanted: Sequence[tuple[int, Span]]) -> dict[int, list[Page]]:
+    """The pages that any of the spans overlaps, by document, in order."""
+    found: dict[int, dict[int, Page]] = {}
+    columns = s.pages.c
+    for batch in _batches(wanted, PAGES_IN):
+        overlaps = [
+            and_(columns.document == document, columns.start < span.end, columns.end > span.start) for document, span in batch
+        ]
+        for row in connection.execute(
+            select(s.pages).where(or_(*overlaps)).order_by(columns.document, columns.number)
+        ).mappings():
+            mine = found.setdefault(row["document"], {})
+            if row["number"] not in mine:
+                mine[row["number"]] = _page(s.checked(s.pages, row))
+    return {document: [pages[number] for number in sorted(pages)] for document, pages in found.items()}
+
+
 def _configure(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # the driver's own BEGIN comes too late: two reads would see two states
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "cell_size_check=ON", "wal_autocheckpoint=1000", "secure_delete=FAST"):
@@ -520,8 +563,8 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _batches(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    return (values[start : start + IN] for start in range(0, len(values), IN))
+def _batches(values: Sequence[Any], size: int = IN) -> Iterator[Sequence[Any]]:
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def _visible(table: Table, commit: int) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
