@@ -1,11 +1,11 @@
 """The recipe: everything that decides the vectors, in stages, each with a hash.
 
-An index keeps its recipe from creation on. Opening it with settings that disagree is refused; `rebuild` changes it. The
+An index keeps its recipe from creation on. Opening it with settings that disagree is refused. The
 stages depend on each other from left to right: what changes in one reaches all that follow.
 
     load  →  chunk  →  encode  →  store
 
-In goes what the user chose; what was left open is filled in by `resolve`, once, when the index is created.
+In goes what the user chose; what was left open is filled in once, when the index is created.
 """
 
 from __future__ import annotations

@@ -305,6 +305,16 @@ def test_the_loss_is_that_of_the_worst_row() -> None:
     assert loss | Loss(2.0, 0.5) == Loss(2.0, loss.longest)
 
 
+@pytest.mark.parametrize("size", [1, 7, 32, 200])
+def test_a_query_is_rounded_and_never_clipped(size: int) -> None:
+    quantiser, query = Quantiser.of(128), query_of(size, seed=size) * np.float32(3 + size)
+    tile = maxsim._tile([query], quantiser)
+    step = tile.units[0] / quantiser.step
+    rotated = maxsim._rotate(query, quantiser)
+    assert np.abs(tile.rows * step - rotated).max() <= 0.5001 * step
+    assert 127 * step <= np.abs(rotated).max() * (1 + 2**-5)  # and no more range than it needs
+
+
 def test_rounding_costs_little_on_average() -> None:
     items, _, tokens = corpus(8, count=200)
     query = query_of(32)
