@@ -66,7 +66,7 @@ clean:  ## remove the demo and the caches; .venv stays
 
 # The one set-up. torch comes first and alone: it is taken from its makers' index of CPU builds, and everything else from
 # the usual one. pip keeps an installed torch that satisfies the extras, so the second line never replaces the first.
-$(READY): pyproject.toml
+$(READY): pyproject.toml setup.py $(wildcard ragkit/vectors/kernel/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "ragkit needs Python 3.11 or newer, and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 demo" % v[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "No virtual environment could be made. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "== Installing into .venv, once: torch for CPU, then ragkit with its extras (some minutes, about 2 GB)"

@@ -52,6 +52,7 @@ def examine() -> dict[str, Any]:
         "packages": packages,
         "devices": _devices(),
         "faiss": _faiss(),
+        "maxsim_kernel": _maxsim(),
         "default_model": _default_model(),
         "pdf_engine": next((name for name in ("pymupdf", "pypdfium2") if packages[name]["version"]), None),
         "compiler": shutil.which("cc") or shutil.which("gcc"),
@@ -88,6 +89,12 @@ def _faiss() -> str | None:
     return f"{faiss.__version__} {faiss.get_compile_options().strip()}"
 
 
+def _maxsim() -> str:
+    from ragkit.vectors.maxsim import kernel_name
+
+    return kernel_name()
+
+
 def _default_model() -> str:
     from ragkit.encode import load_encoder
     from ragkit.errors import RagkitError
@@ -114,7 +121,18 @@ def render(findings: dict[str, Any]) -> str:
     """The findings as text for a terminal."""
     head = [
         f"{name:14} {findings[name]}"
-        for name in ("ragkit", "python", "platform", "cores", "sqlite", "faiss", "default_model", "pdf_engine", "compiler")
+        for name in (
+            "ragkit",
+            "python",
+            "platform",
+            "cores",
+            "sqlite",
+            "faiss",
+            "maxsim_kernel",
+            "default_model",
+            "pdf_engine",
+            "compiler",
+        )
     ]
     devices = [f"{'device':14} {device}" for device in findings["devices"]]
     rows = [

@@ -33,6 +33,13 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_no_page_holds_a_placeholder() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert len(text) > 200, page
+        assert not re.search(r"\b(TODO|FIXME|XXX|[A-Z]+_OUTPUT|lorem)\b", text), page
+
+
 def test_every_command_in_the_readme_exists() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "README.md", ROOT / "docs" / "quickstart.md"))
     named = set(re.findall(r"^\s+ragkit (\w+)", text, re.M))
