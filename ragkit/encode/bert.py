@@ -36,6 +36,7 @@ PUBLISHED = {"sentence-transformers/all-MiniLM-L6-v2": "53aa51172d142c89d9012cce
 CPU_TOKENS = 1024  # per batch; 1k to 4k are alike in benchmarks/encode.py --budgets, 512 and 8k slower; small ones share out well
 GPU_TOKENS = 65536  # per batch; enough rows to fill the card's matrix units
 NUMPY_TOKENS = 512  # the first so many tokens of a process run without torch, whose import takes longer than they do
+QUERY = 1000  # characters, some 250 tokens: on a busy machine two threads waited for each other five times longer than one worked
 FEW = 1 << 13  # characters, some 2 k tokens: so few are one batch or two, not worth threads of their own
 SLICE = 1 << 16  # characters, some 16 k tokens, tokenised at a time
 MULTI = "+multi"  # behind a name: token states as multi-vectors beside the dense vector
@@ -331,6 +332,9 @@ class BertEncoder:
             if kernels.threads > 1:
                 side_by_side(tasks, workers=kernels.threads, start=kernels.alone)
                 return
+        if characters <= QUERY and self._torch is not None and self._torch[0].threads > 1:
+            side_by_side(tasks, workers=1, start=self._torch[0].alone)
+            return
         for task in tasks:
             task()
 
