@@ -88,6 +88,9 @@ def add(
     chunk_overlap: Annotated[int | None, typer.Option(help="Tokens shared by neighbouring chunks.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens the encoder takes, at most.")] = None,
     overflow: Annotated[str | None, typer.Option(help="What to do with longer units: error, truncate or window.")] = None,
+    late_chunking: Annotated[
+        bool | None, typer.Option("--late-chunking/--no-late-chunking", help="Each chunk's vector from its document's states.")
+    ] = None,
     pdf_engine: Annotated[str | None, typer.Option(help="auto, pymupdf or pypdfium2.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only files that match this glob; may be repeated.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No files that match this glob; may be repeated.")] = None,
@@ -107,6 +110,7 @@ def add(
         "chunk_overlap": chunk_overlap,
         "max_tokens": max_tokens,
         "overflow": overflow,
+        "late_chunking": late_chunking,
         "pdf_engine": pdf_engine,
         "device": device,
     }

@@ -26,6 +26,7 @@ from ragkit.catalog.catalog import Catalog, DocumentRow, Failure, UnitRow
 from ragkit.chunk import CHUNKERS
 from ragkit.encode import load_encoder, resolve_name
 from ragkit.encode.contract import Encoder
+from ragkit.encode.late import why_not_late
 from ragkit.errors import FingerprintMismatch, NotAnIndex, RagkitError, RecipeMismatch, StorageError
 from ragkit.filters import FieldColumns, Filters
 from ragkit.ingest import AddOptions, Callback, Ingest, Target, paths_of
@@ -127,8 +128,8 @@ class Index:
         The keywords make the recipe when the index is created: model "default" (all-MiniLM-L6-v2), chunker "sentences"
         (or "structure", "page", "whole", or a callable from Document to spans), chunk_tokens 256, chunk_overlap 0,
         overflow "error" (or "truncate", "window": what happens to `whole` units beyond the model's limit),
-        late_chunking "auto", recall 0.99. None means the default at creation and the stored value later; a value that
-        disagrees with the stored recipe raises RecipeMismatch. `device` is this process's choice, not the recipe's.
+        late_chunking "auto" (off; True for models with mean pooling and token states), recall 0.99. None means the default
+        at creation and the stored value later; a value that disagrees with the stored recipe raises RecipeMismatch. `device` is this process's choice, not the recipe's.
         Raises NotAnIndex for a folder that holds something else, or for none when `create` is False.
         """
         path = Path(path).absolute()
@@ -572,8 +573,13 @@ def _new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
         raise ValueError(f"chunk_tokens {tokens} is beyond max_tokens {max_tokens} of {card.name}")
     if given["dims"] is not None and not 1 <= given["dims"] <= card.dims:
         raise ValueError(f"dims must be between 1 and {card.dims} for {card.name}, got {given['dims']}")
-    if chosen("late_chunking", "auto") not in ("auto", False):
-        raise ValueError(f"late_chunking is 'auto' or False in this version, got {given['late_chunking']!r}")
+    late = chosen("late_chunking", "auto")
+    if late not in ("auto", True, False):
+        raise ValueError(f"late_chunking is 'auto', True or False, got {late!r}")
+    if late is True and (reason := why_not_late(encoder)):
+        raise ValueError(f"late_chunking=True is not for {card.name}: {reason}")
+    if late is True and chunker == "whole":
+        raise ValueError("late_chunking=True is for chunks of a document; the chunker 'whole' makes none")
     try:
         return Recipe(
             load=LoadStage(pdf_engine=chosen("pdf_engine", "auto")),
@@ -586,7 +592,7 @@ def _new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
                 max_tokens=max_tokens,
                 overflow=chosen("overflow", "error"),
                 dtype=card.dtype,
-                late_chunking=False,
+                late_chunking=late is True,  # "auto" is off for every model that was measured: docs/late-chunking.md
             ),
             store=StoreStage(recall=chosen("recall", StoreStage().recall)),
         )

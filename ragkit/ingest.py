@@ -22,6 +22,7 @@ import numpy as np
 from ragkit.catalog.catalog import Catalog, DocumentRow, Failure
 from ragkit.chunk import chunk_document
 from ragkit.encode.contract import Encoder
+from ragkit.encode.late import late_chunk_documents
 from ragkit.errors import LoadError, RagkitError
 from ragkit.load import Limits, Parser, Source, content_hash, discover, file_hash, record
 from ragkit.load.language import language_of
@@ -32,6 +33,7 @@ from ragkit.types import AddReport, Chunk, Document, Floats, Outcome, Progress, 
 
 POOL = 1024  # units encoded together: enough for batches of like length, few enough for a commit every half minute on a CPU
 POOL_CHARACTERS = 4_000_000
+LATE_DOCUMENTS = 16  # documents late-chunked between two reports of progress
 SLICE = 64  # units between two reports of progress
 COMMIT_UNITS = 8192
 COMMIT_SECONDS = 30.0
@@ -308,6 +310,11 @@ class Ingest:
             return
         pool, self._pool = self._pool, []
         self._pool_units = self._pool_characters = 0
+        if self._recipe.encode.late_chunking:
+            for start in range(0, len(pool), LATE_DOCUMENTS):
+                self._encode_late(pool[start : start + LATE_DOCUMENTS])
+            self._keep(pool)
+            return
         for item in pool:
             item.dense = [None] * len(item.chunks)
         work = [(item, position) for item in pool for position in range(len(item.chunks))]
@@ -315,6 +322,31 @@ class Ingest:
         work.sort(key=lambda pair: pair[0].chunks[pair[1]].span.length, reverse=True)
         for start in range(0, len(work), SLICE):
             self._encode_slice(work[start : start + SLICE])
+        self._keep(pool)
+
+    def _encode_late(self, pool: Sequence[_Item]) -> None:
+        """Each chunk's vector from the states of its document; a document that cannot be encoded fails alone."""
+        stage = self._recipe.encode
+        documents = [(item.document.text, [chunk.span for chunk in item.chunks]) for item in pool]
+        try:
+            rows = late_chunk_documents(
+                self._encoder, documents, task=stage.task, window=stage.max_tokens, truncate_dim=stage.dims
+            )
+        except RagkitError as error:
+            if len(pool) > 1:
+                for item in pool:
+                    self._encode_late([item])
+                return
+            pool[0].failed = True
+            self._fail(pool[0].identity, pool[0].source, pool[0].content_hash, str(error))
+            return
+        for item, vectors in zip(pool, rows, strict=True):
+            item.dense = list(vectors)
+        self._encoded += sum(map(len, rows))
+        self._report("encode", self._encoded, None, "units")
+
+    def _keep(self, pool: Sequence[_Item]) -> None:
+        """Hand what was encoded to the next commit, and commit when it is due."""
         self._ready += [item for item in pool if not item.failed]
         units = sum(len(item.chunks) for item in self._ready)
         if units >= COMMIT_UNITS or time.monotonic() - self._committed > COMMIT_SECONDS or len(self._ready) >= COMMIT_UNITS:

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ragkit import Index
-from ragkit.errors import Damaged, EncodeError
+from ragkit.encode.late import late_chunk
+from ragkit.errors import Damaged, EncodeError, RecipeMismatch
 from ragkit.testing import HashEncoder
 from tests.index.test_index import MODES
 
@@ -201,6 +203,26 @@ def test_a_recipe_that_makes_no_sense_leaves_nothing_behind(tmp_path: Path, sett
         Index.open(tmp_path / "library", model=HashEncoder(), **settings)
     assert "pydantic" not in str(error.value)
     assert not (tmp_path / "library" / "catalog.db").exists()
+
+
+def test_late_chunking_keeps_each_chunks_vector_from_its_document(tmp_path: Path) -> None:
+    encoder = HashEncoder(dims=32)
+    text = "Otters sleep on water. " * 12 + "They hold hands. Bridges are of granite."
+    with Index.open(tmp_path / "late", model=encoder, chunk_tokens=24, late_chunking=True) as index:
+        index.add([{"id": "a", "text": text}, {"id": "b", "text": "Another document. It is short."}, {"id": "c", "text": ""}])
+        hits = sorted((hit for hit in index.search("x", 99, mode="dense") if hit.document_id == "a"), key=lambda hit: hit.span)
+        rows = index._store.snapshot().rows([hit.key for hit in hits])
+        expected = late_chunk(encoder, text, [hit.span for hit in hits], window=index.recipe.encode.max_tokens)
+        np.testing.assert_allclose(rows, expected, atol=1e-3)  # rows are kept in float16
+        naive = encoder.encode_document([hit.text for hit in hits]).dense
+        assert naive is not None
+        assert np.abs(rows - naive).max() > 1e-2
+        assert index.stats().recipe["encode"]["late_chunking"] is True
+        assert len(index.add([{"id": "a", "text": text}]).unchanged) == 1
+    with pytest.raises(RecipeMismatch, match="late_chunking"):
+        Index.open(tmp_path / "late", late_chunking=False)
+    with pytest.raises(ValueError, match="whole"):
+        Index.open(tmp_path / "whole", model=encoder, chunker="whole", late_chunking=True)
 
 
 def test_grouping_with_a_least_score_still_gives_k_documents(index: Index) -> None:
