@@ -130,7 +130,8 @@ class Index:
         overflow "error" (or "truncate", "window": what happens to `whole` units beyond the model's limit),
         late_chunking "auto" (off; True for models with mean pooling and token states), recall 0.99. None means the default
         at creation and the stored value later; a value that disagrees with the stored recipe raises RecipeMismatch.
-        `device` is this process's choice, not the recipe's. Raises NotAnIndex for a folder that holds something else, or for none when `create` is False.
+        `device` is this process's choice, not the recipe's.
+        Raises NotAnIndex for a folder that holds something else, or for none when `create` is False.
         """
         path = Path(path).absolute()
         name = resolve_name(model if model is None or isinstance(model, str) else model.card.name)

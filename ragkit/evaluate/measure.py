@@ -159,10 +159,18 @@ def _rank_pages(
     while open_:
         answers = index.search([queries[i] for i in open_], k=units, **options)
         for i, hits in zip(open_, answers, strict=True):
-            found[i] = _first_of_each([(page_id(resolve(hit), page), hit.score) for hit in hits for page in hit.pages], k)
+            found[i] = _first_of_each([(page_id(resolve(hit), page), hit.score) for hit in hits for page in _by_share(hit)], k)
         open_ = [i for i, hits in zip(open_, answers, strict=True) if len(found[i]) < k and len(hits) >= units]
         units *= 2
     return found
+
+
+def _by_share(hit: Hit) -> list[int]:
+    """The pages a hit stands on, the one with most of its words (by the area of its boxes) first."""
+    area = dict.fromkeys(hit.pages, 0.0)
+    for box in hit.boxes:
+        area[box.page] = area.get(box.page, 0.0) + box.box.area
+    return sorted(area, key=lambda page: (-area[page], page))
 
 
 def _first_of_each(pairs: list[tuple[str, float]], k: int) -> dict[str, float]:
