@@ -114,7 +114,9 @@ def add(
         "pdf_engine": pdf_engine,
         "device": device,
     }
-    check_targets(sources)
+    from ragkit.ingest import paths_of
+
+    paths_of(sources)  # what is not there is told before anything is made or loaded for it
     with _opened(index, **settings) as opened, _progress(quiet=quiet or as_json) as callback:
         report = opened.add(
             sources, include=include or (), exclude=exclude or (), password=password, workers=workers, progress=callback
@@ -124,24 +126,14 @@ def add(
         raise typer.Exit(PARTLY)
 
 
-def check_targets(sources: list[str]) -> None:
-    """Refuse what is not there before anything is made or loaded for it."""
-    from ragkit.load.discover import discover
-
-    for source in sources:
-        discover(source)
-
-
 def _print_report(report: AddReport, *, as_json: bool) -> None:
     kinds = ("added", "updated", "unchanged", "failed", "skipped")
     if as_json:
         outcomes = {kind: [asdict(one) for one in getattr(report, kind)] for kind in kinds}
         _print_json({**outcomes, "truncated": report.truncated, "seconds": round(report.seconds, 3)})
         return
-    counts = ", ".join(f"{kind} {len(getattr(report, kind))}" for kind in kinds if kind != "skipped" or report.skipped)
-    truncated = f", truncated {report.truncated} units" if report.truncated else ""
     units = sum(one.units for one in (*report.added, *report.updated))
-    print(f"{counts}{truncated}  ({units} units in {report.seconds:.1f} s)")
+    print(f"{report.counts}  ({units} units in {report.seconds:.1f} s)")
     for one in report.failed:
         _say(f"  failed   {one.source}: {one.reason}")
     for one in report.skipped[:SHOWN]:

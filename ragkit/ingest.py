@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ragkit.catalog.catalog import Catalog, DocumentRow, Failure
+from ragkit.catalog.catalog import Catalog, DocumentRow, Failure, Origin
 from ragkit.chunk import chunk_document
 from ragkit.encode.contract import Encoder
 from ragkit.encode.late import late_chunk_documents
@@ -47,11 +47,7 @@ Callback = Callable[[Progress], None]
 class _Item:
     """A document on its way: where it came from, what it replaces, its chunks and, once encoded, their vectors."""
 
-    identity: str
-    root: str | None
-    path: str | None
-    source: str
-    content_hash: str
+    origin: Origin
     document: Document
     replaces: DocumentRow | None
     chunks: tuple[Chunk, ...] = ()
@@ -102,13 +98,11 @@ class Ingest:
         self._done = 0
         self._encoded = 0
         self._total: int | None = None
-        self._failed_before = frozenset(one.identity for one in self._catalog.failures())
+        self._failed_before = _by_file(one.identity for one in self._catalog.failures())
         self._bad_records = 0
 
     def run(self, target: Target) -> AddReport:
         started = time.monotonic()
-        if isinstance(target, (bytes, bytearray)):
-            raise TypeError("add() takes a path, a glob, or an iterable of paths, documents and dicts; not bytes")
         targets = paths_of(target)
         items = self._from_records(cast(Iterable[Any], target)) if targets is None else self._from_paths(targets)
         try:
@@ -159,17 +153,22 @@ class Ingest:
         record = loaded.id.removeprefix(f"{source.name}#")
         identity, digest = f"{source.path}#{record}", content_hash(loaded)
         former = self._former(identity)
-        if self._unchanged(former, digest):
-            self._finish("unchanged", Outcome(cast(DocumentRow, former).source, units=cast(DocumentRow, former).units))
-        else:
+        if not self._settled(former, digest):
             yield self._item(source, loaded, name=loaded.id, digest=digest, former=former, identity=identity)
 
     def _item(
         self, source: Source, document: Document, *, name: str, digest: str, former: DocumentRow | None, identity: str = ""
     ) -> _Item:
         """A document under the name it had before, if it had one: names stay, whichever folder it is added through."""
-        root, name = (str(source.root), name) if former is None else (former.root or str(source.root), former.source)
-        return _Item(identity or str(source.path), root, str(source.path), name, digest, document, former)
+        origin = Origin(
+            identity=identity or str(source.path),
+            source=name if former is None else former.source,
+            content_hash=digest,
+            lang=language_of(document),
+            root=str(source.root) if former is None else former.root,
+            path=str(source.path),
+        )
+        return _Item(origin, document, former)
 
     def _former(self, identity: str) -> DocumentRow | None:
         """The live version. An identity met twice in one call is committed first, so that the later one replaces it."""
@@ -215,8 +214,7 @@ class Ingest:
             self._fail(identity, source.name, "", problem)
             return False
         former = self._catalog.find(identity)
-        if self._unchanged(former, digest):
-            self._finish("unchanged", Outcome(cast(DocumentRow, former).source, units=cast(DocumentRow, former).units))
+        if self._settled(former, digest):
             return False
         hashes[source.path] = (digest, former)
         return True
@@ -237,7 +235,7 @@ class Ingest:
 
     def _forgive(self, identity: str) -> None:
         """Forget that a file, or a record in it, failed before: it is judged anew."""
-        self._catalog.clear_failures([one for one in self._failed_before if one == identity or one.startswith(f"{identity}#")])
+        self._catalog.clear_failures(self._failed_before.get(identity, []))
 
     def _from_records(self, records: Iterable[Any]) -> Iterator[_Item]:
         if isinstance(records, (Document, Mapping)):
@@ -257,13 +255,16 @@ class Ingest:
             digest = content_hash(document)
             source = document.id or f"sha256:{digest[:16]}"
             former = self._former(f"id:{source}")
-            if self._unchanged(former, digest):
-                self._finish("unchanged", Outcome(source, units=cast(DocumentRow, former).units))
-            else:
-                yield _Item(f"id:{source}", None, None, source, digest, document, former)
+            if not self._settled(former, digest):
+                origin = Origin(identity=f"id:{source}", source=source, content_hash=digest, lang=language_of(document))
+                yield _Item(origin, document, former)
 
-    def _unchanged(self, former: DocumentRow | None, digest: str) -> bool:
-        return former is not None and former.content_hash == digest and former.recipe_hash == self._recipe.hash
+    def _settled(self, former: DocumentRow | None, digest: str) -> bool:
+        """Whether the index holds this content, made by this recipe, already; then it is reported as unchanged."""
+        if former is None or former.content_hash != digest or former.recipe_hash != self._recipe.hash:
+            return False
+        self._finish("unchanged", Outcome(former.source, units=former.units))
+        return True
 
     # Chunking and encoding
 
@@ -273,7 +274,7 @@ class Ingest:
             self._guard_length(item)
         except Exception as error:  # the chunker may be the user's own, and raise anything
             known = isinstance(error, (RagkitError, ValueError))
-            self._fail(item.identity, item.source, item.content_hash, str(error) if known else f"{type(error).__name__}: {error}")
+            self._fail_item(item, str(error) if known else f"{type(error).__name__}: {error}")
             return
         if not item.chunks:
             item.warnings = ("no text was found in it",)
@@ -337,8 +338,7 @@ class Ingest:
                 for item in pool:
                     self._encode_late([item])
                 return
-            pool[0].failed = True
-            self._fail(pool[0].identity, pool[0].source, pool[0].content_hash, str(error))
+            self._fail_item(pool[0], str(error))
             return
         for item, vectors in zip(pool, rows, strict=True):
             item.dense = list(vectors)
@@ -363,9 +363,7 @@ class Ingest:
                 for pair in work:
                     self._encode_slice([pair])
                 return
-            item = work[0][0]
-            item.failed = True
-            self._fail(item.identity, item.source, item.content_hash, str(error))
+            self._fail_item(work[0][0], str(error))
             return
         for (item, at), row in zip(work, rows, strict=True):
             item.dense[at] = row
@@ -393,12 +391,7 @@ class Ingest:
             return
         prepared = [
             Prepared(
-                identity=item.identity,
-                root=item.root,
-                path=item.path,
-                source=item.source,
-                content_hash=item.content_hash,
-                lang=language_of(item.document),
+                origin=item.origin,
                 document=item.document,
                 chunks=item.chunks,
                 dense=np.stack(cast(list[Floats], item.dense)) if item.dense else None,
@@ -408,11 +401,15 @@ class Ingest:
         ]
         self._writer.commit("add", prepared, recipe_hash=self._recipe.hash)
         for item in ready:
-            outcome = Outcome(item.source, units=len(item.chunks), warnings=item.warnings)
+            outcome = Outcome(item.origin.source, units=len(item.chunks), warnings=item.warnings)
             self._finish("added" if item.replaces is None else "updated", outcome)
         self._report("write", self._done, self._total, "documents")
 
     # The report
+
+    def _fail_item(self, item: _Item, reason: str) -> None:
+        item.failed = True
+        self._fail(item.origin.identity, item.origin.source, item.origin.content_hash, reason)
 
     def _fail(self, identity: str, source: str, digest: str, reason: str) -> None:
         identity, source, reason = _printable(identity), _printable(source), _printable(reason)
@@ -431,6 +428,8 @@ class Ingest:
 
 def paths_of(target: Target) -> list[str | Path] | None:
     """The paths and globs that a target names, or None where it is documents. FileNotFoundError for one that is not there."""
+    if isinstance(target, (bytes, bytearray)):
+        raise TypeError("add() takes a path, a glob, or an iterable of paths, documents and dicts; not bytes")
     if isinstance(target, (str, Path)):
         paths: list[str | Path] = [target]
     elif isinstance(target, (list, tuple)) and target and all(isinstance(one, (str, Path)) for one in target):
@@ -440,6 +439,15 @@ def paths_of(target: Target) -> list[str | Path] | None:
     for path in paths:
         discover(path)
     return paths
+
+
+def _by_file(identities: Iterable[str]) -> dict[str, list[str]]:
+    """Identities by themselves and by the file they may lie in: "a#b" is found under "a#b" and under "a"."""
+    found: dict[str, list[str]] = {}
+    for identity in identities:
+        for name in (identity, *(identity[:at] for at, character in enumerate(identity) if character == "#")):
+            found.setdefault(name, []).append(identity)
+    return found
 
 
 def _printable(text: str) -> str:

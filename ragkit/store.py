@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.catalog.catalog import Catalog, Change, Commit, NewDocument, SegmentRow, UnitRow, with_key
+from ragkit.catalog.catalog import Catalog, Change, Commit, NewDocument, Origin, SegmentRow, UnitRow
 from ragkit.checked import CheckedFolder, FileRecord, seal, sync_file
 from ragkit.errors import Damaged, IndexLocked, StorageError
 from ragkit.locks import Pin, remove_unused, writer_lock
@@ -48,12 +48,7 @@ Mask = npt.NDArray[np.bool_]
 class Prepared:
     """A document with its chunks and their vectors, ready to be written. `dense` (n, d) float32 unit rows, n chunks."""
 
-    identity: str
-    root: str | None
-    path: str | None
-    source: str
-    content_hash: str
-    lang: str
+    origin: Origin
     document: Document
     chunks: tuple[Chunk, ...]
     dense: Floats | None
@@ -312,7 +307,7 @@ class Writer:
         )
         if dense is not None or absorbed:
             change = self._write_segment(change, absorbed, dense)
-        change = self._write_lexical(change, snapshot, prepared)
+        change = self._write_lexical(change, snapshot)
         store.catalog.commit(change)
         del snapshot, absorbed  # they hold the folders that refresh is about to remove
         store.refresh()
@@ -325,13 +320,8 @@ class Writer:
         document, key = self._store.catalog.reserve(documents=len(prepared), units=sum(counts))
         documents = []
         for one in prepared:
-            rows = [UnitRow(0, 0, "chunk", chunk.span, chunk.headings) for chunk in one.chunks]
-            units = tuple(with_key(row, key=key + at, document=document) for at, row in enumerate(rows))
-            documents.append(
-                NewDocument(
-                    document, one.identity, one.root, one.path, one.source, one.content_hash, one.lang, one.document, units
-                )
-            )
+            units = tuple(UnitRow(key + at, document, "chunk", chunk.span, chunk.headings) for at, chunk in enumerate(one.chunks))
+            documents.append(NewDocument(document, one.origin, one.document, units))
             document, key = document + 1, key + len(units)
         dense = [one.dense for one in prepared if one.dense is not None and len(one.dense)]
         return documents, np.concatenate(dense) if dense else None
@@ -373,7 +363,7 @@ class Writer:
         row = SegmentRow(name, total, sum(record.size for record in records), (DENSE,))
         return replace(change, segment=row, segment_files=records)
 
-    def _write_lexical(self, change: Change, snapshot: Snapshot, prepared: Sequence[Prepared]) -> Change:
+    def _write_lexical(self, change: Change, snapshot: Snapshot) -> Change:
         store = self._store
         folder = store.path / "lexical" / change.lexical
         known = {record.name: record for record in store.catalog.files(snapshot.commit.lexical)}
@@ -391,7 +381,7 @@ class Writer:
 def _lexical_rows(documents: Sequence[NewDocument]) -> Iterator[tuple[int, int, str, str | None]]:
     for new in documents:
         for unit in new.units:
-            yield unit.key, unit.document, unit.span.of(new.document.text), new.lang or None
+            yield unit.key, unit.document, unit.span.of(new.document.text), new.origin.lang or None
 
 
 def _dense_blocks(absorbed: Sequence[Segment], live: Sequence[npt.NDArray[np.intp]], dense: Floats | None) -> Iterator[Floats]:

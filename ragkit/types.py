@@ -234,16 +234,20 @@ class AddReport:
     truncated: int = 0  # units of which the encoder saw only the beginning (overflow="truncate")
     seconds: float = 0.0
 
-    def __str__(self) -> str:
+    @property
+    def counts(self) -> str:
         line = f"added {len(self.added)}, updated {len(self.updated)}, unchanged {len(self.unchanged)}, failed {len(self.failed)}"
         if self.skipped:
             line += f", skipped {len(self.skipped)}"
         if self.truncated:
-            line += f", truncated {self.truncated}"
-        if self.failed:
-            shown = "; ".join(f"{f.source}: {f.reason}" for f in self.failed[:3])
-            line += f" ({shown}{'; …' if len(self.failed) > 3 else ''})"
+            line += f", truncated {self.truncated} units"
         return line
+
+    def __str__(self) -> str:
+        if not self.failed:
+            return self.counts
+        shown = "; ".join(f"{f.source}: {f.reason}" for f in self.failed[:3])
+        return f"{self.counts} ({shown}{'; …' if len(self.failed) > 3 else ''})"
 
 
 @dataclass(frozen=True, slots=True)

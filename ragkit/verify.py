@@ -55,18 +55,21 @@ def verify(store: Store, *, progress: Callable[[Progress], None] | None = None) 
 def _files(store: Store, parent: str, name: str) -> list[Finding]:
     """Every block of every file of a folder."""
     folder = store.path / parent / name
-    remedy = _documents_of(store, name) if parent == "segments" else REBUILD
     records = store.catalog.files(name)
+    checked, problems = CheckedFolder(folder, records), []
     if not records:
-        return [Finding(f"{folder}: the catalog has no record of its files", remedy)]
-    checked, findings = CheckedFolder(folder, records), []
+        problems.append(f"{folder}: the catalog has no record of its files")
     for record in records:
         try:
             checked.verify(record.name, again=True)
         except (Damaged, OSError) as error:
-            findings.append(Finding(str(error).removesuffix(" Run: ragkit verify"), remedy))
-    extra = {path.name for path in folder.iterdir()} - set(checked.records) if folder.is_dir() else set()
-    return [*findings, *(Finding(f"{folder / one}: nothing recorded it", "remove it") for one in sorted(extra))]
+            problems.append(str(error).removesuffix(" Run: ragkit verify"))
+    remedy = _documents_of(store, name) if problems and parent == "segments" else REBUILD
+    extra = {path.name for path in folder.iterdir()} - set(checked.records) if records and folder.is_dir() else set()
+    return [
+        *(Finding(problem, remedy) for problem in problems),
+        *(Finding(f"{folder / one}: nothing recorded it", "remove it") for one in sorted(extra)),
+    ]
 
 
 def _documents_of(store: Store, segment: str) -> str:

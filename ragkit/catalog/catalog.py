@@ -13,7 +13,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -101,17 +101,24 @@ class DocumentRow:
     deleted: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a document comes from, by what name it is known, and the hash by which a change is noticed."""
+
+    identity: str
+    source: str
+    content_hash: str
+    lang: str
+    root: str | None = None
+    path: str | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class NewDocument:
     """A document ready to be committed, under a reserved id, with its units under reserved keys."""
 
     id: int
-    identity: str
-    root: str | None
-    path: str | None
-    source: str
-    content_hash: str
-    lang: str
+    origin: Origin
     document: Document
     units: tuple[UnitRow, ...]
 
@@ -263,7 +270,7 @@ class Catalog:
                 "units": before.units + added_units - sum(row["units"] for row in gone),
             }
             _insert(connection, s.commits, [_commit_row(change.number, change.kind, change.lexical, **totals)])
-            _clear_failures(connection, [document.identity for document in change.documents])
+            _clear_failures(connection, [document.origin.identity for document in change.documents])
 
     def purge(self, *, before: int, keep: Ints) -> None:
         """Remove what was deleted at or before a commit that every reader has left behind.
@@ -390,12 +397,12 @@ class Catalog:
     def text(self, document: int, span: Span) -> str:
         """A span of a document's text; reads only the pieces it touches."""
         with self._read() as connection:
-            return _cut(_pieces(connection, [(document, span)], self.path), document, span, self.path)
+            return _cut(_pieces(connection, [(document, span)]), document, span, self.path)
 
     def passages(self, wanted: Sequence[tuple[int, Span]]) -> list[tuple[str, list[Page]]]:
         """For each (document, span), its text and the pages it overlaps, with their words; two statements for all of them."""
         with self._read() as connection:
-            pieces = _pieces(connection, wanted, self.path)
+            pieces = _pieces(connection, wanted)
             pages = _overlapping(connection, wanted)
         return [
             (_cut(pieces, document, span, self.path), [page for page in pages.get(document, []) if page.span.overlaps(span)])
@@ -448,15 +455,18 @@ class Catalog:
         except Damaged as error:
             yield f"{table.name}: {error}"
             return
-        for name in names:
-            mine = [key == value for key, value in zip(keys, name, strict=True)]
+        for batch in _batches(names):
             try:
                 with self._read() as connection:
-                    row = connection.execute(select(table).where(*mine)).mappings().first()
-                if row is not None:  # purged meanwhile
-                    s.checked(table, row)
+                    rows = connection.execute(select(table).where(tuple_(*keys).in_(batch))).mappings().all()
             except Damaged as error:
-                yield str(error).removesuffix(" Run: ragkit verify")
+                yield f"{table.name}: {error}"
+                continue
+            for row in rows:
+                try:
+                    s.checked(table, row)
+                except Damaged as error:
+                    yield str(error).removesuffix(" Run: ragkit verify")
 
     def unit_keys(self, commit: int) -> Ints:
         """Keys of the units that a commit sees, ascending, (n,) int64."""
@@ -508,7 +518,7 @@ def _url(path: Path, *, writable: bool) -> URL:
 Pieces = dict[tuple[int, int], str]
 
 
-def _pieces(connection: Connection, wanted: Sequence[tuple[int, Span]], path: Path) -> Pieces:
+def _pieces(connection: Connection, wanted: Sequence[tuple[int, Span]]) -> Pieces:
     """The pieces of text that the spans touch, by document and start."""
     keys = {(document, at) for document, span in wanted for at in range(span.start // PIECE * PIECE, span.end, PIECE)}
     rows: list[RowMapping] = []
@@ -617,15 +627,10 @@ def _insert_document(connection: Connection, new: NewDocument, change: Change) -
     document = new.document
     fields = {
         "id": new.id,
-        "identity": new.identity,
-        "root": new.root,
-        "path": new.path,
-        "source": new.source,
-        "content_hash": new.content_hash,
+        **asdict(new.origin),
         "recipe_hash": change.recipe_hash,
         "title": document.title,
         "mime": document.mime,
-        "lang": new.lang,
         "meta": json.dumps(dict(document.meta), ensure_ascii=False, sort_keys=True),
         "characters": len(document.text),
         "units": len(new.units),
@@ -688,8 +693,3 @@ def _document(row: RowMapping) -> DocumentRow:
     s.checked(s.documents, row)
     fields = {name: row[name] for name in DocumentRow.__slots__ if name != "meta"}
     return DocumentRow(**fields, meta=json.loads(row["meta"]))
-
-
-def with_key(unit: UnitRow, *, key: int, document: int) -> UnitRow:
-    """The unit under its reserved key."""
-    return replace(unit, key=key, document=document)
