@@ -32,46 +32,46 @@ def load_encoder(
     dtype: str | None = None,
     task: str | None = None,
     max_tokens: int | None = None,
+    max_pixels: int | None = None,
+    merge_adapters: bool = False,
 ) -> Encoder:
     """The encoder of that name, ready to use; `load_encoder(card.name, revision=card.revision)` opens the same one again.
 
     name_or_path: None or "default" for the bundled model; "hash", "hash:64", "hash:64+multi32" for `ragkit.testing`'s
     model-free encoder; a local folder; or a hub id that is already in this machine's cache (see `ragkit.encode.hub`).
     BERT models take "+multi" behind the name and then also return their token states as multi-vectors.
-    revision: what `card.revision` said, or a hub commit or branch. device: "cpu", "cuda", ...; None is the CPU for BERT.
-    dtype: "float32" (default), "bfloat16", "float16". task: one of `card.tasks`. max_tokens: up to the model's positions.
+    revision: what `card.revision` said, or a hub commit or branch. device: "cpu", "cuda", ...; None is the CPU for BERT, and
+    for larger models CUDA where there is one. dtype: "auto" (default, see `ragkit.encode.precision`), "float32", "bfloat16",
+    "float16". task: what calls without a task mean, one of `card.tasks`. max_tokens: up to the model's positions.
+    max_pixels: of an image, for models that see. merge_adapters: one copy of the weights per task in use, with its adapter
+    added: faster, and more memory than adapters applied row by row.
 
     Raises CheckpointError for files that are missing, damaged or would run code, MissingExtra for a missing package.
     """
     name = resolve_name(name_or_path)
     if name.startswith("hash:"):
+        if max_pixels is not None or merge_adapters:
+            raise ValueError(f"{name} sees no images and has no adapters: max_pixels and merge_adapters are not for it")
         return _load_hash(name, revision=revision, device=device, dtype=dtype, task=task, max_tokens=max_tokens)
     base = name.removesuffix(_MULTI)
     folder, commit = _locate(base, revision=revision)
-    from ragkit.encode.checkpoint import has_bert_layout, refuse_code
+    from ragkit.encode.layouts import Opening, load
 
-    refuse_code(folder)
-    if has_bert_layout(folder):
-        from ragkit.encode.bert import load_bert
-
-        return load_bert(
-            folder,
-            name=base,
-            commit=commit,
-            revision=revision,
-            device=device,
-            dtype=dtype,
-            task=task,
-            max_tokens=max_tokens,
-            multi=base != name,
-        )
-    if base != name:
-        raise ValueError(f"{name}: {_MULTI} is for BERT models with mean pooling, which {base} is not")
-    from ragkit.encode.sentence_transformers import load_sentence_transformer
-
-    return load_sentence_transformer(
-        folder, name=name, commit=commit, revision=revision, device=device, dtype=dtype, task=task, max_tokens=max_tokens
+    opening = Opening(
+        folder=folder,
+        name=base,
+        commit=commit,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        task=task,
+        max_tokens=max_tokens,
+        max_pixels=max_pixels,
+        merge_adapters=merge_adapters,
+        multi=base != name,
     )
+    encoder: Encoder = load(opening)
+    return encoder
 
 
 def _load_hash(
@@ -79,11 +79,9 @@ def _load_hash(
 ) -> Encoder:
     from ragkit.testing import HashEncoder
 
-    if device not in (None, "cpu") or dtype not in (None, "float32"):
+    if device not in (None, "cpu") or dtype not in (None, "auto", "float32"):
         raise ValueError(f"{name} runs on the CPU in float32, got device={device!r}, dtype={dtype!r}")
-    encoder = HashEncoder.from_name(name, max_tokens=max_tokens)
-    if task not in (None, *encoder.card.tasks):
-        raise ValueError(f"{name} has the tasks {', '.join(encoder.card.tasks)}, got {task!r}")
+    encoder = HashEncoder.from_name(name, max_tokens=max_tokens, task=task)
     if revision not in (None, "", encoder.card.revision):
         raise CheckpointError(
             f"{name} is at revision {encoder.card.revision} here, but {revision} was asked for: install its ragkit"

@@ -25,6 +25,9 @@ from ragkit.encode.batching import ahead, batches, side_by_side, slices
 from ragkit.encode.checkpoint import Tensors, check_names_and_shapes, licence_of, read_json, read_tensors
 from ragkit.encode.contract import EncoderCard, Encoding, Item, TokenIds, TokenStates
 from ragkit.encode.kernels import Kernels, NumpyKernels, TorchKernels, runs_of
+from ragkit.encode.layouts import Opening
+from ragkit.encode.precision import checked_dtype
+from ragkit.encode.tasks import GENERAL, checked_task, full_task
 from ragkit.encode.texts import check_texts, check_truncate_dim, too_long
 from ragkit.encode.tokens import Tokenizer
 from ragkit.errors import CheckpointError, EncodeError
@@ -40,7 +43,6 @@ QUERY = 1000  # characters, some 250 tokens: on a busy machine two threads waite
 FEW = 1 << 13  # characters, some 2 k tokens: so few are one batch or two, not worth threads of their own
 SLICE = 1 << 16  # characters, some 16 k tokens, tokenised at a time
 MULTI = "+multi"  # behind a name: token states as multi-vectors beside the dense vector
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,47 +133,30 @@ def forward(kernels: Kernels, weights: Mapping[str, Any], shape: BertShape, *, i
     return x
 
 
-def load_bert(
-    folder: Path,
-    *,
-    name: str,
-    commit: str | None = None,
-    revision: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    task: str | None = None,
-    max_tokens: int | None = None,
-    multi: bool = False,
-) -> BertEncoder:
-    """Check and load a folder of the layout that `checkpoint.has_bert_layout` recognises.
-
-    name: what the card will say; one of PUBLISHED requires that checksum.
-    commit: of the hub's snapshot, if it came from there. The other arguments: see `load_encoder`.
-    """
-    dtype, shape = dtype or "float32", BertShape.read(folder / "config.json")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+def load(opening: Opening) -> BertEncoder:
+    """Check and load a folder of the layout that `checkpoint.has_bert_layout` recognises; a name of PUBLISHED by its checksum."""
+    folder, shape = opening.folder, BertShape.read(opening.folder / "config.json")
+    dtype = checked_dtype(opening.dtype or "float32")
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(read_tensors, folder / "model.safetensors", sha256=PUBLISHED.get(name))
+        reading = pool.submit(read_tensors, folder / "model.safetensors", sha256=PUBLISHED.get(opening.name))
         tokenizer = _read_tokenizer(folder / "tokenizer.json", shape)
         tensors = reading.result()
-    if commit is None and revision not in (None, "", tensors.sha256):
-        raise CheckpointError(f"{name}: {tensors.path} is at revision {tensors.sha256}, but {revision} was asked for")
     card = EncoderCard(
-        name=name + (MULTI if multi else ""),
-        revision=commit or tensors.sha256,
+        name=opening.name + (MULTI if opening.multi else ""),
+        revision=opening.revision_of(tensors.sha256),
         licence=licence_of(folder),
         dims=shape.hidden_size,
-        multi_dims=shape.hidden_size if multi else 0,
-        task=_known_task(task),
-        max_tokens=_token_limit(folder, shape, asked=max_tokens),
-        outputs=("dense", "multi") if multi else ("dense",),
+        multi_dims=shape.hidden_size if opening.multi else 0,
+        tasks=GENERAL,
+        max_tokens=_token_limit(folder, shape, asked=opening.max_tokens),
+        outputs=("dense", "multi") if opening.multi else ("dense",),
         pooling="mean",
         dtype=dtype,
         preprocessing={"weights": tensors.sha256, "tokenizer": tokenizer.sha256, "shape": asdict(shape)},
     )
+    card = replace(card, task=checked_task(opening.task, card))
     weights = _prepare(_read_weights(tensors, shape), shape.num_hidden_layers)
-    return BertEncoder(card, shape=shape, weights=weights, tokenizer=tokenizer, device=device or "cpu")
+    return BertEncoder(card, shape=shape, weights=weights, tokenizer=tokenizer, device=opening.device or "cpu")
 
 
 def _read_tokenizer(path: Path, shape: BertShape) -> Tokenizer:
@@ -208,12 +193,6 @@ def _token_limit(folder: Path, shape: BertShape, *, asked: int | None) -> int:
     return asked
 
 
-def _known_task(task: str | None) -> str | None:
-    if task not in (None, "retrieval"):
-        raise ValueError(f"this model has one task, 'retrieval', got {task!r}")
-    return task
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Slice:
     """Tokenised texts: where they stand in the caller's list, their ids, and how many were cut."""
@@ -244,19 +223,22 @@ class BertEncoder:
         self, queries: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
     ) -> Encoding:
         """n texts -> n unit rows, in order. Raises InputTooLong (unless `truncate`), TypeError for what is not a str."""
-        return self.encode(queries, task=task, truncate_dim=truncate_dim, truncate=truncate)
+        full_task(task, self.card, role="query")
+        return self._encode(queries, truncate_dim=truncate_dim, truncate=truncate)
 
     def encode_document(
         self, documents: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
     ) -> Encoding:
         """As `encode_query`: this model knows no roles. Beside the result, memory does not grow with the list."""
-        return self.encode(documents, task=task, truncate_dim=truncate_dim, truncate=truncate)
+        full_task(task, self.card, role="document")
+        return self._encode(documents, truncate_dim=truncate_dim, truncate=truncate)
 
-    def encode(
-        self, inputs: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
-    ) -> Encoding:
-        """Texts without a role."""
-        _known_task(task)
+    def encode(self, inputs: Sequence[Item], *, task: str, truncate_dim: int | None = None, truncate: bool = False) -> Encoding:
+        """As `encode_query`, for any of the general tasks: all are encoded alike."""
+        full_task(task, self.card, role=None)
+        return self._encode(inputs, truncate_dim=truncate_dim, truncate=truncate)
+
+    def _encode(self, inputs: Sequence[Item], *, truncate_dim: int | None, truncate: bool) -> Encoding:
         check_texts(inputs)
         check_truncate_dim(truncate_dim, self.card)
         dense = np.empty((len(inputs), self.card.dims), dtype=np.float32)
@@ -278,7 +260,7 @@ class BertEncoder:
 
     def encode_tokens(self, text: str, *, task: str | None = None) -> TokenStates:
         """The last layer's states of one text within the limit, before pooling: not of unit length. Raises InputTooLong."""
-        _known_task(task)
+        full_task(task, self.card, role="document")
         check_texts([text])
         ids, spans, special = self._tokenizer.one(text)
         if len(ids) > self.card.max_tokens:
@@ -290,7 +272,7 @@ class BertEncoder:
 
     def token_ids(self, text: str, *, task: str | None = None) -> TokenIds:
         """[CLS], the text's tokens, [SEP]; any length."""
-        _known_task(task)
+        full_task(task, self.card, role="document")
         check_texts([text])
         ids, spans = self._tokenizer.own(text)
         first, last = self._tokenizer.ids([""])[0]
@@ -300,7 +282,7 @@ class BertEncoder:
 
     def encode_ids(self, rows: Sequence[npt.NDArray[Any]], *, task: str | None = None) -> list[Floats]:
         """The last layer's states of each row of ids within the limit; nothing is added to a row."""
-        _known_task(task)
+        full_task(task, self.card, role="document")
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         for i, length in enumerate(lengths.tolist()):
             if length == 0:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ragkit.ragged import MultiVectors
 from ragkit.types import Floats, Ints
 
-Item = Any  # str; a PIL image or (str, image) where the model sees
+Item = Any  # str; a PIL image, or (str, image) together, where the model sees: see `ragkit.encode.texts.split_item`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,25 +68,31 @@ class EncoderCard:
     dims: int  # width of the dense vectors after truncation, or 0
     multi_dims: int = 0  # width of the multi-vectors, or 0
     truncatable_dims: tuple[int, ...] = ()  # trained Matryoshka widths; empty: none were trained
-    tasks: tuple[str, ...] = ("retrieval",)
-    task: str | None = None  # the one in force
-    modalities: tuple[str, ...] = ("text",)
+    tasks: tuple[str, ...] = ("retrieval",)  # families, see `ragkit.encode.tasks`; the first is the default
+    task: str | None = None  # the one that calls without a task mean, if it was chosen at loading
+    modalities: tuple[str, ...] = ("text",)  # of documents: "text", "image"
+    query_modalities: tuple[str, ...] = ("text",)
     max_tokens: int = 512  # special tokens and instruction included
     outputs: tuple[str, ...] = ("dense",)  # "dense", "multi"
     pooling: str = "mean"
-    dtype: str = "float32"
+    dtype: str = "float32"  # or "bfloat16", "float16", "auto": see `ragkit.encode.precision`
     preprocessing: dict[str, Any] = field(default_factory=dict)  # prompts, lower-casing, pixel limits
 
     @property
     def fingerprint(self) -> str:
         """sha256, in hexadecimal, over every field that decides the vectors."""
         fields = asdict(self)
-        fields.pop("licence")
+        for undecided in ("licence", "tasks", "truncatable_dims"):  # they offer, and decide nothing
+            fields.pop(undecided)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 class Encoder(Protocol):
-    """The contract. Inputs over the model's limit raise InputTooLong, unless `truncate=True`: then they are counted."""
+    """The contract. Inputs over the model's limit raise InputTooLong, unless `truncate=True`: then they are counted.
+
+    `task` names a family for the two methods with a role ("retrieval", "code", or a symmetric one); None is `card.task`, or else
+    the first of `card.tasks`. A task the model does not have is a ValueError that names those it has.
+    """
 
     @property
     def card(self) -> EncoderCard: ...
@@ -99,7 +105,13 @@ class Encoder(Protocol):
         self, documents: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
     ) -> Encoding: ...
 
-    def encode_tokens(self, text: str, *, task: str | None = None) -> TokenStates: ...
+    def encode(self, inputs: Sequence[Item], *, task: str, truncate_dim: int | None = None, truncate: bool = False) -> Encoding:
+        """For symmetric tasks ("text-matching", ...), or by a full name ("retrieval.query", "code.passage", ...)."""
+        ...
+
+    def encode_tokens(self, text: str, *, task: str | None = None) -> TokenStates:
+        """In the document role, for late chunking. A model without token states leaves this method out."""
+        ...
 
     def token_spans(self, text: str) -> Ints:
         """Character offsets of the text's own tokens, (t, 2) int64, ascending: no special tokens, no instruction, no limit."""

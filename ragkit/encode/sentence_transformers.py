@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import numpy as np
 
 from ragkit.encode.checkpoint import licence_of, read_json
 from ragkit.encode.contract import EncoderCard, Encoding, Item, TokenStates
+from ragkit.encode.layouts import Opening
+from ragkit.encode.precision import AUTO, checked_dtype
+from ragkit.encode.tasks import GENERAL, checked_task, full_task
 from ragkit.encode.texts import check_texts, check_truncate_dim, too_long, without_surrogates
 from ragkit.errors import CheckpointError, MissingExtra
 from ragkit.ragged import truncate_dims, unit_rows
@@ -25,45 +29,35 @@ DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the names that sentence-
 TOGETHER = 256  # texts tokenised at a time
 
 
-def load_sentence_transformer(
-    folder: Path,
-    *,
-    name: str,
-    commit: str | None = None,
-    revision: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    task: str | None = None,
-    max_tokens: int | None = None,
-) -> SentenceTransformerEncoder:
-    """Load a folder that sentence-transformers wrote or understands. The arguments: see `load_encoder`."""
+def load(opening: Opening) -> SentenceTransformerEncoder:
+    """Load a folder that sentence-transformers wrote or understands."""
+    folder = opening.folder
     kind = read_json(folder / "config_sentence_transformers.json", optional=True).get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
         raise CheckpointError(f"{folder} is a {kind}; this adapter takes dense models (SentenceTransformer) only")
-    weights = _digest(folder) if commit is None else commit
-    if commit is None and revision not in (None, "", weights):
-        raise CheckpointError(f"{name}: {folder} is at revision {weights}, but {revision} was asked for")
-    if task not in (None, "retrieval"):
-        raise ValueError(f"{name} has one task, 'retrieval', got {task!r}")
-    model = _open(folder, device=device, dtype=dtype)
-    if max_tokens is not None:
-        model.max_seq_length = max_tokens
+    digest = _digest(folder) if opening.commit is None else opening.commit
+    revision = opening.revision_of(digest)
+    dtype = checked_dtype(opening.dtype or "float32")
+    model = _open(folder, device=opening.device, dtype=dtype)
+    if opening.max_tokens is not None:
+        model.max_seq_length = opening.max_tokens
     prompts = {role: text for role, text in model.prompts.items() if text}
     card = EncoderCard(
-        name=name,
-        revision=weights,
+        name=opening.name,
+        revision=revision,
         licence=licence_of(folder),
         dims=int(model.get_embedding_dimension()),
-        task=task,
+        tasks=GENERAL,
         max_tokens=int(model.max_seq_length or 512),
         pooling="its own",
-        dtype=dtype or "float32",
-        preprocessing={"prompts": prompts, "weights": weights},
+        dtype=dtype,
+        preprocessing={"prompts": prompts, "weights": digest},
     )
+    card = replace(card, task=checked_task(opening.task, card))
     return SentenceTransformerEncoder(card, model=model)
 
 
-def _open(folder: Path, *, device: str | None, dtype: str | None) -> Any:
+def _open(folder: Path, *, device: str | None, dtype: str) -> Any:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
@@ -74,7 +68,7 @@ def _open(folder: Path, *, device: str | None, dtype: str | None) -> Any:
             device=device,
             local_files_only=True,
             trust_remote_code=False,
-            model_kwargs={"use_safetensors": True, "dtype": dtype or "float32"},
+            model_kwargs={"use_safetensors": True, "dtype": "float32" if dtype == AUTO else dtype},
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"sentence-transformers cannot load {folder}: {error}") from error
@@ -98,25 +92,38 @@ class SentenceTransformerEncoder:
         self.card = card
         self._model = model
         self._lock = threading.Lock()  # its tokenizer changes its own truncation on every call
-        prompts = card.preprocessing["prompts"]
-        self._query_prompt: str = prompts.get("query", "")
-        self._document_prompt: str = next((prompts[name] for name in DOCUMENT_PROMPTS if name in prompts), "")
+        self._prompts: dict[str, str] = card.preprocessing["prompts"]
+
+    @property
+    def _document_prompt(self) -> str:
+        return self._prompt(full_task(None, self.card, role="document"))
+
+    def _prompt(self, task: str) -> str:
+        """The model's own prompt for a role or a symmetric task, "" where it has none."""
+        names = {"retrieval.query": ("query",), "retrieval.passage": DOCUMENT_PROMPTS}.get(task, (task,))
+        return next((self._prompts[name] for name in names if name in self._prompts), "")
 
     def encode_query(
         self, queries: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
     ) -> Encoding:
         """With the model's query prompt, if it has one."""
-        encode, prompt = self._model.encode_query, self._query_prompt
-        return self._encode(queries, encode, prompt, truncate_dim=truncate_dim, truncate=truncate)
+        return self._encode(queries, full_task(task, self.card, role="query"), truncate_dim=truncate_dim, truncate=truncate)
 
     def encode_document(
         self, documents: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
     ) -> Encoding:
         """With the model's document prompt, if it has one."""
-        encode, prompt = self._model.encode_document, self._document_prompt
-        return self._encode(documents, encode, prompt, truncate_dim=truncate_dim, truncate=truncate)
+        return self._encode(documents, full_task(task, self.card, role="document"), truncate_dim=truncate_dim, truncate=truncate)
 
-    def _encode(self, texts: Sequence[Item], encode: Any, prompt: str, *, truncate_dim: int | None, truncate: bool) -> Encoding:
+    def encode(self, inputs: Sequence[Item], *, task: str, truncate_dim: int | None = None, truncate: bool = False) -> Encoding:
+        """With the model's prompt of that name, if it has one."""
+        return self._encode(inputs, full_task(task, self.card, role=None), truncate_dim=truncate_dim, truncate=truncate)
+
+    def _encode(self, texts: Sequence[Item], task: str, *, truncate_dim: int | None, truncate: bool) -> Encoding:
+        prompt, encode = (
+            self._prompt(task),
+            self._model.encode_document if task.endswith(".passage") else self._model.encode_query,
+        )
         check_texts(texts)
         check_truncate_dim(truncate_dim, self.card)
         counts = self._counts(texts, prompt)

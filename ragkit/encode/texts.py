@@ -1,9 +1,12 @@
-"""What every text encoder checks at its door."""
+"""What every encoder checks at its door."""
 
 from __future__ import annotations
 
 import re
+import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from ragkit.encode.contract import EncoderCard, Item
 from ragkit.errors import InputTooLong
@@ -20,10 +23,34 @@ def check_texts(texts: Sequence[Item]) -> None:
             raise TypeError(f"input {i} is {type(text).__name__}, but this model takes only str")
 
 
+def split_item(index: int, item: Item) -> tuple[str | None, Any]:
+    """(text or None, PIL image or None) of input number `index`, for a model that sees. TypeError for anything else."""
+    if isinstance(item, str):
+        return item, None
+    if _is_image(item):
+        return None, item
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and _is_image(item[1]):
+        return item
+    raise TypeError(f"input {index} is {type(item).__name__}, but this model takes str, PIL images, and pairs (str, image)")
+
+
+def _is_image(item: object) -> bool:
+    pil = sys.modules.get("PIL.Image")  # who has not imported it has no image of its
+    return pil is not None and isinstance(item, pil.Image)
+
+
 def check_truncate_dim(truncate_dim: int | None, card: EncoderCard) -> None:
-    """Raise ValueError unless it is None or between 1 and the model's own width."""
-    if truncate_dim is not None and not 1 <= truncate_dim <= card.dims:
+    """Raise ValueError unless it is None or between 1 and the model's own width; warn of a width that was not trained.
+
+    Models that were not trained for any take every width without a word: see `EncoderCard.truncatable_dims`.
+    """
+    if truncate_dim is None:
+        return
+    if not 1 <= truncate_dim <= card.dims:
         raise ValueError(f"truncate_dim must be between 1 and {card.dims}, got {truncate_dim}")
+    if card.truncatable_dims and truncate_dim not in (*card.truncatable_dims, card.dims):
+        trained = ", ".join(map(str, card.truncatable_dims))
+        warnings.warn(f"{card.name} was trained to be cut to {trained}, and is asked for {truncate_dim}", stacklevel=4)
 
 
 def too_long(index: int, tokens: int, card: EncoderCard) -> InputTooLong:
