@@ -91,6 +91,10 @@ def add(
     late_chunking: Annotated[
         bool | None, typer.Option("--late-chunking/--no-late-chunking", help="Each chunk's vector from its document's states.")
     ] = None,
+    contextual_headers: Annotated[
+        bool | None,
+        typer.Option("--contextual-headers/--no-contextual-headers", help="Embed a chunk behind its title and headings."),
+    ] = None,
     pdf_engine: Annotated[str | None, typer.Option(help="auto, pymupdf or pypdfium2.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only files that match this glob; may be repeated.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No files that match this glob; may be repeated.")] = None,
@@ -111,6 +115,7 @@ def add(
         "max_tokens": max_tokens,
         "overflow": overflow,
         "late_chunking": late_chunking,
+        "contextual_headers": contextual_headers,
         "pdf_engine": pdf_engine,
         "device": device,
     }
@@ -378,8 +383,9 @@ def stats(index: IndexPath, as_json: AsJson = False) -> None:
     print(f"{found.path}: {found.documents} documents, {found.units} units, commit {found.commit}")
     print(f"model      {found.model}")
     chunk = found.recipe["chunk"]
-    late = "on" if found.recipe["encode"]["late_chunking"] else "off"
-    print(f"chunker    {chunk['chunker']}, {chunk['tokens']} tokens, overlap {chunk['overlap']}; late chunking {late}")
+    ways = (("late_chunking", "late chunking"), ("contextual_headers", "contextual headers"))
+    around = [f"{name} {'on' if found.recipe['encode'][field] else 'off'}" for field, name in ways]
+    print(f"chunker    {chunk['chunker']}, {chunk['tokens']} tokens, overlap {chunk['overlap']}; {', '.join(around)}")
     print(
         f"on disk    {found.bytes:,} bytes, {per_document:,} a document: "
         + ", ".join(f"{name} {size:,}" for name, size in found.bytes_by_part.items())

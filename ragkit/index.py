@@ -117,6 +117,7 @@ class Index:
         max_tokens: int | None = None,
         overflow: str | None = None,
         late_chunking: str | bool | None = None,
+        contextual_headers: bool | None = None,
         pdf_engine: str | None = None,
         recall: float | None = None,
         device: str | None = None,
@@ -128,8 +129,9 @@ class Index:
         The keywords make the recipe when the index is created: model "default" (all-MiniLM-L6-v2), chunker "sentences"
         (or "structure", "page", "whole", or a callable from Document to spans), chunk_tokens 256, chunk_overlap 0,
         overflow "error" (or "truncate", "window": what happens to `whole` units beyond the model's limit),
-        late_chunking "auto" (off; True for models with mean pooling and token states), recall 0.99. None means the default
-        at creation and the stored value later; a value that disagrees with the stored recipe raises RecipeMismatch.
+        late_chunking "auto" (off; True for models with mean pooling and token states), contextual_headers False (True
+        embeds a chunk behind its document's title and headings), recall 0.99. None means the default at creation and the
+        stored value later; a value that disagrees with the stored recipe raises RecipeMismatch.
         `device` is this process's choice, not the recipe's.
         Raises NotAnIndex for a folder that holds something else, or for none when `create` is False.
         """
@@ -143,6 +145,7 @@ class Index:
             "overflow": overflow,
             "dtype": dtype,
             "late_chunking": late_chunking,
+            "contextual_headers": contextual_headers,
             "chunker": None if chunker is None else chunker_name(chunker),
             "chunk_tokens": chunk_tokens,
             "chunk_overlap": chunk_overlap,
@@ -565,7 +568,8 @@ def _new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
         return default if given[name] is None else given[name]
 
     chunker, max_tokens = chosen("chunker", "sentences"), chosen("max_tokens", card.max_tokens)
-    tokens = chosen("chunk_tokens", min(CHUNK_TOKENS, max_tokens))
+    headers = chosen("contextual_headers", False)
+    tokens = chosen("chunk_tokens", min(CHUNK_TOKENS, max_tokens - max_tokens // 8 if headers else max_tokens))
     if chunker not in CHUNKERS and not chunker.startswith("callable:"):
         raise ValueError(f"chunker must be one of {', '.join(CHUNKERS)}, or a function from Document to spans; got {chunker!r}")
     if max_tokens > card.max_tokens:
@@ -581,6 +585,10 @@ def _new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
         raise ValueError(f"late_chunking=True is not for {card.name}: {reason}")
     if late is True and chunker == "whole":
         raise ValueError("late_chunking=True is for chunks of a document; the chunker 'whole' makes none")
+    if headers and late is True:
+        raise ValueError("contextual_headers=True and late_chunking=True are two ways to one end: choose one")
+    if headers and given["overflow"] == "window":
+        raise ValueError("contextual_headers=True is not for overflow='window': only the first window would have the header")
     try:
         return Recipe(
             load=LoadStage(pdf_engine=chosen("pdf_engine", "auto")),
@@ -593,6 +601,7 @@ def _new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
                 max_tokens=max_tokens,
                 overflow=chosen("overflow", "error"),
                 dtype=card.dtype,
+                contextual_headers=headers,
                 late_chunking=late is True,  # "auto" is off for every model that was measured: docs/late-chunking.md
             ),
             store=StoreStage(recall=chosen("recall", StoreStage().recall)),

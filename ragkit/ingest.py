@@ -21,6 +21,7 @@ import numpy as np
 
 from ragkit.catalog.catalog import Catalog, DocumentRow, Failure, Origin
 from ragkit.chunk import chunk_document
+from ragkit.chunk.headers import headed_texts
 from ragkit.encode.contract import Encoder
 from ragkit.encode.late import late_chunk_documents
 from ragkit.errors import LoadError, RagkitError
@@ -51,6 +52,7 @@ class _Item:
     document: Document
     replaces: DocumentRow | None
     chunks: tuple[Chunk, ...] = ()
+    texts: list[str] = field(default_factory=list)  # of the chunks, as they are embedded; late chunking has no use for them
     dense: list[Floats | None] = field(default_factory=list)
     failed: bool = False
     warnings: tuple[str, ...] = ()
@@ -318,12 +320,22 @@ class Ingest:
             return
         for item in pool:
             item.dense = [None] * len(item.chunks)
+            item.texts = self._texts(item)
         work = [(item, position) for item in pool for position in range(len(item.chunks))]
         # Like lengths together, so that a slice pads little; longest first, so that memory peaks at the start.
-        work.sort(key=lambda pair: pair[0].chunks[pair[1]].span.length, reverse=True)
+        work.sort(key=lambda pair: len(pair[0].texts[pair[1]]), reverse=True)
         for start in range(0, len(work), SLICE):
             self._encode_slice(work[start : start + SLICE])
+        for item in pool:
+            item.texts = []
         self._keep(pool)
+
+    def _texts(self, item: _Item) -> list[str]:
+        """The chunks' texts as they are embedded."""
+        stage, document = self._recipe.encode, item.document
+        if not stage.contextual_headers:
+            return [chunk.span.of(document.text) for chunk in item.chunks]
+        return headed_texts(document, item.chunks, count_tokens=self._encoder.count_tokens, limit=stage.max_tokens)
 
     def _encode_late(self, pool: Sequence[_Item]) -> None:
         """Each chunk's vector from the states of its document; a document that cannot be encoded fails alone."""
@@ -357,7 +369,7 @@ class Ingest:
         if not work:
             return
         try:
-            rows, truncated = self._encode([item.chunks[at].span.of(item.document.text) for item, at in work])
+            rows, truncated = self._encode([item.texts[at] for item, at in work])
         except RagkitError as error:
             if len(work) > 1:  # one bad text must not take its neighbours with it
                 for pair in work:

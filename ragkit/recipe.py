@@ -57,6 +57,7 @@ class EncodeStage(_Stage):
     overflow: Overflow = "error"
     dtype: str = "float32"
     late_chunking: bool = False
+    contextual_headers: bool = False
 
 
 class StoreStage(_Stage):
@@ -95,6 +96,7 @@ KEYWORDS: dict[str, tuple[str, str]] = {
     "overflow": ("encode", "overflow"),
     "dtype": ("encode", "dtype"),
     "late_chunking": ("encode", "late_chunking"),
+    "contextual_headers": ("encode", "contextual_headers"),
     "chunker": ("chunk", "chunker"),
     "chunk_tokens": ("chunk", "tokens"),
     "chunk_overlap": ("chunk", "overlap"),

@@ -196,6 +196,8 @@ def test_several_paths_are_one_addition(index: Index, tmp_path: Path) -> None:
         ({"overflow": "foo"}, "overflow"),
         ({"late_chunking": "banana"}, "late_chunking"),
         ({"chunk_overlap": 200}, "chunk_overlap"),
+        ({"contextual_headers": True, "late_chunking": True}, "choose one"),
+        ({"contextual_headers": True, "chunker": "whole", "overflow": "window"}, "contextual_headers"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_leaves_nothing_behind(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
@@ -223,6 +225,28 @@ def test_late_chunking_keeps_each_chunks_vector_from_its_document(tmp_path: Path
         Index.open(tmp_path / "late", late_chunking=False)
     with pytest.raises(ValueError, match="whole"):
         Index.open(tmp_path / "whole", model=encoder, chunker="whole", late_chunking=True)
+
+
+def test_contextual_headers_are_embedded_and_neither_cited_nor_searched_by_words(tmp_path: Path) -> None:
+    encoder = HashEncoder(dims=32, max_tokens=64)
+    page = "# Animals\n\n## Otters\n\nThey hold hands.\n\n## Beavers\n\nThey build dams."
+    (tmp_path / "rivers.md").write_text(page, encoding="utf-8")
+    settings: dict[str, Any] = {"chunker": "structure", "contextual_headers": True}
+    with Index.open(tmp_path / "library", model=encoder, **settings) as index:
+        assert index.recipe.chunk.tokens == 56  # an eighth of what the model takes is left to headers
+        index.add(tmp_path / "rivers.md")
+        document = index.document("rivers.md")
+        [hit] = [hit for hit in index.search("build dams", 9, mode="lexical") if "dams" in hit.text]
+        assert hit.text == hit.span.of(document.text)
+        assert "Animals" not in hit.text
+        assert hit.headings == ("Animals", "Beavers")
+        [stored] = index._store.snapshot().rows([hit.key])
+        expected = encoder.encode_document([f"Animals\n{hit.text}"]).dense
+        assert expected is not None
+        np.testing.assert_allclose(stored, expected[0], atol=1e-3)
+        assert not [hit for hit in index.search("Animals", 9, mode="lexical") if "dams" in hit.text]
+    with pytest.raises(RecipeMismatch, match="contextual_headers"):
+        Index.open(tmp_path / "library", contextual_headers=False)
 
 
 def test_grouping_with_a_least_score_still_gives_k_documents(index: Index) -> None:
