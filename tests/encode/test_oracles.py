@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from safetensors import safe_open
 
+from tests.encode.checkpoints.jina_clip import ClipSizes, write_clip_v1
 from tests.encode.checkpoints.jina_v3 import TASKS, V3Sizes, write_v3_hf, write_v3_original
-from tests.encode.checkpoints.stored import Array, bfloat16_bits, read_json, read_tensors
+from tests.encode.checkpoints.stored import Array, bfloat16_bits, read_tensors
+from tests.encode.oracles.jina_clip import ClipOracle, alibi_slopes
 from tests.encode.oracles.jina_v3 import V3Oracle
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+from tests.encode.peers import bert_with_alibi, timm_eva, transformers_v3
 
 TEXTS = [
     "Late chunking embeds the whole document first.",
@@ -52,7 +54,10 @@ def test_bfloat16_rounds_as_torch_rounds() -> None:
     assert np.array_equal(bfloat16_bits(numbers), expected)
 
 
-@pytest.mark.parametrize("write", [write_v3_original, write_v3_hf])
+DTYPES = {write_v3_original: "BF16", write_v3_hf: "BF16", write_clip_v1: "F32"}
+
+
+@pytest.mark.parametrize("write", DTYPES)
 def test_a_checkpoint_reads_as_safetensors_reads_it_and_is_the_same_every_time(write, tmp_path: Path) -> None:
     folder = write(tmp_path / "a", seed=1)
     for path in folder.rglob("*.safetensors"):
@@ -60,8 +65,7 @@ def test_a_checkpoint_reads_as_safetensors_reads_it_and_is_the_same_every_time(w
         with safe_open(path, "pt") as stored:
             assert set(stored.keys()) == set(tensors)
             for name, array in tensors.items():
-                assert dtypes[name] == "BF16"
-                assert stored.get_tensor(name).dtype == torch.bfloat16
+                assert dtypes[name] == DTYPES[write]
                 assert np.array_equal(stored.get_tensor(name).double().numpy(), array)
     assert files(write(tmp_path / "b", seed=1)) == files(folder)
     assert files(write(tmp_path / "c", seed=2))["model.safetensors"] != files(folder)["model.safetensors"]
@@ -78,25 +82,6 @@ def v3_hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def v3_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_v3_original(tmp_path_factory.mktemp("original"))
-
-
-def transformers_v3(folder: Path, task: str | None):
-    """transformers' own class in float32; an adapter is added to its weights by the names in the PEFT folder."""
-    model = transformers.JinaEmbeddingsV3Model.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    if task is None:
-        return model
-    folder = folder / task.replace(".", "_").replace("-", "_")
-    settings = read_json(folder / "adapter_config.json")
-    tensors, _ = read_tensors(folder / "adapter_model.safetensors")
-    with torch.no_grad():
-        for name, a in tensors.items():
-            if "lora_A" not in name and "embedding_A" not in name:
-                continue
-            b = tensors[name.replace("lora_A", "lora_B").replace("embedding_A", "embedding_B")]
-            product = (b @ a).T if "embedding_A" in name else b @ a
-            module = name.removeprefix("base_model.model.").split(".lora_")[0]
-            model.get_submodule(module).weight += torch.from_numpy(settings["lora_alpha"] / settings["r"] * product)
-    return model
 
 
 def test_v3_has_the_published_tensor_counts(tmp_path: Path) -> None:
@@ -173,3 +158,73 @@ def test_v3_truncation_keeps_the_end_and_dims_are_cut_before_the_norm(v3_origina
     whole = oracle.vector(TEXTS[0])
     assert_close(short, whole[:8] / np.linalg.norm(whole[:8]), 1e-12)
     assert abs(oracle.vector(TEXTS[0], truncate_dim=1)[0]) == pytest.approx(1)
+
+
+# jina-clip-v1
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip_v1(tmp_path_factory.mktemp("clip"))
+
+
+def picture(width: int, height: int, *, seed: int = 0) -> Image.Image:
+    """Soft blots of colour: any resampling or shift shows, and nothing rings."""
+    coarse = np.random.default_rng(seed).integers(0, 256, size=(5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)
+
+
+def test_alibi_slopes_are_the_published_ones() -> None:
+    assert alibi_slopes(8) == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]
+    assert alibi_slopes(12)[8:] == [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_clip_texts_equal_a_bert_with_alibi(text: str, clip: Path) -> None:
+    oracle = ClipOracle(clip)
+    ids = oracle.token_ids(text)
+    assert_close(bert_with_alibi(clip, ids), oracle.text_states(ids))
+
+
+def test_clip_images_equal_timm(clip: Path) -> None:
+    pytest.importorskip("timm")
+    oracle = ClipOracle(clip)
+    for size in ((32, 32), (50, 41), (20, 90)):
+        pixels = oracle.pixels(picture(*size))
+        assert_close(timm_eva(clip, pixels), oracle.image_states(pixels))
+
+
+def test_clip_pixels_are_the_centre_at_the_shortest_side(clip: Path) -> None:
+    oracle = ClipOracle(clip)
+    image = Image.new("RGB", (96, 32), "red")
+    image.paste("blue", (33, 0, 63, 32))
+    mean, std = (np.array(oracle.preprocessor[name])[:, None, None] for name in ("mean", "std"))
+    colours = oracle.pixels(image) * std + mean
+    assert_close(colours[:, :, 1:31], np.broadcast_to(np.array([0.0, 0, 1])[:, None, None], (3, 32, 30)), 1e-12)
+    assert oracle.pixels(picture(7, 500)).shape == (3, 32, 32)
+    assert_close(oracle.pixels(picture(64, 48).convert("L")), oracle.pixels(picture(64, 48).convert("L").convert("RGB")), 0.01)
+
+
+def test_clip_buffers_change_nothing_and_projections_do(clip: Path, tmp_path: Path) -> None:
+    buffers = ClipOracle(write_clip_v1(tmp_path / "buffers", buffers=True))
+    projected = ClipOracle(write_clip_v1(tmp_path / "projections", projections=True))
+    plain = ClipOracle(clip)
+    image = picture(40, 40)
+    assert len(buffers.w) > len(plain.w)
+    assert_close(buffers.text_vector("a cat"), plain.text_vector("a cat"), 1e-12)
+    assert_close(buffers.image_vector(image), plain.image_vector(image), 1e-12)
+    assert np.abs(projected.text_vector("a cat") - plain.text_vector("a cat")).max() > 0.01
+    assert np.abs(projected.image_vector(image) - plain.image_vector(image)).max() > 0.01
+
+
+def test_clip_has_the_published_shapes(tmp_path: Path) -> None:
+    sizes = ClipSizes(
+        embed=768, text_layers=1, text_heads=12, text_intermediate=3072, vision_layers=1, head_width=64, image=224, patch=16
+    )
+    tensors, _ = read_tensors(write_clip_v1(tmp_path, sizes=sizes) / "model.safetensors")
+    shapes = {name: array.shape for name, array in tensors.items()}
+    assert shapes["text_model.transformer.encoder.layers.0.mlp.gated_layers.weight"] == (6144, 768)
+    assert shapes["vision_model.blocks.0.mlp.w1.weight"] == (2048, 768)
+    assert shapes["vision_model.pos_embed"] == (1, 197, 768)
+    assert shapes["logit_scale"] == ()
+    assert shapes["text_model.transformer.embeddings.word_embeddings.weight"][0] % 8 == 0

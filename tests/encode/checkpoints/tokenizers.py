@@ -54,6 +54,34 @@ def write_unigram(folder: Path, *, max_tokens: int = 8194, pieces: int = 420) ->
     return tokenizer.get_vocab_size()
 
 
+def write_wordpiece(folder: Path, *, max_tokens: int = 512, pieces: int = 400) -> int:
+    """BERT's uncased kind (WordPiece, `[PAD]` 0, `[UNK]` 100, `[CLS]` 101, `[SEP]` 102, `[MASK]` 103); returns its size."""
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for sentence in SENTENCES:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(sentence)))
+    characters = sorted(set("".join(words)))
+    frequent = _frequent_pieces(words, pieces)
+    longer = sorted((piece for piece in frequent if len(piece) > 1), key=lambda piece: (-frequent[piece], piece))
+    vocab = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *longer]
+    vocab += [f"##{piece}" for piece in [*characters, *longer[:60]]]
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(vocab)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=[("[CLS]", 101), ("[SEP]", 102)]
+    )
+    names: dict[str, Any] = {"cls_token": "[CLS]", "mask_token": "[MASK]", "pad_token": "[PAD]", "sep_token": "[SEP]"}
+    names |= {"unk_token": "[UNK]"}
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")])
+    settings = {"clean_up_tokenization_spaces": True, "do_lower_case": True, "model_max_length": max_tokens}
+    settings |= {"strip_accents": None, "tokenize_chinese_chars": True, "tokenizer_class": "BertTokenizer"}
+    _write(folder, tokenizer, settings | names, names)
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in vocab), encoding="utf-8")
+    return len(vocab)
+
+
 def _write(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any], specials: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
