@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ragkit.encode.precision import compute_dtype
 from ragkit.errors import MissingExtra
 from ragkit.types import Floats
 
@@ -31,6 +32,15 @@ class Kernels(Protocol):
     @property
     def out_of_memory(self) -> type[Exception]:
         """What is raised when a batch does not fit."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """How many threads the calling thread's operations use."""
+        ...
+
+    def alone(self) -> None:
+        """From now on the calling thread's operations use no other thread."""
         ...
 
     def context(self) -> AbstractContextManager[Any]:
@@ -81,6 +91,10 @@ class NumpyKernels:
     """float32 on the CPU, nothing to import."""
 
     out_of_memory: type[Exception] = MemoryError
+    threads = 1  # NumPy's own are not counted: these are small products
+
+    def alone(self) -> None:
+        pass
 
     def context(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -141,7 +155,7 @@ class TorchKernels:
     def __init__(self, device: str, dtype: str) -> None:
         self.torch = import_torch()
         self.device = self.torch.device(device)
-        self.dtype = getattr(self.torch, dtype)
+        self.dtype = getattr(self.torch, compute_dtype(dtype, device, self.torch))
         self.out_of_memory: type[Exception] = self.torch.OutOfMemoryError
 
     def context(self) -> AbstractContextManager[Any]:
