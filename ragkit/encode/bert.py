@@ -133,7 +133,7 @@ def load(opening: Opening) -> PackedEncoder:
     dtype = checked_dtype(opening.dtype or "float32")
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read_tensors, folder / "model.safetensors", sha256=PUBLISHED.get(opening.name))
-        tokenizer = _read_tokenizer(folder / "tokenizer.json", shape)
+        tokenizer = read_tokenizer(folder / "tokenizer.json", shape.vocab_size)
         tensors = reading.result()
     card = EncoderCard(
         name=opening.name + (MULTI if opening.multi else ""),
@@ -154,14 +154,17 @@ def load(opening: Opening) -> PackedEncoder:
     return PackedEncoder(card, model=model, tokenizer=tokenizer)
 
 
-def _read_tokenizer(path: Path, shape: BertShape) -> Tokenizer:
+def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
+    """The tokenizer of a model with so many rows in its table. CheckpointError if they do not belong together."""
     tokenizer = Tokenizer(path)
     # Truncating keeps the last token because it is [SEP]; multi-vectors leave out the first and the last.
     if tokenizer.special_count != 2 or len(tokenizer.ids([""])[0]) != 2:
-        raise CheckpointError(f"{path} does not put one token before and one after a text, as BERT does. Fetch the model again")
-    if tokenizer.vocabulary_size > shape.vocab_size:
         raise CheckpointError(
-            f"{path} has {tokenizer.vocabulary_size} tokens, config.json has {shape.vocab_size}: they belong to different models"
+            f"{path} does not put one token before a text and one after it, as this model needs. Fetch the model again"
+        )
+    if tokenizer.vocabulary_size > vocabulary:
+        raise CheckpointError(
+            f"{path} has {tokenizer.vocabulary_size} tokens, config.json has {vocabulary}: they belong to different models"
         )
     return tokenizer
 
@@ -174,7 +177,8 @@ def _read_weights(tensors: Tensors, shape: BertShape) -> dict[str, Floats]:
             bfloat16=frozenset(name.removeprefix("bert.") for name in tensors.bfloat16),
         )
     expected = shape.tensors()
-    check_names_and_shapes(tensors, expected, ignorable=_IGNORABLE)
+    shapes = {name: array.shape for name, array in tensors.arrays.items()}
+    check_names_and_shapes(tensors.path, shapes, expected, ignorable=_IGNORABLE)
     return {name: tensors.float32(name) for name in expected}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,20 +106,70 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> Tensors:
     return Tensors(path, digest, arrays, frozenset(halves))
 
 
-def check_names_and_shapes(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], *, ignorable: Collection[str] = ()) -> None:
+class StoredTensors:
+    """A safetensors file, mapped: tensors are read one by one, as float32, so that a large model is never in memory twice."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header. Raises CheckpointError for what is not a whole safetensors file."""
+        try:
+            from safetensors import SafetensorError, safe_open
+        except ImportError:
+            raise MissingExtra.of("safetensors", "cpu", "reading a model's weights") from None
+        self.path = path
+        try:
+            opened: Any = safe_open(path, framework="pt")
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing. Weights must be safetensors; fetch the model again") from None
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is not a whole safetensors file ({error}). Fetch the model again") from None
+        self._file = opened
+        slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
+        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(one.get_shape()) for name, one in slices.items()}
+        for name, one in slices.items():
+            if one.get_dtype() not in ("F32", "F16", "BF16"):
+                raise CheckpointError(
+                    f"{path}: tensor {name} holds {one.get_dtype()}, but a weight must be a float32, float16 or bfloat16"
+                )
+
+    def __getitem__(self, name: str) -> Any:
+        """A torch tensor, float32; float16 and bfloat16 widen exactly."""
+        return self._file.get_tensor(name).float()
+
+
+def digest_of(paths: Sequence[Path], *, root: Path) -> str:
+    """sha256, hexadecimal: of one file its own, of several over their names below root and their own."""
+    digests = []
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}. Fetch the model again") from None
+    if len(paths) == 1:
+        return digests[0]
+    lines = [f"{path.relative_to(root).as_posix()} {digest}\n" for path, digest in zip(paths, digests, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def check_names_and_shapes(
+    path: Path,
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    ignorable: Collection[str] = (),
+) -> None:
     """Every expected tensor is there in its shape, and nothing else but `ignorable` ones; else a CheckpointError names them."""
-    found = tensors.arrays
     wrong = [f"{name} is missing" for name in expected if name not in found]
     wrong += [f"{name} is not known" for name in found if name not in expected and name not in ignorable]
     wrong += [
-        f"{name} has the shape {found[name].shape}, expected {shape}"
+        f"{name} has the shape {found[name]}, expected {shape}"
         for name, shape in expected.items()
-        if name in found and found[name].shape != shape
+        if name in found and found[name] != shape
     ]
     if wrong:
         more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
         raise CheckpointError(
-            f"{tensors.path} does not fit its config.json: {'; '.join(wrong[:5])}{more}. Weights that do not fit are never "
+            f"{path} does not fit its config.json: {'; '.join(wrong[:5])}{more}. Weights that do not fit are never "
             "filled with random numbers: fetch the model again, or use the folder's own config.json"
         )
 

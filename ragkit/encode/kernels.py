@@ -200,6 +200,22 @@ class TorchKernels:
             mixed.append(out.transpose(1, 2).reshape(len(rows), width))
         return mixed[0] if len(mixed) == 1 else self.torch.cat(mixed)
 
+    def rotary(self, lengths: Sequence[int], width: int, *, theta: float) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for `rotate`, (T, 1, 1, width / 2) float32 each: positions count from 0 in each text."""
+        positions = self.torch.cat([self.torch.arange(length, dtype=self.torch.float64) for length in lengths])
+        powers = self.torch.arange(0, width, 2, dtype=self.torch.float64) / width
+        angles = (positions[:, None] / theta**powers)[:, None, None].to(self.device)  # float64: 8,191 radians to 1e-12
+        return angles.cos().float(), angles.sin().float()
+
+    def rotate(self, qkv: Tensor, rotary: tuple[Tensor, Tensor], heads: int) -> Tensor:
+        """Turn queries and keys by their positions, in place (Su et al. 2021): the first half of a head with the second."""
+        cos, sin = rotary
+        qk = qkv.view(len(qkv), 3, heads, -1)[:, :2]
+        first, second = qk.chunk(2, dim=-1)
+        turned = self.torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        qk.copy_(turned)
+        return qkv
+
     def to_numpy(self, x: Tensor) -> Floats:
         return np.asarray(x.float().cpu().numpy())
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ragkit.encode.checkpoint import has_bert_layout, read_json, refuse_code
+from ragkit.encode.jina_v3_files import is_v3
 from ragkit.errors import CheckpointError
 
 HEADER = 1 << 27  # bytes; the format's own limit is 100 MB
@@ -63,7 +64,10 @@ def _is_bert(folder: Path, config: dict[str, Any], names: frozenset[str]) -> boo
     return has_bert_layout(folder)
 
 
-LAYOUTS = (Layout("bert", _is_bert, frozenset({"multi"})),)
+LAYOUTS = (
+    Layout("bert", _is_bert, frozenset({"multi"})),
+    Layout("jina_v3", is_v3, frozenset({"merge_adapters"})),
+)
 OTHERS = Layout("sentence_transformers", lambda folder, config, names: True)
 
 

@@ -29,7 +29,7 @@ _BREAK = re.compile(r"[ \t\n\r]")
 
 
 class Tokenizer:
-    """A BERT tokenizer. Thread-safe. `special_count` is what a text gets around it: 2 for [CLS] and [SEP]."""
+    """A tokenizer of BERT's or XLM-RoBERTa's kind. Thread-safe. `special_count` is what a text gets around it, 2 for these."""
 
     def __init__(self, path: Path) -> None:
         """Load `path` (tokenizer.json). `sha256` is over its content without truncation and padding, which are not used."""
@@ -48,7 +48,7 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self.special_count = int(self._backend.num_special_tokens_to_add(is_pair=False))
-        self.cuts_at_whitespace = (settings.get("pre_tokenizer") or {}).get("type") == "BertPreTokenizer"
+        self.cuts_at_whitespace = _splits_first(settings.get("pre_tokenizer") or {})
         self.vocabulary_size = int(self._backend.get_vocab_size())
         settings["truncation"] = settings["padding"] = None
         self.sha256 = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -57,22 +57,8 @@ class Tokenizer:
         """Token ids of each text, specials included, (t,) int32 each."""
         return [np.array(encoding.ids, dtype=np.int32) for encoding in self._batch(texts, offsets=False)]
 
-    def one(self, text: str) -> tuple[npt.NDArray[np.int32], Ints, npt.NDArray[np.bool_]]:
-        """Ids (t,), character spans (t, 2) and which are special (t,), specials included."""
-        [encoding] = self._batch([text], offsets=True)
-        special = np.array(encoding.special_tokens_mask, dtype=np.bool_)
-        return np.array(encoding.ids, dtype=np.int32), _spans(encoding), special
-
-    def spans(self, text: str) -> Ints:
-        """Character spans of the text's own tokens, (t, 2) int64, ascending; a text of any length, piece by piece."""
-        found = [np.empty((0, 2), dtype=np.int64)]
-        for start, piece in self._pieces(text):
-            [encoding] = self._batch([piece], offsets=True, specials=False)
-            found.append(_spans(encoding) + start)
-        return np.concatenate(found)
-
     def own(self, text: str) -> tuple[npt.NDArray[np.int32], Ints]:
-        """Ids (t,) and character spans (t, 2) of the text's own tokens; as `spans`, for a text of any length."""
+        """Ids (t,) int32 and character spans (t, 2) int64, ascending, of the text's own tokens; any length, by pieces."""
         ids, found = [np.empty(0, dtype=np.int32)], [np.empty((0, 2), dtype=np.int64)]
         for start, piece in self._pieces(text):
             [encoding] = self._batch([piece], offsets=True, specials=False)
@@ -104,6 +90,12 @@ class Tokenizer:
         except TypeError:  # the backend takes UTF-8, which has no lone surrogates
             cleaned = [without_surrogates(text) for text in texts]
             return encode(cleaned, add_special_tokens=specials)  # type: ignore[no-any-return]
+
+
+def _splits_first(pre_tokenizer: dict[str, Any]) -> bool:
+    """Whether no token reaches across whitespace, whatever comes after."""
+    steps = pre_tokenizer.get("pretokenizers") or [pre_tokenizer]
+    return bool(steps[0].get("type") in ("BertPreTokenizer", "WhitespaceSplit"))
 
 
 def _spans(encoding: TokenizerEncoding) -> Ints:
