@@ -116,3 +116,53 @@ def timm_eva(folder: Path, pixels: Array) -> Array:
     assert not [name for name in missing if "rope" not in name], missing
     with torch.no_grad():
         return model.forward_features(_float32(pixels)[None])[0].double().numpy()
+
+
+def transformers_v4(folder: Path, task: str) -> Any:
+    """transformers' Qwen2_5_VLModel in float32 with one task's adapter merged; .projector is the multi-vector head."""
+    settings = read_json(folder / "config.json")
+    settings.pop("auto_map", None)
+    config = transformers.Qwen2_5_VLConfig(**settings)
+    config._attn_implementation = "eager"
+    tensors: dict[str, Array] = {}
+    for file in sorted(set(read_json(folder / "model.safetensors.index.json")["weight_map"].values())):
+        tensors |= read_tensors(folder / file)[0]
+    lora = read_json(folder / "adapters" / "adapter_config.json")
+    adapters, _ = read_tensors(folder / "adapters" / "adapter_model.safetensors")
+    state = {}
+    for name, array in tensors.items():
+        new = name.replace("model.", "language_model.", 1) if name.startswith("model.") else name
+        at = new.removesuffix(".weight")
+        at = f"base_model.model.model.{at}" if at.startswith("language_model.") else f"base_model.model.{at}"
+        a, b = (adapters.get(f"{at}.lora_{side}.{task}.weight") for side in "AB")
+        state[new] = _float32(array if a is None or b is None else array + lora["lora_alpha"] / lora["r"] * (b @ a))
+    head = torch.nn.Linear(settings["hidden_size"], settings["multi_vector_projector_dim"])
+    head.load_state_dict({part: state.pop(f"multi_vector_projector.{part}") for part in ("weight", "bias")})
+    model = transformers.Qwen2_5_VLModel(config).float().eval()
+    model.load_state_dict(state)
+    model.projector = head
+    return model
+
+
+def run_v4(model: Any, ids: list[int], images: list[tuple[Array, int, int]], *, types: bool = True) -> tuple[Array, Array]:
+    """(t, h) states after the final norm and (t, m) multi-vectors of one item; `types` passes mm_token_type_ids."""
+    inputs: dict[str, Any] = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+    if images:
+        inputs["pixel_values"] = _float32(np.concatenate([rows for rows, _, _ in images]))
+        inputs["image_grid_thw"] = torch.tensor([[1, high, wide] for _, high, wide in images])
+        if types:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).int()
+    with torch.no_grad():
+        states = model(**inputs).last_hidden_state[0]
+        multi = torch.nn.functional.normalize(model.projector(states), dim=-1)
+    return states.double().numpy(), multi.double().numpy()
+
+
+def qwen_pixel_rows(folder: Path, image: Any) -> tuple[Array, tuple[int, int]]:
+    """(n, 1176) rows and the grid, by transformers' image processor on PIL."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    names = ("min_pixels", "max_pixels", "size", "image_mean", "image_std", "resample")
+    settings = {name: value for name, value in read_json(folder / "preprocessor_config.json").items() if name in names}
+    output = Qwen2VLImageProcessorPil(**settings)(images=[image], return_tensors="np")
+    return output["pixel_values"].astype(np.float64), tuple(output["image_grid_thw"][0, 1:].tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from tests.encode.checkpoints import traps
 from tests.encode.checkpoints.jina_clip import ClipSizes, write_clip_v1
 from tests.encode.checkpoints.jina_v3 import TASKS, V3Sizes, write_v3_hf, write_v3_original
-from tests.encode.checkpoints.stored import Array, bfloat16_bits, read_tensors
+from tests.encode.checkpoints.jina_v4 import V4Sizes, write_v4
+from tests.encode.checkpoints.stored import Array, bfloat16_bits, edit_tensors, read_tensors
 from tests.encode.oracles.jina_clip import ClipOracle, alibi_slopes
 from tests.encode.oracles.jina_v3 import V3Oracle
-from tests.encode.peers import bert_with_alibi, timm_eva, transformers_v3
+from tests.encode.oracles.jina_v4 import IMAGE_PROMPT, V4Oracle
+from tests.encode.peers import bert_with_alibi, qwen_pixel_rows, run_v4, timm_eva, transformers_v3, transformers_v4
 
 TEXTS = [
     "Late chunking embeds the whole document first.",
@@ -54,7 +58,7 @@ def test_bfloat16_rounds_as_torch_rounds() -> None:
     assert np.array_equal(bfloat16_bits(numbers), expected)
 
 
-DTYPES = {write_v3_original: "BF16", write_v3_hf: "BF16", write_clip_v1: "F32"}
+DTYPES = {write_v3_original: "BF16", write_v3_hf: "BF16", write_clip_v1: "F32", write_v4: "BF16"}
 
 
 @pytest.mark.parametrize("write", DTYPES)
@@ -68,7 +72,25 @@ def test_a_checkpoint_reads_as_safetensors_reads_it_and_is_the_same_every_time(w
                 assert dtypes[name] == DTYPES[write]
                 assert np.array_equal(stored.get_tensor(name).double().numpy(), array)
     assert files(write(tmp_path / "b", seed=1)) == files(folder)
-    assert files(write(tmp_path / "c", seed=2))["model.safetensors"] != files(folder)["model.safetensors"]
+    other = files(write(tmp_path / "c", seed=2))
+    assert all(other[name] != content for name, content in files(folder).items() if name.endswith(".safetensors"))
+
+
+def test_traps_change_what_they_say_and_nothing_else(tmp_path: Path) -> None:
+    folder = write_v4(tmp_path)
+    path = folder / "adapters" / "adapter_model.safetensors"
+    tensors, _ = read_tensors(path)
+    name = next(iter(tensors))
+    edit_tensors(path, remove=name, replace={"extra.weight": np.ones((2, 3), np.float32)})
+    edited, dtypes = read_tensors(path)
+    assert set(edited) == set(tensors) - {name} | {"extra.weight"}
+    assert set(dtypes.values()) == {"BF16"}
+    assert all(np.array_equal(edited[key], tensors[key]) for key in set(edited) & set(tensors))
+    traps.pickles_only(folder)
+    assert not [*folder.rglob("*.safetensors*")]
+    assert (folder / "pytorch_model-00001-of-00002.bin").exists()
+    with pytest.raises(ZeroDivisionError):
+        pickle.loads((folder / "adapters" / "adapter_model.bin").read_bytes())
 
 
 # jina-embeddings-v3
@@ -228,3 +250,129 @@ def test_clip_has_the_published_shapes(tmp_path: Path) -> None:
     assert shapes["vision_model.pos_embed"] == (1, 197, 768)
     assert shapes["logit_scale"] == ()
     assert shapes["text_model.transformer.embeddings.word_embeddings.weight"][0] % 8 == 0
+
+
+# jina-embeddings-v4
+
+V4_TASKS = ("retrieval", "text-matching", "code")
+SIZES = [(140, 112), (100, 37), (1, 30), (20, 500), (400, 300), (113, 113)]
+
+
+@pytest.fixture(scope="module")
+def v4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_v4(tmp_path_factory.mktemp("v4"))
+
+
+@pytest.fixture(scope="module")
+def v4_oracle(v4: Path) -> V4Oracle:
+    return V4Oracle(v4)
+
+
+@pytest.fixture(scope="module", params=V4_TASKS)
+def v4_peer(request: pytest.FixtureRequest, v4: Path):
+    return request.param, transformers_v4(v4, request.param)
+
+
+def test_v4_has_the_published_tensor_counts(tmp_path: Path) -> None:
+    folder = write_v4(tmp_path, sizes=V4Sizes(layers=36, hidden=16, heads=4, intermediate=8, mrope=(1, 1, 0)))
+    adapters, _ = read_tensors(folder / "adapters" / "adapter_model.safetensors")
+    assert len(adapters) == 1518
+    assert sum("multi_vector_projector" in name for name in adapters) == 6
+
+
+def test_v4_texts_equal_transformers(v4_peer, v4_oracle: V4Oracle) -> None:
+    task, model = v4_peer
+    for text in TEXTS:
+        item = v4_oracle.text(text, task=task, prompt_name="passage")
+        states, multi = run_v4(model, item.ids, [])
+        assert_close(states, item.states)
+        assert_close(multi, item.multi)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_v4_images_equal_transformers(size: tuple[int, int], v4_peer, v4_oracle: V4Oracle) -> None:
+    task, model = v4_peer
+    image = picture(*size)
+    item = v4_oracle.image(image, task=task)
+    states, multi = run_v4(model, item.ids, [v4_oracle.pixel_rows(image)])
+    assert_close(states, item.states, 5e-5)
+    assert_close(multi, item.multi, 5e-5)
+
+
+def test_v4_a_text_between_images_equals_transformers(v4_peer, v4_oracle: V4Oracle) -> None:
+    task, model = v4_peer
+    images = [picture(140, 60), picture(56, 112, seed=1)]
+    ids, rows = v4_oracle.prompt_ids("<|im_start|>user\n<|image_pad|> a bridge<|image_pad|> of Bern", images)
+    item = v4_oracle.item(ids, rows, task, pooled=(0, len(ids)))
+    assert_close(run_v4(model, ids, rows)[0], item.states, 5e-5)
+
+
+def test_v4_without_token_types_transformers_loses_the_positions(v4: Path, v4_oracle: V4Oracle) -> None:
+    image = picture(140, 112)
+    item = v4_oracle.image(image)
+    states, _ = run_v4(transformers_v4(v4, "retrieval"), item.ids, [v4_oracle.pixel_rows(image)], types=False)
+    assert np.abs(states - item.states).max() > 0.1
+
+
+@pytest.mark.parametrize("limits", ["max_pixels", "size", "both"])
+def test_v4_pixels_equal_transformers(limits, tmp_path: Path) -> None:
+    folder = write_v4(tmp_path, limits=limits)
+    oracle = V4Oracle(folder)
+    rng = np.random.default_rng(0)
+    for image in [picture(*size) for size in SIZES + rng.integers(10, 400, size=(40, 2)).tolist()] + [
+        picture(90, 70).convert("L")
+    ]:
+        rows, grid = qwen_pixel_rows(folder, image)
+        own, high, wide = oracle.pixel_rows(image)
+        assert (high, wide) == grid
+        assert_close(own, rows, 1e-5)
+        assert 4 * 28 * 28 <= high * wide * 14 * 14 <= 24 * 28 * 28
+
+
+def test_v4_limits_hold_per_call_and_slivers_are_refused(v4_oracle: V4Oracle) -> None:
+    _, high, wide = v4_oracle.pixel_rows(picture(400, 300), max_pixels=40 * 28 * 28)
+    assert 24 * 4 < high * wide <= 40 * 4
+    with pytest.raises(ValueError, match="200 times"):
+        v4_oracle.resized(201, 1)
+
+
+def test_v4_prefixes_and_spans(v4_oracle: V4Oracle) -> None:
+    def text(**options: str) -> str:
+        return v4_oracle.tokenizer.decode(v4_oracle.text_ids("a bridge", **options), skip_special_tokens=False)
+
+    assert text() == text(task="code") == "Query: a bridge"
+    assert text(prompt_name="passage") == text(task="code", prompt_name="passage") == "Passage: a bridge"
+    assert text(task="text-matching", prompt_name="passage") == "Query: a bridge"
+    item = v4_oracle.image(picture(140, 112))
+    words = [v4_oracle.tokenizer.id_to_token(token) for token in item.ids]
+    assert words.count("<|image_pad|>") == 20
+    start, end = item.pooled
+    assert (words[start], words[end - 1], end - start) == ("<|vision_start|>", "<|vision_end|>", 22)
+    shown = v4_oracle.tokenizer.decode(item.ids, skip_special_tokens=False)
+    assert shown == IMAGE_PROMPT.replace("<|image_pad|>", "<|image_pad|>" * 20)
+    assert item.multi.shape == (len(item.ids), 16)
+    assert np.abs(item.dense(8) - item.dense()[:8] / np.linalg.norm(item.dense()[:8])).max() < 1e-12
+    pair = v4_oracle.pair("a bridge", picture(140, 112))
+    assert v4_oracle.tokenizer.decode(pair.ids[slice(*pair.pooled)]) == "a bridge"
+
+
+def test_v4_is_causal_and_tasks_are_far_from_each_other(v4_oracle: V4Oracle) -> None:
+    ids = v4_oracle.text_ids(TEXTS[0])
+    positions = v4_oracle.positions(ids, [])
+    whole = [v4_oracle.states(ids, [], positions, task) for task in V4_TASKS]
+    assert_close(v4_oracle.states(ids[:5], [], positions[:, :5], "code"), whole[2][:5], 1e-12)
+    distances = [np.abs(a - b).max() for n, a in enumerate(whole) for b in whole[:n]]
+    assert min(distances) > 0.5
+
+
+def test_v4_windows_sections_and_causality_matter(v4: Path) -> None:
+    """Else an implementation without them would pass."""
+    image = picture(140, 112)
+    expected = V4Oracle(v4).image(image)
+    for change in (
+        ("vision_config", "fullatt_block_indexes", [0, 1, 2, 3]),
+        ("text_config", "rope_scaling", {"mrope_section": [8, 0, 0]}),
+    ):
+        oracle = V4Oracle(v4)
+        oracle.config[change[0]][change[1]] = change[2]
+        assert np.abs(oracle.image(image).dense() - expected.dense()).max() > 0.01

@@ -3,7 +3,7 @@
     write_v3_original(folder, seed=0)   five LoRA banks inside model.safetensors, remote code named in config.json
     write_v3_hf(folder, seed=0)         model.safetensors of the base, five folders of PEFT adapters
 
-The LoRA scale is alpha / rank = 3 / 4, not the published 1 / 4, so that only a loader that reads it is right.
+The LoRA scale is 3 / 4 and theta 500, not the published 1 / 4 and 20,000: only a loader that reads them is right.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class V3Sizes:
     intermediate: int = 80
     rank: int = 4
     alpha: float = 3
-    theta: float = 20000.0
+    theta: float = 500.0
     tasks: tuple[str, ...] = TASKS
 
 

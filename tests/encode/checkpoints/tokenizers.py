@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tests.encode.checkpoints.corpus import SENTENCES
-from tests.encode.checkpoints.stored import write_json
+from tests.encode.checkpoints.stored import read_json, write_json
 
 
 def _frequent_pieces(words: Counter[str], count: int) -> Counter[str]:
@@ -80,6 +80,55 @@ def write_wordpiece(folder: Path, *, max_tokens: int = 512, pieces: int = 400) -
     _write(folder, tokenizer, settings | names, names)
     (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in vocab), encoding="utf-8")
     return len(vocab)
+
+
+# In the published order; the first one's id is the size of the byte-pair vocabulary. The last eight count as plain text.
+QWEN_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
+    "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>",
+    "<|file_sep|>",
+)  # fmt: skip
+QWEN_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def write_byte_pairs(folder: Path, *, max_tokens: int = 131072, pieces: int = 420) -> dict[str, int]:
+    """Qwen2's kind (byte-level BPE, no token before or after a text); returns the ids of QWEN_TOKENS."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=pieces, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in QWEN_TOKENS[:14]])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in QWEN_TOKENS[14:]])
+    names: dict[str, Any] = {"additional_special_tokens": list(QWEN_TOKENS[1:14]), "eos_token": "<|im_end|>"}
+    names |= {"pad_token": "<|endoftext|>"}
+    settings = {"add_bos_token": False, "add_prefix_space": False, "bos_token": None, "chat_template": CHAT_TEMPLATE}
+    settings |= {"clean_up_tokenization_spaces": False, "errors": "replace", "model_max_length": max_tokens}
+    settings |= {"split_special_tokens": False, "tokenizer_class": "Qwen2Tokenizer", "unk_token": None}
+    _write(folder, tokenizer, settings | names, names)
+    model = read_json(folder / "tokenizer.json")["model"]
+    write_json(folder / "vocab.json", model["vocab"])
+    merges = "".join(f"{left} {right}\n" for left, right in model["merges"])
+    (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
+    ids = {token: tokenizer.token_to_id(token) for token in QWEN_TOKENS}
+    write_json(folder / "added_tokens.json", ids)
+    write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+    return ids
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+)
 
 
 def _write(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any], specials: dict[str, Any]) -> None:

@@ -47,3 +47,8 @@ def tokenizer_truncates(folder: Path, length: int = 16) -> None:
     truncation = {"direction": "Right", "max_length": length, "strategy": "LongestFirst", "stride": 0}
     padding = {"strategy": {"Fixed": length}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0}
     set_json(folder / "tokenizer.json", truncation=truncation, padding=padding | {"pad_token": "[PAD]"})
+
+
+def text_only(folder: Path) -> None:
+    """config.json knows nothing of images, though the weights have a vision tower."""
+    set_json(folder / "config.json", remove=("vision_config",))
