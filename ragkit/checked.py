@@ -6,18 +6,32 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
-from ragkit.errors import Damaged
+from ragkit.errors import Damaged, StorageError
 
 BLOCK = 1 << 20  # bytes; a flipped bit costs one block's reading, and a million-row file keeps under a thousand sums
+
+WAYS_OUT = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space, or raise the quota",
+    errno.EROFS: "Mount the disk for writing",
+    errno.EACCES: "Get leave to write there",
+    errno.EPERM: "Get leave to write there",
+    errno.EIO: "Check the disk: it failed to read or write",
+    errno.ESTALE: "Mount the file system again",
+    errno.ENOTCONN: "Mount the file system again",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +51,26 @@ def _sums(path: Path, block: int) -> tuple[int, bytes]:
             size += len(piece)
             sums += xxhash.xxh3_64_intdigest(piece).to_bytes(8, "little")
     return size, bytes(sums)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """An ordinary .npy file. Not np.save, which ignores the last error: a full disk leaves a short file, and nobody is told."""
+    with path.open("wb") as file:
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(np.ascontiguousarray(array).data)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the operating system says while `path` is written becomes a StorageError with the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror or error}. What was committed before is whole and can be searched. "
+            f"{WAYS_OUT.get(error.errno or 0, 'Check the disk')}, and run the same command again."
+        ) from error
 
 
 def sync_file(path: Path) -> None:
@@ -68,7 +102,7 @@ def seal(folder: Path, *, known: Callable[[str], FileRecord | None] = lambda nam
 class CheckedFolder:
     """An immutable folder and its records. Thread-safe: a block is at worst verified twice."""
 
-    def __init__(self, path: Path, records: Sequence[FileRecord], *, mend: str = "ragkit verify") -> None:
+    def __init__(self, path: Path, records: Sequence[FileRecord], *, mend: str = "ragkit repair") -> None:
         self.path = path
         self.records = {record.name: record for record in records}
         self._mend = mend
@@ -111,6 +145,19 @@ class CheckedFolder:
                         self.path / name, f"block {number} (bytes {number * record.block}…) does not match its checksum"
                     )
         seen[todo] = True
+
+    def copy(self, name: str, target: Path) -> Iterator[int]:
+        """Write a file's bytes to a new file and sync it, each block once it matched its sum; yields their lengths."""
+        record = self.records[name]
+        with self.file(name).open("rb", buffering=0) as file, target.open("xb") as copy:
+            for number in range(-(-record.size // record.block)):
+                piece = file.read(min(record.block, record.size - number * record.block))
+                if xxhash.xxh3_64_intdigest(piece).to_bytes(8, "little") != record.sums[8 * number : 8 * number + 8]:
+                    raise self._damaged(self.path / name, f"block {number} does not match its checksum")
+                copy.write(piece)
+                yield len(piece)
+            copy.flush()
+            os.fsync(copy.fileno())
 
     def _damaged(self, path: Path, what: str) -> Damaged:
         return Damaged(f"{path} is damaged: {what}. Run: {self._mend}")

@@ -1,7 +1,8 @@
-"""The command line: `ragkit add | search | show | delete | list | stats | verify | compact | eval | doctor`.
+"""The command line: `ragkit add | search | show | delete | list | stats | verify | compact | backup | …`.
 
 Answers go to standard output, progress and messages to standard error; `--json` prints one JSON value. Exit codes: 0 done,
-1 an error, 2 wrong usage, 3 done but some documents failed, 130 interrupted (what was committed stays; run it again).
+1 an error, 2 wrong usage, 3 done but some documents failed or something was missing, 130 interrupted (what was committed
+stays; run it again).
 Nothing heavy is imported before a command needs it.
 """
 
@@ -19,13 +20,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from ragkit import care
 from ragkit.errors import RagkitError
+from ragkit.terminal import FAILED, INTERRUPTED, PARTLY, AsJson, IndexPath
+from ragkit.terminal import opened as _opened
+from ragkit.terminal import print_json as _print_json
+from ragkit.terminal import say as _say
 
 if TYPE_CHECKING:
-    from ragkit.index import Index
     from ragkit.types import AddReport, Citation, Hit, Progress
 
-FAILED, PARTLY, INTERRUPTED = 1, 3, 130
 SHOWN = 10  # skipped files named one by one
 
 app = typer.Typer(
@@ -35,8 +39,8 @@ app = typer.Typer(
     help="Index documents, ask, and check the evidence.",
 )
 
-IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder of the index.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+for command in care.COMMANDS:
+    app.command()(command)
 
 
 def main() -> None:
@@ -55,25 +59,6 @@ def main() -> None:
 
 def _terminate(number: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=2))
-
-
-@contextmanager
-def _opened(path: Path, **settings: Any) -> Iterator[Index]:
-    try:
-        from ragkit.index import Index
-
-        with Index.open(path, **settings) as index:
-            yield index
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command()
@@ -199,6 +184,9 @@ def search(
     min_score: Annotated[float | None, typer.Option(help="Leave out hits below this score.")] = None,
     per_document: Annotated[bool, typer.Option("--per-document", help="The best hit of each document.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Print the whole text of each hit.")] = False,
+    degraded: Annotated[
+        bool, typer.Option("--degraded", help="Answer from what is intact of a damaged index, and say what is missing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask, and get passages with their citations."""
@@ -211,14 +199,20 @@ def search(
             dims=dims,
             min_score=min_score,
             group_by="document" if per_document else None,
+            degraded=degraded,
         )
+    for one in hits.missing:
+        _say(f"degraded: {one}")
     if as_json:
-        _print_json([hit_fields(hit) for hit in hits])
-        return
-    if not hits:
+        found = [hit_fields(hit) for hit in hits]
+        _print_json({"hits": found, "missing": hits.missing} if degraded else found)
+    if not hits and not as_json:
         _say("no hits")
-    for hit in hits:
-        _print_hit(hit, full=full)
+    if not as_json:
+        for hit in hits:
+            _print_hit(hit, full=full)
+    if hits.missing:
+        raise typer.Exit(PARTLY)
 
 
 def _filters(text: str | None) -> Mapping[str, Any] | None:
@@ -396,29 +390,6 @@ def stats(index: IndexPath, as_json: AsJson = False) -> None:
         )
     if found.failures:
         print(f"failed     {found.failures} documents; see: ragkit list {index} --failed")
-
-
-@app.command()
-def compact(index: IndexPath) -> None:
-    """Rewrite all segments as one, without deleted rows. Answers do not change."""
-    with _opened(index, create=False) as opened:
-        opened.compact()
-        print(f"{opened.stats().segments} segment, {opened.stats().bytes:,} bytes")
-
-
-@app.command()
-def verify(index: IndexPath, as_json: AsJson = False) -> None:
-    """Compare every checksum, and the parts of the index with each other. Changes nothing; exits 1 on findings."""
-    with _opened(index, create=False) as opened:
-        findings = opened.verify()
-    if as_json:
-        _print_json([asdict(one) for one in findings])
-    else:
-        for one in findings:
-            print(f"{one.problem}\n    remedy: {one.remedy}")
-        print("whole: every checksum matches, and all parts agree" if not findings else f"{len(findings)} findings")
-    if findings:
-        raise typer.Exit(FAILED)
 
 
 @app.command()

@@ -35,9 +35,10 @@ from ragkit.locks import writer_lock
 from ragkit.recipe import KEYWORDS, ChunkStage, EncodeStage, LoadStage, Recipe, StoreStage, chunker_name, disagreements
 from ragkit.retrieve import Candidate, SearchOptions, citation, mean_vector, read_hits, search
 from ragkit.store import DENSE, Snapshot, Store
-from ragkit.types import AddReport, Citation, Document, Floats, Hit, Page, Reason, Span
+from ragkit.types import AddReport, Citation, Document, Floats, Hit, Hits, Page, Reason, Span
 
 if TYPE_CHECKING:
+    from ragkit.backup import BackupReport
     from ragkit.verify import Finding
 
 PROBES = (
@@ -288,7 +289,8 @@ class Index:
         weights: Mapping[str, float] | None = None,
         rrf: float | None = None,
         exact: bool = False,
-    ) -> list[Hit]: ...
+        degraded: bool = False,
+    ) -> Hits: ...
     @overload
     def search(
         self,
@@ -303,7 +305,8 @@ class Index:
         weights: Mapping[str, float] | None = None,
         rrf: float | None = None,
         exact: bool = False,
-    ) -> list[list[Hit]]: ...
+        degraded: bool = False,
+    ) -> list[Hits]: ...
     def search(
         self,
         query: str | list[str] | tuple[str, ...],
@@ -317,13 +320,16 @@ class Index:
         weights: Mapping[str, float] | None = None,
         rrf: float | None = None,
         exact: bool = False,
-    ) -> list[Hit] | list[list[Hit]]:
+        degraded: bool = False,
+    ) -> Hits | list[Hits]:
         """The k best hits for a query, best first; for a list of queries, a list of lists.
 
         mode: "hybrid" (every space there is), "text", "dense", "lexical". filters: see `ragkit.filters`; exact in every
         space. dims: compare only the first dims of the dense vectors, renormalised. min_score: on the scale of the hits'
         scores. group_by="document": the best hit of each document. weights: per space, for fusing. exact: scan every dense
-        vector instead of the compressed index. Raises ValueError for what makes no sense, Damaged, FingerprintMismatch.
+        vector instead of the compressed index. degraded: answer from what is intact of a damaged index, with what is
+        missing in `hits.missing`, instead of raising Damaged.
+        Raises ValueError for what makes no sense, Damaged, FingerprintMismatch.
         """
         _check_k(k)
         queries = [query] if isinstance(query, str) else list(query)
@@ -331,12 +337,18 @@ class Index:
             if not isinstance(one, str):
                 raise TypeError(f"a query is a text, got {type(one).__name__}")
         options = SearchOptions(
-            mode=mode, dims=self._checked_dims(dims), min_score=min_score, group_by=group_by, weights=weights or {}, exact=exact
+            mode=mode,
+            dims=self._checked_dims(dims),
+            min_score=min_score,
+            group_by=group_by,
+            weights=weights or {},
+            exact=exact,
+            degraded=degraded,
         )
         if rrf is not None:
             options = replace(options, rrf=rrf)
         vectors = self._encode_queries(queries) if DENSE in options.spaces and queries else None
-        snapshot = self._store.snapshot()
+        snapshot = self._store.intact() if degraded else self._store.snapshot()
         allowed = None if filters is None else self._columns.allowed(filters)
         hits = search(snapshot, self._catalog, queries=queries, vectors=vectors, k=k, allowed=allowed, options=options)
         return hits[0] if isinstance(query, str) else hits
@@ -471,6 +483,15 @@ class Index:
 
         return verify(self._store, progress=progress)
 
+    def backup(self, target: str | Path, *, progress: Callback | None = None) -> BackupReport:
+        """Copy the index, as of its newest commit, to the new folder `target`, while others add and search.
+
+        The copy is an index like any other, checked on the way. Raises StorageError, and Damaged where a checksum fails.
+        """
+        from ragkit.backup import backup
+
+        return backup(self._store, Path(target), progress=progress)
+
     def failures(self) -> list[Failure]:
         """The documents that failed when they were last added, with their reasons."""
         return self._catalog.failures()
@@ -506,10 +527,10 @@ class Retriever:
     k: int
     options: Mapping[str, Any]
 
-    def search(self, query: str | list[str], **changes: Any) -> list[Hit] | list[list[Hit]]:
+    def search(self, query: str | list[str], **changes: Any) -> Hits | list[Hits]:
         """Search with the fixed settings; keywords given here take precedence."""
         settings = {"k": self.k, **self.options, **changes}
-        found: list[Hit] | list[list[Hit]] = self.index.search(query, **settings)
+        found: Hits | list[Hits] = self.index.search(query, **settings)
         return found
 
     __call__ = search

@@ -75,10 +75,13 @@ class Recipe(_Stage):
     store: StoreStage
 
     def hashes(self) -> dict[str, str]:
-        """sha256 per stage, each over the stage and all before it: equal hashes mean nothing to redo up to there."""
+        """sha256 per stage, each over the stage and all before it: equal hashes mean nothing to redo up to there.
+
+        Defaults are left out, so that a field that a later ragkit adds changes no hash of an index that is there already.
+        """
         result, running = {}, hashlib.sha256()
         for stage in STAGES:
-            running.update(json.dumps(getattr(self, stage).model_dump(), sort_keys=True).encode() + b"\n")
+            running.update(json.dumps(getattr(self, stage).model_dump(exclude_defaults=True), sort_keys=True).encode() + b"\n")
             result[stage] = running.hexdigest()
         return result
 

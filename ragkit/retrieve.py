@@ -10,14 +10,16 @@ rank), Cormack et al. 2009. Higher is better on every scale; cosines and BM25 sc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from ragkit.catalog.catalog import Catalog, DocumentRow, UnitRow
 from ragkit.cite import cite
+from ragkit.errors import Damaged
 from ragkit.ragged import unit_rows
 from ragkit.store import DENSE, LEXICAL, Snapshot
-from ragkit.types import Citation, Floats, Hit, Ints, Reason, Span
+from ragkit.types import Citation, Floats, Hit, Hits, Ints, Reason, Span
 
 RRF = 15.0  # from benchmarks/main_job.py; the paper's 60 is worse on both collections tried
 DEPTH = 100  # candidates per space before fusing, at least: a reciprocal rank beyond it adds under a seventh of the first's
@@ -38,6 +40,7 @@ class SearchOptions:
     weights: Mapping[str, float] = field(default_factory=dict)  # per space, 1 where not given
     rrf: float = RRF
     exact: bool = False
+    degraded: bool = False  # answer from what is intact, and say what is missing
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -95,26 +98,27 @@ def search(
     allowed: Ints | None,
     options: SearchOptions,
     wanted: Callable[[UnitRow], bool] | None = None,
-) -> list[list[Hit]]:
+) -> list[Hits]:
     """Hits per query, best first. `vectors` (q, d) unit rows where the dense space takes part; `allowed` are document
     versions, ascending; `wanted` drops units after they were read (used to leave a document out of its own neighbours)."""
     depth = k if len(options.spaces) == 1 else max(DEPTH, 2 * k)
     if options.group_by or wanted is not None:
         depth = max(DEPTH, 4 * k)
-    results: list[list[Hit] | None] = [None] * len(queries)
+    results: list[Hits | None] = [None] * len(queries)
     open_queries = list(range(len(queries)))
     while open_queries:
         ranked = _candidates(snapshot, [queries[q] for q in open_queries], vectors, open_queries, depth, allowed, options)
         unfinished = []
         for q, spaces in zip(open_queries, ranked, strict=True):
-            hits, below = _hits(spaces, catalog, k=k, options=options, wanted=wanted)
+            lost: list[str] | None = [] if options.degraded else None
+            hits, below = _hits(spaces, catalog, k=k, options=options, wanted=wanted, lost=lost)
             exhausted = all(len(keys) < depth for keys, _ in spaces.values())
             if len(hits) == k or exhausted or below:
-                results[q] = hits
+                results[q] = Hits(hits, missing=(*snapshot.missing, *(lost or ())))
             else:
                 unfinished.append(q)
         open_queries, depth = unfinished, depth * 4  # grouping swallowed candidates: look deeper
-    return [hits or [] for hits in results]
+    return [hits if hits is not None else Hits() for hits in results]
 
 
 def _candidates(
@@ -144,11 +148,18 @@ def _hits(
     k: int,
     options: SearchOptions,
     wanted: Callable[[UnitRow], bool] | None,
+    lost: list[str] | None,
 ) -> tuple[list[Hit], bool]:
-    """The hits, and whether candidates fell below the least score: then a deeper search finds no more."""
+    """The hits, and whether candidates fell below the least score: then a deeper search finds no more.
+
+    `lost`, where given, takes what of them is damaged in the catalog, and the others are the hits.
+    """
     found = fuse(spaces, weights=options.weights, constant=options.rrf)
     candidates = found if options.min_score is None else [one for one in found if one.score >= options.min_score]
     plain = options.group_by is None and wanted is None
+    below = len(candidates) < len(found)
+    if lost is not None:
+        candidates = list(islice(_readable(candidates, catalog, lost), k if plain else None))
     units = catalog.units([one.key for one in (candidates[:k] if plain else candidates)])
     chosen: list[Candidate] = []
     seen: set[int] = set()
@@ -161,7 +172,18 @@ def _hits(
         seen.add(unit.document)
         chosen.append(candidate)
     scale = SCALES[next(iter(spaces))] if len(spaces) == 1 else "rrf"
-    return read_hits(chosen, units, catalog, scale=scale), len(candidates) < len(found)
+    return read_hits(chosen, units, catalog, scale=scale), below
+
+
+def _readable(candidates: Sequence[Candidate], catalog: Catalog, lost: list[str]) -> Iterator[Candidate]:
+    """Those whose rows in the catalog are whole, each tried by itself; what is wrong with the others goes to `lost`."""
+    for candidate in candidates:
+        try:
+            read_hits([candidate], catalog.units([candidate.key]), catalog, scale="")
+        except Damaged as error:
+            lost.append(f"unit {candidate.key}: {error}")
+        else:
+            yield candidate
 
 
 def read_hits(candidates: Sequence[Candidate], units: Mapping[int, UnitRow], catalog: Catalog, *, scale: str) -> list[Hit]:

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ragkit.catalog.catalog import Catalog, Change, Commit, NewDocument, Origin, SegmentRow, UnitRow
-from ragkit.checked import CheckedFolder, FileRecord, seal, sync_file
+from ragkit.checked import CheckedFolder, FileRecord, seal, sync_file, write_array, writing
 from ragkit.errors import Damaged, IndexLocked, StorageError
 from ragkit.locks import Pin, remove_unused, writer_lock
 from ragkit.ragged import top_k
@@ -61,7 +61,7 @@ class Segment:
     def __init__(self, folder: Path, row: SegmentRow, records: Sequence[FileRecord]) -> None:
         self.pin = Pin(folder)
         self.row = row
-        self.folder = CheckedFolder(folder, records, mend=f"ragkit verify {folder.parent.parent}")
+        self.folder = CheckedFolder(folder, records, mend=f"ragkit repair {folder.parent.parent}")
         self.keys = self._column("keys.npy")
         self.documents = self._column("documents.npy")
         self._lock = threading.Lock()
@@ -80,11 +80,15 @@ class Segment:
     def readable(self) -> bool:
         """Whether every byte of the stored vectors is as it was written."""
         try:
-            for name in self.folder.records:
-                self.folder.verify(name)
+            self.verify()
         except Damaged:
             return False
         return True
+
+    def verify(self) -> None:
+        """Compare every byte with its checksum, those seen before excepted; Damaged names the file."""
+        for name in self.folder.records:
+            self.folder.verify(name)
 
     def _column(self, name: str) -> Ints:
         path = self.folder.file(name)
@@ -97,11 +101,18 @@ class Snapshot:
     """What one search sees: the segments, the lexical generation and the deletions of one commit."""
 
     def __init__(
-        self, commit: Commit, segments: Sequence[Segment], lexical: LexicalReader, lexical_pin: Pin, deleted: Ints
+        self,
+        commit: Commit,
+        segments: Sequence[Segment],
+        lexical: LexicalReader | None,
+        lexical_pin: Pin | None,
+        deleted: Ints,
+        missing: Sequence[str] = (),
     ) -> None:
         self.commit = commit
         self.segments = tuple(segments)
-        self.lexical = lexical
+        self.lexical = lexical  # None where it is damaged, which only `Store.intact` lets pass
+        self.missing = tuple(missing)  # what `Store.intact` left out
         self.deleted = deleted  # document versions, ascending
         self._lexical_pin = lexical_pin
         self._live = [~np.isin(segment.documents, deleted) for segment in segments]
@@ -134,6 +145,8 @@ class Snapshot:
 
     def search_lexical(self, query: str, k: int, *, allowed: Ints | None = None) -> tuple[Ints, Floats]:
         """The k best units by BM25: keys and scores, best first, ties by key."""
+        if self.lexical is None:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
         if allowed is not None:
             allowed = np.setdiff1d(allowed, self.deleted, assume_unique=True)
         keys, _, scores = self.lexical.search(query, k, allowed_documents=allowed, excluded_documents=self.deleted)
@@ -183,6 +196,7 @@ class Store:
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._snapshot: Snapshot | None = None
+        self._intact: Snapshot | None = None
 
     @classmethod
     def create(cls, path: Path, settings: Mapping[str, Any]) -> None:
@@ -198,7 +212,7 @@ class Store:
 
     def close(self) -> None:
         with self._lock:
-            self._snapshot = None
+            self._snapshot = self._intact = None
         self.catalog.close()
 
     def snapshot(self) -> Snapshot:
@@ -221,7 +235,7 @@ class Store:
             pin = Pin(folder)
             segments = [known.get(row.id) or self._open_segment(row) for row in rows]
             deleted = self.catalog.deleted_documents(commit.number)
-            lexical_folder = CheckedFolder(folder, self.catalog.files(commit.lexical), mend=f"ragkit verify {self.path}")
+            lexical_folder = CheckedFolder(folder, self.catalog.files(commit.lexical), mend=f"ragkit repair {self.path}")
             if self.catalog.latest().number != commit.number:
                 return None
             return Snapshot(commit, segments, lexical=LexicalReader(lexical_folder), lexical_pin=pin, deleted=deleted)
@@ -229,8 +243,40 @@ class Store:
             if self.catalog.latest().number != commit.number:
                 return None
             if isinstance(error, FileNotFoundError):
-                raise StorageError(f"{error.filename} is missing. Run: ragkit verify {self.path}") from error
+                raise StorageError(f"{error.filename} is missing. Run: ragkit repair {self.path}") from error
             raise
+
+    def intact(self) -> Snapshot:
+        """The newest commit without what is damaged, which `missing` names. Every byte is read when it is opened."""
+        with self._lock:
+            while True:
+                commit = self.catalog.latest()
+                if self._intact is not None and self._intact.commit == commit:
+                    return self._intact
+                fresh = self._open_intact(commit)
+                if self.catalog.latest() == commit:
+                    self._intact = fresh
+
+    def _open_intact(self, commit: Commit) -> Snapshot:
+        missing, segments = [], []
+        for row in self.catalog.segments(commit.number):
+            try:
+                segment = self._open_segment(row)
+                segment.verify()
+                segments.append(segment)
+            except (StorageError, OSError) as error:
+                missing.append(f"segment {row.id}, {row.rows} vectors: {error}")
+        lexical, pin = None, None
+        try:
+            folder = self.path / "lexical" / commit.lexical
+            pin = Pin(folder)
+            lexical = LexicalReader(CheckedFolder(folder, self.catalog.files(commit.lexical)))
+        except (StorageError, OSError) as error:
+            missing.append(f"the lexical index: {error}")
+        deleted, doubtful = self.catalog.deleted_or_damaged(commit.number)
+        if doubtful:
+            missing.append(f"{doubtful} documents: their rows in the catalog are damaged")
+        return Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, missing=missing)
 
     def _open_segment(self, row: SegmentRow) -> Segment:
         return Segment(self.path / "segments" / row.id, row, self.catalog.files(row.id))
@@ -252,7 +298,12 @@ class Store:
         latest = self.catalog.latest()
         live = {row.id for row in self.catalog.segments(latest.number)} | {latest.lexical}
         kept = set(live)
-        for folder in (*(self.path / "segments").iterdir(), *(self.path / "lexical").iterdir()):
+        folders = [*(self.path / "segments").iterdir(), *(self.path / "lexical").iterdir()]
+        if {folder.name for folder in folders} - self.catalog.folders():
+            # A commit that failed at its sync may have left its frames in the write-ahead log, and a crash of the machine
+            # would revive them, without their folders. This writes over them.
+            self.catalog.reserve(documents=1, units=1)
+        for folder in folders:
             if folder.name not in live and folder.is_dir() and not remove_unused(folder):
                 kept.add(folder.name)
         # All that is recorded and not there, so that what a crash kept this from forgetting is forgotten now.
@@ -305,9 +356,10 @@ class Writer:
             deleted_documents=deleted,
             retired_segments=[segment.row.id for segment in absorbed],
         )
-        if dense is not None or absorbed:
-            change = self._write_segment(change, absorbed, dense)
-        change = self._write_lexical(change, snapshot)
+        with writing(store.path):
+            if dense is not None or absorbed:
+                change = self._write_segment(change, absorbed, dense)
+            change = self._write_lexical(change, snapshot)
         store.catalog.commit(change)
         del snapshot, absorbed  # they hold the folders that refresh is about to remove
         store.refresh()
@@ -355,8 +407,8 @@ class Writer:
         name = uuid.uuid4().hex
         folder = store.path / "segments" / name
         folder.mkdir()
-        np.save(folder / "keys.npy", np.concatenate(keys))
-        np.save(folder / "documents.npy", np.concatenate(documents))
+        write_array(folder / "keys.npy", np.concatenate(keys))
+        write_array(folder / "documents.npy", np.concatenate(documents))
         write_dense(folder, DENSE, _dense_blocks(absorbed, live, dense), recall=store._recall)
         records = seal(folder)
         sync_file(folder.parent)

@@ -7,7 +7,7 @@ Pages count from 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,6 +212,16 @@ class Hit:
         return self.citation.boxes
 
 
+class Hits(list[Hit]):
+    """Hits, best first. `missing` says what a search with `degraded=True` had to leave out; empty where the index is whole."""
+
+    __slots__ = ("missing",)
+
+    def __init__(self, hits: Iterable[Hit] = (), *, missing: Iterable[str] = ()) -> None:
+        super().__init__(hits)
+        self.missing = tuple(missing)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one document in an `add`: `reason` for failed ones, `warnings` for those kept with less."""
@@ -254,7 +264,7 @@ class AddReport:
 class Progress:
     """A step of a long job, for a callback. `total` is None while it is not known yet."""
 
-    stage: str  # "load", "encode", "write"
+    stage: str  # "load", "encode", "write"; "verify", "backup", "repair", …
     done: int
     total: int | None
     unit: str  # "documents", "units", ...

@@ -7,9 +7,10 @@ findings holds, bit for bit, what was written.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -18,8 +19,8 @@ from ragkit.errors import Damaged, StorageError
 from ragkit.store import Store
 from ragkit.types import Progress
 
-REBUILD = "add the documents to a new index; the texts in this one can be read with Index.document"
 WORKERS = 4  # reading and hashing release the interpreter's lock; more only queue at the disk
+PIECE = 64 << 20  # bytes of a file that one of them reads at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,57 +33,58 @@ class Finding:
 
 def verify(store: Store, *, progress: Callable[[Progress], None] | None = None) -> list[Finding]:
     """Everything that is wrong with an index; an empty list where nothing is."""
+    repair = f"ragkit repair {shlex.quote(str(store.path))}"
     try:
+        findings = [Finding(row.problem, repair) for row in store.catalog.damaged_rows()]
         commit = store.catalog.latest()
+        live = [("segments", row.id) for row in store.catalog.segments(commit.number)] + [("lexical", commit.lexical)]
+        findings += _unknown_folders(store)
+        folders = [CheckedFolder(store.path / parent / name, store.catalog.files(name)) for parent, name in live]
     except Damaged as error:
-        return [Finding(str(error), "restore the catalog from a backup, or add the documents to a new index")]
-    rows = [
-        Finding(problem, "restore the catalog from a backup, or add the documents to a new index")
-        for problem in store.catalog.damaged_rows()
+        return findings or [Finding(str(error).partition(" Run: ")[0], repair)]
+    findings += [Finding(problem, repair) for folder in folders for problem in strangers(folder)]
+    findings += [Finding(problem, repair) for _, problem in damaged_files(folders, progress=progress)]
+    return findings or [Finding(problem, repair) for problem in _disagreements(store)]
+
+
+def damaged_files(
+    folders: Sequence[CheckedFolder], *, progress: Callable[[Progress], None] | None = None
+) -> list[tuple[Path, str]]:
+    """The files of which a byte is not as it was written: path, and what is wrong. Reads everything, several at a time."""
+    pieces = [
+        (folder, record.name, start)
+        for folder in folders
+        for record in folder.records.values()
+        for start in range(0, max(record.size, 1), PIECE)
     ]
-    live = [("segments", row.id) for row in store.catalog.segments(commit.number)] + [("lexical", commit.lexical)]
-    findings = [*rows, *_unknown_folders(store)]
+    total, done = sum(record.size for folder in folders for record in folder.records.values()), 0
+    found: dict[Path, str] = {}
     with ThreadPoolExecutor(WORKERS) as pool:
-        for done, problems in enumerate(pool.map(lambda one: _files(store, *one), live), start=1):
-            findings += problems
+        for (folder, name, start), problem in zip(pieces, pool.map(_read_piece, pieces), strict=True):
+            if problem:
+                found.setdefault(folder.path / name, problem)
+            done += min(PIECE, folder.records[name].size - start)
             if progress is not None:
-                progress(Progress("verify", done, len(live), "folders"))
-    if not findings:
-        findings += _agreement(store)
-    return findings
+                progress(Progress("verify", done, total, "bytes"))
+    return list(found.items())
 
 
-def _files(store: Store, parent: str, name: str) -> list[Finding]:
-    """Every block of every file of a folder."""
-    folder = store.path / parent / name
-    records = store.catalog.files(name)
-    checked, problems = CheckedFolder(folder, records), []
-    if not records:
-        problems.append(f"{folder}: the catalog has no record of its files")
-    for record in records:
-        try:
-            checked.verify(record.name, again=True)
-        except (Damaged, OSError) as error:
-            problems.append(str(error).removesuffix(" Run: ragkit verify"))
-    remedy = _documents_of(store, name) if problems and parent == "segments" else REBUILD
-    extra = {path.name for path in folder.iterdir()} - set(checked.records) if records and folder.is_dir() else set()
-    return [
-        *(Finding(problem, remedy) for problem in problems),
-        *(Finding(f"{folder / one}: nothing recorded it", "remove it") for one in sorted(extra)),
-    ]
-
-
-def _documents_of(store: Store, segment: str) -> str:
-    """How to mend a segment: its documents, deleted and added again, as its own column and the catalog tell them."""
+def _read_piece(piece: tuple[CheckedFolder, str, int]) -> str:
+    folder, name, start = piece
     try:
-        folder = CheckedFolder(store.path / "segments" / segment, store.catalog.files(segment))
-        folder.verify("documents.npy")
-        ids = np.unique(np.load(folder.file("documents.npy"), allow_pickle=False)).tolist()
-        rows = [row.source for row in store.catalog.documents_by_id(ids).values() if row.deleted is None]
-    except (Damaged, OSError, ValueError):
-        return REBUILD
-    shown = " ".join(shlex.quote(source) for source in rows[:5]) + (f" … ({len(rows)} in all)" if len(rows) > 5 else "")
-    return f"delete the documents it holds, and add them again: ragkit delete {store.path} {shown}"
+        folder.file(name)
+        folder.verify(name, start, start + PIECE, again=True)
+    except (Damaged, OSError) as error:
+        return str(error).partition(" Run: ")[0]
+    return ""
+
+
+def strangers(folder: CheckedFolder) -> list[str]:
+    """What is wrong with a folder's list of files: no records at all, or files that nothing recorded."""
+    if not folder.records:
+        return [f"{folder.path}: the catalog has no record of its files"]
+    present = {path.name for path in folder.path.iterdir()} if folder.path.is_dir() else set()
+    return [f"{folder.path / name}: nothing recorded it" for name in sorted(present - set(folder.records))]
 
 
 def _unknown_folders(store: Store) -> Iterator[Finding]:
@@ -94,23 +96,25 @@ def _unknown_folders(store: Store) -> Iterator[Finding]:
                 yield Finding(f"{folder}: no commit knows it", "none needed: the next `ragkit add` or `delete` removes it")
 
 
-def _agreement(store: Store) -> Iterator[Finding]:
-    """Whether catalog, segments and lexical generation hold the same units."""
-    remedy = REBUILD
+def _disagreements(store: Store) -> Iterator[str]:
+    """Whether catalog, segments and lexical generation hold the same units, and the counters are ahead of all of them."""
     try:
         snapshot = store.snapshot()
+        units = store.catalog.unit_keys(snapshot.commit.number)
+        rows = [np.asarray(segment.keys)[snapshot.live(at)] for at, segment in enumerate(snapshot.segments)]
+        keys = np.sort(np.concatenate(rows)) if rows else np.empty(0, dtype=np.int64)
+        assert snapshot.lexical is not None  # only an intact snapshot goes without
+        lexical, versions = snapshot.lexical.rows()
     except StorageError as error:
-        yield Finding(str(error), remedy)
+        yield str(error).partition(" Run: ")[0]
         return
-    units = store.catalog.unit_keys(snapshot.commit.number)
-    rows = [np.asarray(segment.keys)[snapshot.live(at)] for at, segment in enumerate(snapshot.segments)]
-    keys = np.sort(np.concatenate(rows)) if rows else np.empty(0, dtype=np.int64)
     if not np.array_equal(keys, units):
-        yield Finding(f"the catalog has {len(units)} units and the segments {len(keys)}, and they are not the same", remedy)
+        yield f"the catalog has {len(units)} units and the segments {len(keys)}, and they are not the same"
+    if not np.array_equal(np.sort(lexical[~np.isin(versions, snapshot.deleted)]), units):
+        yield f"the catalog has {len(units)} units and the lexical generation {len(lexical)}, and they are not the same"
     if len(units) != snapshot.commit.units:
-        yield Finding(f"the last commit counted {snapshot.commit.units} units, the catalog has {len(units)}", remedy)
+        yield f"the last commit counted {snapshot.commit.units} units, the catalog has {len(units)}"
     documents = sum(1 for _ in store.catalog.documents(snapshot.commit.number))
     if documents != snapshot.commit.documents:
-        yield Finding(f"the last commit counted {snapshot.commit.documents} documents, the catalog has {documents}", remedy)
-    if snapshot.lexical.n < len(units):
-        yield Finding(f"the lexical generation has {snapshot.lexical.n} of {len(units)} units", remedy)
+        yield f"the last commit counted {snapshot.commit.documents} documents, the catalog has {documents}"
+    yield from store.catalog.spent_counters()

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -35,6 +37,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    true,
     tuple_,
     update,
 )
@@ -48,6 +51,7 @@ from ragkit.types import Block, Document, Ints, Page, Span, Words
 PIECE = 1 << 14  # characters of text per row: a hit inflates one or two pieces (about 0.1 ms), whatever the document's length
 BUSY = 60.0  # seconds a writer waits for another connection's short transaction
 PAGES_IN = 100  # spans per statement that looks for their pages
+MASTER = "SELECT type, name, tbl_name, sql FROM sqlite_master"
 IN = 500  # values per IN list, well below SQLite's limit on variables
 
 
@@ -149,6 +153,15 @@ class Failure:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class DamagedRow:
+    """A row that is not as it was written, by table and primary key; without a key, a table or the whole file."""
+
+    table: str
+    key: tuple[Any, ...] | None
+    problem: str
+
+
 class Catalog:
     """catalog.db. Thread-safe: every call takes its own connection."""
 
@@ -163,12 +176,14 @@ class Catalog:
         self._engine.dispose()
 
     @contextmanager
-    def _read(self) -> Iterator[Connection]:
+    def reading(self) -> Iterator[Connection]:
+        """A short transaction that reads; its errors are ours."""
         with self._errors(), self._engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
-    def _write(self) -> Iterator[Connection]:
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that writes, committed at the end of the block unless that raises."""
         with self._errors(), self._engine.connect().execution_options(ragkit_write=True) as connection, connection.begin():
             yield connection
 
@@ -178,16 +193,22 @@ class Catalog:
             yield
         except OperationalError as error:
             raise StorageError(f"{self.path}: {error.orig}. Is the disk full, or the folder read-only or gone?") from error
+        except Damaged as error:
+            if "Run: " in str(error):
+                raise
+            raise Damaged(f"{self.path} is damaged: {error}. Run: ragkit repair {self.path.parent}") from error
+        except (zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:  # checked rows never get here
+            raise Damaged(f"{self.path} is damaged: {error}. Run: ragkit repair {self.path.parent}") from error
         except DatabaseError as error:
-            raise Damaged(f"{self.path} is damaged: {error.orig}. Run: ragkit verify {self.path.parent}") from error
+            raise Damaged(f"{self.path} is damaged: {error.orig}. Run: ragkit repair {self.path.parent}") from error
 
     # Settings and counters
 
     def setting(self, name: str) -> Any:
         """A setting, decoded from JSON; None where it was never set."""
-        with self._read() as connection:
+        with self.reading() as connection:
             row = connection.execute(select(s.settings).where(s.settings.c.name == name)).mappings().first()
-        return None if row is None else json.loads(s.checked(s.settings, row)["value"])
+            return None if row is None else json.loads(s.checked(s.settings, row)["value"])
 
     def check_format(self) -> None:
         """FormatTooNew where a later ragkit wrote this."""
@@ -202,10 +223,14 @@ class Catalog:
     def reserve(self, *, documents: int, units: int) -> tuple[int, int]:
         """The first of as many fresh document ids and unit keys. Committed at once, so that none is ever given out twice."""
         first = []
-        with self._write() as connection:
+        with self.writing() as connection:
             for name, count in (("document", documents), ("key", units)):
-                value = connection.execute(select(s.counters.c.next).where(s.counters.c.name == name)).scalar_one()
-                connection.execute(update(s.counters).where(s.counters.c.name == name).values(next=value + count))
+                row = connection.execute(select(s.counters).where(s.counters.c.name == name)).mappings().first()
+                if row is None:
+                    raise Damaged(f"it has no counter {name!r}")
+                value = s.checked(s.counters, row)["next"]
+                fresh = s.summed(s.counters, {"name": name, "next": value + count})
+                connection.execute(update(s.counters).where(s.counters.c.name == name).values(**fresh))
                 first.append(value)
         return first[0], first[1]
 
@@ -215,10 +240,10 @@ class Catalog:
     def create(cls, path: Path, settings: Mapping[str, Any], *, lexical: str, lexical_files: Sequence[FileRecord]) -> None:
         """A new catalog: tables, settings, counters and the first commit, all in one transaction."""
         catalog = cls(path)
-        with catalog._write() as connection:
+        with catalog.writing() as connection:
             s.metadata.create_all(connection)
             _store_settings(connection, {"format": s.FORMAT, **settings})
-            connection.execute(insert(s.counters), [{"name": "document", "next": 1}, {"name": "key", "next": 1}])
+            _insert(connection, s.counters, [{"name": "document", "next": 1}, {"name": "key", "next": 1}])
             _insert_files(connection, lexical, lexical_files)
             _insert(connection, s.commits, [_commit_row(1, "create", lexical, documents=0, units=0)])
         catalog.close()
@@ -228,16 +253,16 @@ class Catalog:
         """Whether a catalog was created here: a file cut short by a crash during creation is not one."""
         if not self.path.exists() or self.path.stat().st_size == 0:
             return False
-        with self._read() as connection:
+        with self.reading() as connection:
             return connection.execute(text("SELECT 1 FROM sqlite_master WHERE name = 'commits'")).first() is not None
 
     def latest(self) -> Commit:
         """The newest commit. This is what makes a writer's work visible to readers."""
-        with self._read() as connection:
+        with self.reading() as connection:
             row = connection.execute(select(s.commits).order_by(s.commits.c.number.desc()).limit(1)).mappings().first()
-        if row is None:
-            raise Damaged(f"{self.path} has no commit. Run: ragkit verify {self.path.parent}")
-        s.checked(s.commits, row)
+            if row is None:
+                raise Damaged("it has no commit")
+            s.checked(s.commits, row)
         return Commit(row["number"], row["lexical"], row["documents"], row["units"])
 
     def commit(self, change: Change) -> None:
@@ -247,7 +272,7 @@ class Catalog:
             raise StorageError(
                 f"commit {change.number} was prepared on top of {change.number - 1}, but the index is at {before.number}"
             )
-        with self._write() as connection:
+        with self.writing() as connection:
             gone = _end_lives(connection, s.documents, change.deleted_documents, change.number)
             _end_lives(connection, s.segments, change.retired_segments, change.number)
             for document in change.documents:
@@ -278,7 +303,7 @@ class Catalog:
         `keep` are document versions of which a live segment still holds rows: they lose their text, pages and units, but
         their row stays as the tombstone that hides those rows.
         """
-        with self._write() as connection:
+        with self.writing() as connection:
             dead = list(connection.execute(select(s.documents.c.id).where(s.documents.c.deleted <= before)).scalars())
             kept = set(keep.tolist())
             for batch in _batches(dead):
@@ -291,51 +316,51 @@ class Catalog:
     def forget_files(self, folders: Sequence[str]) -> None:
         """Remove the file records of folders that are gone, and the commits whose lexical generation they were."""
         if folders:
-            with self._write() as connection:
+            with self.writing() as connection:
                 for names in _batches(folders):
                     connection.execute(delete(s.files).where(s.files.c.folder.in_(names)))
                     connection.execute(delete(s.commits).where(s.commits.c.lexical.in_(names)))
 
     def oldest_commit(self) -> int:
         """The oldest commit that is still recorded: those before it can have no readers."""
-        with self._read() as connection:
+        with self.reading() as connection:
             return int(connection.execute(select(func.min(s.commits.c.number))).scalar_one())
 
     # Segments and files
 
     def segments(self, commit: int) -> list[SegmentRow]:
         """The segments a commit sees, oldest first."""
-        with self._read() as connection:
+        with self.reading() as connection:
             query = select(s.segments).where(*_visible(s.segments, commit)).order_by(s.segments.c.added, s.segments.c.id)
             rows = [s.checked(s.segments, row) for row in connection.execute(query).mappings()]
         return [SegmentRow(row["id"], row["rows"], row["bytes"], tuple(json.loads(row["spaces"]))) for row in rows]
 
     def files(self, folder: str) -> list[FileRecord]:
         """The records of a folder's files, by name."""
-        with self._read() as connection:
+        with self.reading() as connection:
             query = select(s.files).where(s.files.c.folder == folder).order_by(s.files.c.name)
             rows = [s.checked(s.files, row) for row in connection.execute(query).mappings()]
         return [FileRecord(row["name"], row["size"], row["block"], row["sums"]) for row in rows]
 
     def folders(self) -> set[str]:
         """Every folder that has file records."""
-        with self._read() as connection:
+        with self.reading() as connection:
             return set(connection.execute(select(s.files.c.folder).distinct()).scalars())
 
     # Documents and units
 
     def find(self, identity: str) -> DocumentRow | None:
         """The live version of a document."""
-        with self._read() as connection:
+        with self.reading() as connection:
             query = select(s.documents).where(s.documents.c.identity == identity, s.documents.c.deleted.is_(None))
             row = connection.execute(query).mappings().first()
-        return None if row is None else _document(row)
+            return None if row is None else _document(row)
 
     def resolve(self, reference: str) -> list[DocumentRow]:
         """The live documents that a source, a record's id, a path or an identity names; several where roots share a name."""
         path = os.path.abspath(os.path.expanduser(reference))  # noqa: PTH100, PTH111 - Path.resolve would follow links
         names = or_(s.documents.c.source == reference, s.documents.c.identity.in_([reference, f"id:{reference}", path]))
-        with self._read() as connection:
+        with self.reading() as connection:
             query = select(s.documents).where(names, s.documents.c.deleted.is_(None)).order_by(s.documents.c.id)
             return [_document(row) for row in connection.execute(query).mappings()]
 
@@ -343,7 +368,7 @@ class Catalog:
         """The live documents read from one file that holds several, named by its source or its path."""
         path = os.path.abspath(os.path.expanduser(reference))  # noqa: PTH100, PTH111 - Path.resolve would follow links
         inside = or_(s.documents.c.path == path, s.documents.c.source.startswith(f"{reference}#", autoescape=True))
-        with self._read() as connection:
+        with self.reading() as connection:
             query = select(s.documents).where(inside, s.documents.c.path.is_not(None), s.documents.c.deleted.is_(None))
             return [_document(row) for row in connection.execute(query).mappings()]
 
@@ -357,7 +382,7 @@ class Catalog:
 
     def _documents(self, *conditions: ColumnElement[bool], after: int = 0) -> Iterator[DocumentRow]:
         while True:
-            with self._read() as connection:
+            with self.reading() as connection:
                 query = select(s.documents).where(*conditions, s.documents.c.id > after)
                 rows = [_document(row) for row in connection.execute(query.order_by(s.documents.c.id).limit(1000)).mappings()]
             yield from rows
@@ -367,17 +392,24 @@ class Catalog:
 
     def deleted_documents(self, commit: int) -> Ints:
         """Ids of the document versions that a commit no longer sees, ascending, (n,) int64."""
-        columns = (s.documents.c.id, s.documents.c.added, s.documents.c.deleted, s.documents.c.life_sum)
-        with self._read() as connection:
-            query = select(*columns).where(s.documents.c.deleted <= commit).order_by(s.documents.c.id)
-            rows = connection.execute(query).all()
-        for row in rows:
-            if s.life_sum(row.id, row.added, row.deleted) != row.life_sum:
-                raise Damaged(f"{self.path} is damaged: the row id={row.id} of documents. Run: ragkit verify {self.path.parent}")
+        with self.reading() as connection:
+            rows = _lives(connection, s.documents.c.deleted <= commit)
+            for row in rows:
+                if not _lived(row):
+                    raise Damaged(f"the row id={row.id} of documents does not match its checksum")
         return np.array([row.id for row in rows], dtype=np.int64)
 
+    def deleted_or_damaged(self, commit: int) -> tuple[Ints, int]:
+        """As `deleted_documents`, with those of which that cannot be told; and how many these are."""
+        with self.reading() as connection:
+            rows = _lives(connection, true())
+        doubtful = sum(1 for row in rows if not _lived(row))
+        gone = [row.id for row in rows if not _lived(row) or (row.deleted is not None and row.deleted <= commit)]
+        return np.array(gone, dtype=np.int64), doubtful
+
     def documents_by_id(self, ids: Iterable[int]) -> dict[int, DocumentRow]:
-        return {row["id"]: _document(row) for row in self._by(s.documents, s.documents.c.id, ids)}
+        rows = self._by(s.documents, s.documents.c.id, ids)
+        return {row["id"]: DocumentRow(**_fields(row)) for row in rows}
 
     def units(self, keys: Iterable[int]) -> dict[int, UnitRow]:
         """Units by key; Damaged where a key has no row, because a vector index would not know it otherwise."""
@@ -385,23 +417,23 @@ class Catalog:
         found = {row["key"]: _unit(row) for row in self._by(s.units, s.units.c.key, keys)}
         for key in keys:
             if key not in found:
-                raise Damaged(f"{self.path} is damaged: it has no unit {key}. Run: ragkit verify {self.path.parent}")
+                raise Damaged(f"{self.path} is damaged: it has no unit {key}. Run: ragkit repair {self.path.parent}")
         return found
 
     def units_of(self, document: int) -> list[UnitRow]:
         """All units of one document version, by key."""
-        with self._read() as connection:
+        with self.reading() as connection:
             query = select(s.units).where(s.units.c.document == document).order_by(s.units.c.key)
             return [_unit(s.checked(s.units, row)) for row in connection.execute(query).mappings()]
 
     def text(self, document: int, span: Span) -> str:
         """A span of a document's text; reads only the pieces it touches."""
-        with self._read() as connection:
+        with self.reading() as connection:
             return _cut(_pieces(connection, [(document, span)]), document, span, self.path)
 
     def passages(self, wanted: Sequence[tuple[int, Span]]) -> list[tuple[str, list[Page]]]:
         """For each (document, span), its text and the pages it overlaps, with their words; two statements for all of them."""
-        with self._read() as connection:
+        with self.reading() as connection:
             pieces = _pieces(connection, wanted)
             pages = _overlapping(connection, wanted)
         return [
@@ -414,15 +446,15 @@ class Catalog:
         mine: list[ColumnElement[bool]] = [s.pages.c.document == document]
         if span is not None:
             mine += [s.pages.c.start < span.end, s.pages.c.end > span.start]
-        with self._read() as connection:
+        with self.reading() as connection:
             rows = connection.execute(select(s.pages).where(*mine).order_by(s.pages.c.number)).mappings().all()
-        return [_page(s.checked(s.pages, row)) for row in rows]
+            return [_page(s.checked(s.pages, row)) for row in rows]
 
     def document(self, row: DocumentRow) -> Document:
         """A document whole again, as its loader made it."""
-        with self._read() as connection:
+        with self.reading() as connection:
             found = connection.execute(select(s.blocks).where(s.blocks.c.document == row.id)).mappings().first()
-        structure = [] if found is None else json.loads(zlib.decompress(s.checked(s.blocks, found)["body"]))
+            structure = [] if found is None else json.loads(zlib.decompress(s.checked(s.blocks, found)["body"]))
         return Document(
             text=self.text(row.id, Span(0, row.characters)),
             id=row.source,
@@ -435,42 +467,57 @@ class Catalog:
 
     # Verifying
 
-    def damaged_rows(self) -> Iterator[str]:
-        """Every row compared with its checksums; what is wrong, one line each. SQLite's own check of the file comes first."""
+    def damaged_rows(self) -> Iterator[DamagedRow]:
+        """Every row compared with its checksums; SQLite's own check of the file, and that of the schema, come first."""
         try:
-            with self._read() as connection:
+            with self.reading() as connection:
                 for (line,) in connection.exec_driver_sql("PRAGMA integrity_check"):
                     if line != "ok":
-                        yield f"catalog.db: {line}"
+                        yield DamagedRow("", None, f"{self.path}: {line}")
+                stored = {tuple(row) for row in connection.execute(text(MASTER))}
         except Damaged as error:
-            yield str(error)
-        for table in (s.settings, s.commits, s.documents, s.texts, s.blocks, s.pages, s.units, s.segments, s.files):
+            yield DamagedRow("", None, _without_way_out(error))
+            return
+        if stored != _master():
+            yield DamagedRow("", None, f"{self.path}: its tables are not those of format {s.FORMAT}")
+            return
+        for table in s.metadata.sorted_tables:
             yield from self._damaged_rows_of(table)
 
-    def _damaged_rows_of(self, table: Table) -> Iterator[str]:
+    def _damaged_rows_of(self, table: Table) -> Iterator[DamagedRow]:
         keys = list(table.primary_key)
         try:
-            with self._read() as connection:
+            with self.reading() as connection:
                 names = connection.execute(select(*keys)).all()
         except Damaged as error:
-            yield f"{table.name}: {error}"
+            yield DamagedRow(table.name, None, _without_way_out(error))
             return
         for batch in _batches(names):
             try:
-                with self._read() as connection:
+                with self.reading() as connection:
                     rows = connection.execute(select(table).where(tuple_(*keys).in_(batch))).mappings().all()
             except Damaged as error:
-                yield f"{table.name}: {error}"
+                yield DamagedRow(table.name, None, _without_way_out(error))
                 continue
             for row in rows:
-                try:
-                    s.checked(table, row)
-                except Damaged as error:
-                    yield str(error).removesuffix(" Run: ragkit verify")
+                if not s.is_whole(table, row):
+                    key = tuple(row[column.name] for column in keys)
+                    name = ", ".join(f"{column.name}={value!r}" for column, value in zip(keys, key, strict=True))
+                    problem = f"{self.path}: the row {name} of {table.name} does not match its checksum"
+                    yield DamagedRow(table.name, key, problem)
+
+    def spent_counters(self) -> Iterator[str]:
+        """Counters that would give out a number again; one line each."""
+        for name, column in (("document", s.documents.c.id), ("key", s.units.c.key)):
+            with self.reading() as connection:
+                next_one = connection.execute(select(s.counters.c.next).where(s.counters.c.name == name)).scalar()
+                most = connection.execute(select(func.max(column))).scalar() or 0
+            if next_one is None or next_one <= most:
+                yield f"{self.path}: the counter {name!r} is at {next_one}, and {most} was given out already"
 
     def unit_keys(self, commit: int) -> Ints:
         """Keys of the units that a commit sees, ascending, (n,) int64."""
-        with self._read() as connection:
+        with self.reading() as connection:
             query = (
                 select(s.units.c.key)
                 .join(s.documents, s.documents.c.id == s.units.c.document)
@@ -482,24 +529,25 @@ class Catalog:
 
     def record_failure(self, failure: Failure) -> None:
         row = {name: getattr(failure, name) for name in ("identity", "source", "content_hash", "reason")}
-        with self._write() as connection:
+        with self.writing() as connection:
             _clear_failures(connection, [failure.identity])
-            connection.execute(insert(s.failures), [{**row, "made": _now()}])
+            _insert(connection, s.failures, [{**row, "made": _now()}])
 
     def failures(self) -> list[Failure]:
         """Documents that failed when they were last added, by source."""
-        with self._read() as connection:
-            rows = connection.execute(select(s.failures).order_by(s.failures.c.source)).mappings().all()
+        with self.reading() as connection:
+            query = select(s.failures).order_by(s.failures.c.source)
+            rows = [s.checked(s.failures, row) for row in connection.execute(query).mappings()]
         return [Failure(row["identity"], row["source"], row["content_hash"], row["reason"]) for row in rows]
 
     def clear_failures(self, identities: Sequence[str]) -> None:
         if identities:
-            with self._write() as connection:
+            with self.writing() as connection:
                 _clear_failures(connection, identities)
 
     def _by(self, table: Table, column: ColumnElement[Any], values: Iterable[Any]) -> list[RowMapping]:
         rows: list[RowMapping] = []
-        with self._read() as connection:
+        with self.reading() as connection:
             for batch in _batches(list(values)):
                 rows += [s.checked(table, row) for row in connection.execute(select(table).where(column.in_(batch))).mappings()]
         return rows
@@ -533,7 +581,7 @@ def _cut(pieces: Pieces, document: int, span: Span, path: Path) -> str:
     text = "".join(pieces.get((document, at), "") for at in range(first, span.end, PIECE))
     cut = text[span.start - first : span.end - first]
     if len(cut) != span.length:
-        raise Damaged(f"{path} is damaged: document {document} ends before {span}. Run: ragkit verify {path.parent}")
+        raise Damaged(f"{path} is damaged: document {document} ends before {span}. Run: ragkit repair {path.parent}")
     return cut
 
 
@@ -567,6 +615,33 @@ def _configure_read_only(connection: Any, record: Any) -> None:
 
 def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("ragkit_write") else "BEGIN")
+
+
+def _lives(connection: Connection, condition: ColumnElement[bool]) -> list[Any]:
+    columns = (s.documents.c.id, s.documents.c.added, s.documents.c.deleted, s.documents.c.life_sum)
+    return list(connection.execute(select(*columns).where(condition).order_by(s.documents.c.id)))
+
+
+def _lived(row: Any) -> bool:
+    try:
+        return bool(s.life_sum(row.id, row.added, row.deleted) == row.life_sum)
+    except (TypeError, OverflowError, struct.error):
+        return False
+
+
+def _without_way_out(error: Damaged) -> str:
+    return str(error).partition(" Run: ")[0]
+
+
+@cache
+def _master() -> frozenset[tuple[Any, ...]]:
+    """The schema as SQLite itself writes it down."""
+    engine = create_engine("sqlite://")
+    s.metadata.create_all(engine)
+    with engine.connect() as connection:
+        found = frozenset(tuple(row) for row in connection.execute(text(MASTER)))
+    engine.dispose()
+    return found
 
 
 def _now() -> str:
@@ -690,6 +765,8 @@ def _unit(row: RowMapping) -> UnitRow:
 
 
 def _document(row: RowMapping) -> DocumentRow:
-    s.checked(s.documents, row)
-    fields = {name: row[name] for name in DocumentRow.__slots__ if name != "meta"}
-    return DocumentRow(**fields, meta=json.loads(row["meta"]))
+    return DocumentRow(**_fields(s.checked(s.documents, row)))
+
+
+def _fields(row: RowMapping) -> dict[str, Any]:
+    return {**{name: row[name] for name in DocumentRow.__slots__}, "meta": json.loads(row["meta"])}

@@ -35,6 +35,7 @@ counters = Table(
     metadata,
     Column("name", Text, primary_key=True),  # "key", "document"
     Column("next", Integer, nullable=False),  # the next number to give out; reserved in a transaction of its own
+    Column("sum", BLOB, nullable=False),
 )
 commits = Table(
     "commits",
@@ -147,6 +148,7 @@ failures = Table(
     Column("content_hash", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("made", Text, nullable=False),
+    Column("sum", BLOB, nullable=False),
 )
 
 LIFE = frozenset({"sum", "life_sum", "deleted"})
@@ -189,9 +191,19 @@ def life_sum(id: int | str, added: int, deleted: int | None) -> bytes:
 
 
 def checked(table: Table, row: RowMapping) -> RowMapping:
-    """The row itself, once its sums were found right; Damaged otherwise."""
-    expected = row_sum(row[column.name] for column in table.columns if column.name not in LIFE)
-    if expected == row["sum"] and ("life_sum" not in row or life_sum(row["id"], row["added"], row["deleted"]) == row["life_sum"]):
+    """The row itself, once its sums were found right; Damaged otherwise. The catalog adds where it is, and the way out."""
+    if is_whole(table, row):
         return row
     name = ", ".join(f"{column.name}={row[column.name]!r}" for column in table.primary_key)
-    raise Damaged(f"catalog.db is damaged: the row {name} of {table.name} does not match its checksum. Run: ragkit verify")
+    raise Damaged(f"the row {name} of {table.name} does not match its checksum")
+
+
+def is_whole(table: Table, row: RowMapping) -> bool:
+    """Whether a row's sums are right. A value of a type that was never stored there is damage too, not an error of ours."""
+    try:
+        expected = row_sum(row[column.name] for column in table.columns if column.name not in LIFE)
+        return expected == row["sum"] and (
+            "life_sum" not in row or life_sum(row["id"], row["added"], row["deleted"]) == row["life_sum"]
+        )
+    except (TypeError, ValueError, OverflowError, struct.error):
+        return False

@@ -14,8 +14,10 @@ Higher is better, ties break by the smaller key. Survivors' scores move a little
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -38,6 +40,7 @@ REWRITTEN = ("meta.json", ".managed.json")  # replaced by Tantivy with each comm
 LOCKS = (".tantivy-writer.lock", ".tantivy-meta.lock")
 UNKNOWN = "xx"  # the language of chunks whose language is not known, or has no stemmer
 NAMED = 1000  # allowed documents up to which they are part of the query; above, hits are fetched until enough are allowed
+OS_ERROR = re.compile(r"(?:os error |code: )(\d+)")  # how Rust prints what the operating system said
 NOISE = 1e-6  # relative; terms are summed in any order, so equal texts may differ by this much
 
 
@@ -81,7 +84,7 @@ def _link(previous: Path, folder: Path, known: Callable[[str], FileRecord | None
         try:
             os.link(previous / name, folder / name)
         except FileNotFoundError:
-            raise Damaged(f"{previous / name} is missing. Run: ragkit verify {previous.parent.parent}") from None
+            raise Damaged(f"{previous / name} is missing. Run: ragkit repair {previous.parent.parent}") from None
         except OSError:  # a file system without links
             shutil.copyfile(previous / name, folder / name)
         linked[name] = known(name)
@@ -89,7 +92,7 @@ def _link(previous: Path, folder: Path, known: Callable[[str], FileRecord | None
 
 
 def _verified(folder: Path, records: list[FileRecord]) -> None:
-    checked = CheckedFolder(folder, records, mend=f"ragkit verify {folder.parent.parent}")
+    checked = CheckedFolder(folder, records, mend=f"ragkit repair {folder.parent.parent}")
     for record in records:
         checked.verify(record.name)
 
@@ -146,7 +149,9 @@ def _guarded(folder: Path) -> Iterator[None]:
         panic = type(error).__name__ == "PanicException"
         if not panic and type(error) is not ValueError and not isinstance(error, OSError):
             raise
-        raise Damaged(f"{folder} is damaged: tantivy says {error}. Run: ragkit verify {folder.parent.parent}") from None
+        if (code := OS_ERROR.search(str(error))) and int(code[1]) != errno.ENOENT:
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from None
+        raise Damaged(f"{folder} is damaged: tantivy says {error}. Run: ragkit repair {folder.parent.parent}") from None
 
 
 class LexicalReader:
@@ -169,6 +174,14 @@ class LexicalReader:
     @property
     def segments(self) -> int:
         return int(self._searcher.num_segments)
+
+    def rows(self) -> tuple[Ints, Ints]:
+        """Keys and document versions of all chunks held, (n,) int64 each, in no order."""
+        import tantivy
+
+        with _guarded(self._path):
+            addresses, _ = self._fetch(tantivy.Query.all_query(), max(self.n, 1))
+            return self._column("key", addresses), self._column("document", addresses)
 
     def search(
         self,

@@ -388,7 +388,7 @@ def test_a_flipped_bit_is_an_error_that_names_file_and_command(index: Index) -> 
     body = bytearray(rows.read_bytes())
     body[-3] ^= 1
     rows.write_bytes(body)
-    with Index.open(index.path) as damaged, pytest.raises(Damaged, match=rf"{rows.name}.*ragkit verify"):
+    with Index.open(index.path) as damaged, pytest.raises(Damaged, match=rf"{rows.name}.*ragkit repair"):
         damaged.search("fish", mode="dense")
 
 

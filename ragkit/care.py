@@ -1,0 +1,56 @@
+"""The commands that keep an index whole: verify, compact, backup. `ragkit.cli` adds them to its own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ragkit.terminal import FAILED, AsJson, IndexPath, bar, opened, print_json
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+def verify(index: IndexPath, quiet: Quiet = False, as_json: AsJson = False) -> None:
+    """Compare every checksum, and the parts of the index with each other. Changes nothing; exits 1 on findings."""
+    with opened(index, create=False) as library, bar("verifying", quiet=quiet or as_json) as progress:
+        findings = library.verify(progress=progress)
+    if as_json:
+        print_json([asdict(one) for one in findings])
+    else:
+        for one in findings:
+            print(f"{one.problem}\n    remedy: {one.remedy}")
+        print("whole: every checksum matches, and all parts agree" if not findings else f"{len(findings)} findings")
+    if findings:
+        raise typer.Exit(FAILED)
+
+
+def compact(index: IndexPath, as_json: AsJson = False) -> None:
+    """Rewrite all segments as one, without deleted rows. Answers do not change."""
+    with opened(index, create=False) as library:
+        library.compact()
+        stats = library.stats()
+    if as_json:
+        print_json({"segments": stats.segments, "bytes": stats.bytes})
+    else:
+        print(f"{stats.segments} segment{'' if stats.segments == 1 else 's'}, {stats.bytes:,} bytes")
+
+
+def backup(
+    index: IndexPath,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The folder to make; it must not be there yet.")],
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Copy the index to TARGET, whole and checked, while others add and search. To restore, copy the folder back."""
+    with opened(index, create=False) as library, bar("backing up", quiet=quiet or as_json) as progress:
+        report = library.backup(target, progress=progress)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        print(f"{report.path}: commit {report.commit}, {report.documents} documents, {report.bytes:,} bytes")
+
+
+COMMANDS = (verify, compact, backup)

@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from tests.index.conftest import index
+
+__all__ = ["index"]
