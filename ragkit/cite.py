@@ -7,10 +7,12 @@ into a box while they fill it: along a line, or down a vertical one, never acros
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
-from ragkit.types import Box, Citation, CitedBox, Floats, Page, Span
+from ragkit.types import Box, Citation, CitedBox, Floats, Hit, Page, Span
 
 FILL = 0.72  # a joined box is at least this full of its words, so that the union stays below 1.5 (1 / 0.72 = 1.39)
 
@@ -62,3 +64,35 @@ def join_boxes(words: Floats) -> list[Box]:
     if started:
         joined.append(Box(left, top, right, bottom))
     return joined
+
+
+def citation_fields(citation: Citation) -> dict[str, Any]:
+    """A citation as JSON holds it. Boxes are in points and, beside them, in fractions of the page."""
+    return {
+        "text": str(citation),
+        "source": citation.source,
+        "pages": list(citation.pages),
+        "span": [citation.span.start, citation.span.end],
+        "boxes": [
+            {"page": one.page, "points": [round(v, 2) for v in one.box], "relative": [round(v, 5) for v in one.relative]}
+            for one in citation.boxes
+        ],
+    }
+
+
+def hit_fields(hit: Hit) -> dict[str, Any]:
+    """A hit as JSON holds it."""
+    return {
+        "rank": hit.rank,
+        "score": hit.score,
+        "scale": hit.scale,
+        "key": hit.key,
+        "kind": hit.kind,
+        "text": hit.text,
+        "document_id": hit.document_id,
+        "title": hit.title,
+        "headings": list(hit.headings),
+        "citation": citation_fields(hit.citation),
+        "meta": dict(hit.meta),
+        "via": [asdict(reason) for reason in hit.via],
+    }

@@ -28,7 +28,7 @@ from ragkit.terminal import print_json as _print_json
 from ragkit.terminal import say as _say
 
 if TYPE_CHECKING:
-    from ragkit.types import AddReport, Citation, Hit, Progress
+    from ragkit.types import AddReport, Hit, Progress
 
 SHOWN = 10  # skipped files named one by one
 
@@ -204,6 +204,8 @@ def search(
     for one in hits.missing:
         _say(f"degraded: {one}")
     if as_json:
+        from ragkit.cite import hit_fields
+
         found = [hit_fields(hit) for hit in hits]
         _print_json({"hits": found, "missing": hits.missing} if degraded else found)
     if not hits and not as_json:
@@ -249,37 +251,6 @@ def _shortened(text: str, width: int = 300) -> str:
     return text if len(text) <= width else text[:width].rsplit(" ", 1)[0] + " …"
 
 
-def hit_fields(hit: Hit) -> dict[str, Any]:
-    """A hit as JSON holds it. Boxes are in points and, beside them, in fractions of the page."""
-    return {
-        "rank": hit.rank,
-        "score": hit.score,
-        "scale": hit.scale,
-        "key": hit.key,
-        "kind": hit.kind,
-        "text": hit.text,
-        "document_id": hit.document_id,
-        "title": hit.title,
-        "headings": list(hit.headings),
-        "citation": citation_fields(hit.citation),
-        "meta": dict(hit.meta),
-        "via": [asdict(reason) for reason in hit.via],
-    }
-
-
-def citation_fields(citation: Citation) -> dict[str, Any]:
-    return {
-        "text": str(citation),
-        "source": citation.source,
-        "pages": list(citation.pages),
-        "span": [citation.span.start, citation.span.end],
-        "boxes": [
-            {"page": one.page, "points": [round(v, 2) for v in one.box], "relative": [round(v, 5) for v in one.relative]}
-            for one in citation.boxes
-        ],
-    }
-
-
 @app.command()
 def show(
     index: IndexPath,
@@ -305,6 +276,8 @@ def show(
             path = output or Path(f"{Path(found.row.source).name}-p{number}.png")
             path.write_bytes(page_png(opened, found, page=number, dpi=dpi, password=password))
     if as_json:
+        from ragkit.cite import citation_fields
+
         _print_json({"png": None if path is None else str(path), "citations": [citation_fields(one) for one in found.citations]})
         return
     for citation, text in zip(found.citations, found.texts, strict=True):

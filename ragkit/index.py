@@ -10,11 +10,13 @@ when it is first needed, and refused when it is not the one that built the index
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
@@ -27,13 +29,14 @@ from ragkit.chunk import CHUNKERS
 from ragkit.encode import load_encoder, resolve_name
 from ragkit.encode.contract import Encoder
 from ragkit.encode.late import why_not_late
-from ragkit.errors import FingerprintMismatch, NotAnIndex, RagkitError, RecipeMismatch, StorageError
+from ragkit.errors import FingerprintMismatch, NotAnIndex, RecipeMismatch, StorageError
 from ragkit.filters import FieldColumns, Filters
 from ragkit.ingest import AddOptions, Callback, Ingest, Target, paths_of
 from ragkit.load import Limits
 from ragkit.locks import writer_lock
 from ragkit.recipe import KEYWORDS, ChunkStage, EncodeStage, LoadStage, Recipe, StoreStage, chunker_name, disagreements
-from ragkit.retrieve import Candidate, SearchOptions, citation, mean_vector, read_hits, search
+from ragkit.refine import CANDIDATES, Refinement, refine
+from ragkit.retrieve import Candidate, SearchOptions, citation, mean_vector, rank, read_hits, search
 from ragkit.store import DENSE, Snapshot, Store
 from ragkit.types import AddReport, Citation, Document, Floats, Hit, Hits, Page, Reason, Span
 
@@ -50,6 +53,7 @@ PROBES = (
 PROBE_COSINE = 0.999  # two builds of one model agree better than this, in bfloat16 too; two models do not
 LOCK_TIMEOUT = 10.0  # seconds
 CHUNK_TOKENS = 256
+STREAMED = 16  # hits read from the catalog together when they are streamed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -290,6 +294,10 @@ class Index:
         rrf: float | None = None,
         exact: bool = False,
         degraded: bool = False,
+        phrasings: Sequence[str] = (),
+        rerank: Any = None,
+        diversity: float = 0.0,
+        candidates: int = CANDIDATES,
     ) -> Hits: ...
     @overload
     def search(
@@ -306,6 +314,10 @@ class Index:
         rrf: float | None = None,
         exact: bool = False,
         degraded: bool = False,
+        phrasings: Sequence[str] = (),
+        rerank: Any = None,
+        diversity: float = 0.0,
+        candidates: int = CANDIDATES,
     ) -> list[Hits]: ...
     def search(
         self,
@@ -321,6 +333,10 @@ class Index:
         rrf: float | None = None,
         exact: bool = False,
         degraded: bool = False,
+        phrasings: Sequence[str] = (),
+        rerank: Any = None,
+        diversity: float = 0.0,
+        candidates: int = CANDIDATES,
     ) -> Hits | list[Hits]:
         """The k best hits for a query, best first; for a list of queries, a list of lists.
 
@@ -329,13 +345,56 @@ class Index:
         scores. group_by="document": the best hit of each document. weights: per space, for fusing. exact: scan every dense
         vector instead of the compressed index. degraded: answer from what is intact of a damaged index, with what is
         missing in `hits.missing`, instead of raising Damaged.
+
+        Three ways to refine what was found, `candidates` hits deep: phrasings, the same question in other words, all answers
+        fused; rerank, a CrossEncoder (see `ragkit.encode.cross_encoder`) or a function of (query, texts) that returns scores;
+        diversity, from 0 to 1: how much a hit counts that is unlike those before it (maximal marginal relevance).
         Raises ValueError for what makes no sense, Damaged, FingerprintMismatch.
         """
         _check_k(k)
         queries = [query] if isinstance(query, str) else list(query)
-        for one in queries:
-            if not isinstance(one, str):
-                raise TypeError(f"a query is a text, got {type(one).__name__}")
+        refinement = Refinement(phrasings=phrasings, rerank=rerank, diversity=diversity, candidates=candidates)
+        if refinement.phrasings and not isinstance(query, str):
+            raise ValueError("phrasings are of one query; with a list of queries, search once for each")
+        options = self._options(mode, dims, min_score, group_by, weights, rrf, exact, degraded)
+        asked = _checked_queries([*queries, *refinement.phrasings])
+        vectors = self._encode_queries(asked) if DENSE in options.spaces and asked else None
+        snapshot = self._store.intact() if degraded else self._store.snapshot()
+        allowed = None if filters is None else self._columns.allowed(filters)
+        found = search(
+            snapshot,
+            self._catalog,
+            queries=asked,
+            vectors=vectors,
+            k=max(k, candidates) if refinement.active else k,
+            allowed=allowed,
+            options=replace(options, min_score=None) if refinement.rescores else options,
+        )
+        if refinement.active:
+            refined = partial(
+                refine,
+                k=k,
+                refinement=refinement,
+                constant=options.rrf,
+                group_by=group_by,
+                min_score=min_score,
+                rows=snapshot.known_rows,
+            )
+            answers: list[list[Hits]] = [found] if refinement.phrasings else [[hits] for hits in found]
+            found = [refined(one, hits) for one, hits in zip(queries, answers, strict=True)]
+        return found[0] if isinstance(query, str) else found
+
+    def _options(
+        self,
+        mode: str,
+        dims: int | None,
+        min_score: float | None,
+        group_by: str | None,
+        weights: Mapping[str, float] | None,
+        rrf: float | None,
+        exact: bool,
+        degraded: bool = False,
+    ) -> SearchOptions:
         options = SearchOptions(
             mode=mode,
             dims=self._checked_dims(dims),
@@ -345,13 +404,62 @@ class Index:
             exact=exact,
             degraded=degraded,
         )
-        if rrf is not None:
-            options = replace(options, rrf=rrf)
-        vectors = self._encode_queries(queries) if DENSE in options.spaces and queries else None
-        snapshot = self._store.intact() if degraded else self._store.snapshot()
+        return options if rrf is None else replace(options, rrf=rrf)
+
+    def stream(
+        self,
+        query: str,
+        k: int = 1000,
+        *,
+        mode: str = "hybrid",
+        filters: Filters | None = None,
+        dims: int | None = None,
+        min_score: float | None = None,
+        group_by: str | None = None,
+        weights: Mapping[str, float] | None = None,
+        rrf: float | None = None,
+        exact: bool = False,
+    ) -> Iterator[Hit]:
+        """The hits of `search(query, k, ...)` one by one, read from the catalog as they are taken: for a caller who stops when
+        it has enough. All are of the commit at the time of the call, which is searched at once."""
+        _check_k(k)
+        options = self._options(mode, dims, min_score, group_by, weights, rrf, exact)
+        queries = _checked_queries([query])
+        vectors = self._encode_queries(queries) if DENSE in options.spaces else None
+        snapshot = self._store.snapshot()
         allowed = None if filters is None else self._columns.allowed(filters)
-        hits = search(snapshot, self._catalog, queries=queries, vectors=vectors, k=k, allowed=allowed, options=options)
-        return hits[0] if isinstance(query, str) else hits
+        [(ranked, _)] = rank(snapshot, self._catalog, queries=queries, vectors=vectors, k=k, allowed=allowed, options=options)
+        return self._stream(snapshot, ranked, options.scale)
+
+    def _stream(self, snapshot: Snapshot, ranked: Sequence[Candidate], scale: str) -> Iterator[Hit]:
+        for start in range(0, len(ranked), STREAMED):
+            yield from read_hits(ranked[start : start + STREAMED], self._catalog, scale=scale, first=start + 1)
+        del snapshot  # held until here, so that nothing it sees was purged before it was read
+
+    # Without blocking an event loop: each call runs in a thread
+
+    async def asearch(self, query: Any, k: int = 10, **options: Any) -> Any:
+        """`search` in a thread."""
+        search: Any = self.search  # overloads
+        return await asyncio.to_thread(search, query, k, **options)
+
+    async def astream(self, query: str, k: int = 1000, **options: Any) -> AsyncIterator[Hit]:
+        """`stream`, each step in a thread."""
+        hits = await asyncio.to_thread(self.stream, query, k, **options)
+        while (hit := await asyncio.to_thread(next, hits, None)) is not None:
+            yield hit
+
+    async def asimilar(self, reference: str | int, k: int = 10, **options: Any) -> list[Hit]:
+        """`similar` in a thread."""
+        return await asyncio.to_thread(self.similar, reference, k, **options)
+
+    async def aadd(self, target: Target, **options: Any) -> AddReport:
+        """`add` in a thread. Cancelling the task does not stop the thread; what it commits stays."""
+        return await asyncio.to_thread(self.add, target, **options)
+
+    async def adelete(self, reference: str | Path | Sequence[str | Path], **options: Any) -> int:
+        """`delete` in a thread."""
+        return await asyncio.to_thread(self.delete, reference, **options)
 
     def _encode_queries(self, queries: Sequence[str]) -> Floats:
         stage = self.recipe.encode
@@ -427,14 +535,16 @@ class Index:
     def _near_duplicates(self, threshold: float) -> Iterator[Duplicate]:
         snapshot = self._store.snapshot()
         for first, second, score in snapshot.near_duplicates(threshold):
-            units = self._catalog.units([first, second])
             pair = [Candidate(key, score, (Reason(DENSE, 1, score),)) for key in (first, second)]
-            yield Duplicate(score, *read_hits(pair, units, self._catalog, scale="cosine"))
+            yield Duplicate(score, *read_hits(pair, self._catalog, scale="cosine"))
 
     def as_retriever(self, k: int = 10, **options: Any) -> Retriever:
-        """The index with its search settings fixed, for an application to call."""
+        """The index with its search settings fixed, for an application to call: mode, filters, rerank, ... as in `search`."""
+        _check_k(k)
         given = {name: value for name, value in options.items() if value is not None}
-        SearchOptions(**{name: value for name, value in given.items() if name != "filters"})
+        refining = {one.name for one in fields(Refinement)}
+        Refinement(**{name: value for name, value in given.items() if name in refining})
+        SearchOptions(**{name: value for name, value in given.items() if name not in refining and name != "filters"})
         return Retriever(self, k, given)
 
     # Looking inside
@@ -452,12 +562,9 @@ class Index:
 
     def unit(self, key: int) -> tuple[DocumentRow, Citation]:
         """The document and citation of a unit by its key, as a hit carries it; ValueError where it is gone."""
-        try:
-            unit = self._catalog.units([key])[key]
-            row = self._catalog.documents_by_id([unit.document])[unit.document]
-        except (KeyError, RagkitError):
-            row = None
-        if row is None or row.deleted is not None:
+        unit = self._catalog.known_units([key]).get(key)
+        row = None if unit is None else self._catalog.documents_by_id([unit.document]).get(unit.document)
+        if unit is None or row is None or row.deleted is not None:
             raise ValueError(f"{self.path} has no unit {key}; it may have been deleted or replaced since")
         return row, citation(self._catalog, row, unit.span)
 
@@ -527,13 +634,35 @@ class Retriever:
     k: int
     options: Mapping[str, Any]
 
-    def search(self, query: str | list[str], **changes: Any) -> Hits | list[Hits]:
-        """Search with the fixed settings; keywords given here take precedence."""
-        settings = {"k": self.k, **self.options, **changes}
-        found: Hits | list[Hits] = self.index.search(query, **settings)
-        return found
+    def search(self, query: str | list[str], **changes: Any) -> Any:
+        """The hits of a query, or a list of lists for a list; keywords given here take precedence over the fixed ones."""
+        return self.index.search(query, **{"k": self.k, **self.options, **changes})
 
     __call__ = search
+
+    async def asearch(self, query: str | list[str], **changes: Any) -> Any:
+        """`search` in a thread, so that an event loop goes on meanwhile."""
+        return await self.index.asearch(query, **{"k": self.k, **self.options, **changes})
+
+    def stream(self, query: str, **changes: Any) -> Iterator[Hit]:
+        """The hits one by one, read as they are taken; where they are refined, all are found first."""
+        settings = {"k": self.k, **self.options, **changes}
+        if settings.keys() & {"degraded", *(one.name for one in fields(Refinement))}:
+            return iter(self.index.search(query, **settings))
+        return self.index.stream(query, **settings)
+
+    async def astream(self, query: str, **changes: Any) -> AsyncIterator[Hit]:
+        """`stream`, each step in a thread."""
+        hits = await asyncio.to_thread(self.stream, query, **changes)
+        while (hit := await asyncio.to_thread(next, hits, None)) is not None:
+            yield hit
+
+
+def _checked_queries(queries: Sequence[Any]) -> list[str]:
+    for one in queries:
+        if not isinstance(one, str):
+            raise TypeError(f"a query is a text, got {type(one).__name__}")
+    return list(queries)
 
 
 def _check_k(k: int) -> None:

@@ -20,6 +20,7 @@ from ragkit.errors import Damaged
 from ragkit.ragged import unit_rows
 from ragkit.store import DENSE, LEXICAL, Snapshot
 from ragkit.types import Citation, Floats, Hit, Hits, Ints, Reason, Span
+from ragkit.widen import CatalogReader
 
 RRF = 15.0  # from benchmarks/main_job.py; the paper's 60 is worse on both collections tried
 DEPTH = 100  # candidates per space before fusing, at least: a reciprocal rank beyond it adds under a seventh of the first's
@@ -64,6 +65,11 @@ class SearchOptions:
         """The spaces that take part, those weighted with zero left out."""
         return tuple(space for space in MODES[self.mode] if self.weights.get(space, 1.0) > 0)
 
+    @property
+    def scale(self) -> str:
+        """The scale of the scores."""
+        return SCALES[self.spaces[0]] if len(self.spaces) == 1 else "rrf"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
@@ -99,26 +105,44 @@ def search(
     options: SearchOptions,
     wanted: Callable[[UnitRow], bool] | None = None,
 ) -> list[Hits]:
-    """Hits per query, best first. `vectors` (q, d) unit rows where the dense space takes part; `allowed` are document
+    """Hits per query, best first: `rank`, and then one reading of the catalog for each."""
+    ranked = rank(snapshot, catalog, queries=queries, vectors=vectors, k=k, allowed=allowed, options=options, wanted=wanted)
+    return [Hits(read_hits(chosen, catalog, scale=options.scale), missing=missing) for chosen, missing in ranked]
+
+
+def rank(
+    snapshot: Snapshot,
+    catalog: Catalog,
+    *,
+    queries: Sequence[str],
+    vectors: Floats | None,
+    k: int,
+    allowed: Ints | None,
+    options: SearchOptions,
+    wanted: Callable[[UnitRow], bool] | None = None,
+) -> list[tuple[list[Candidate], tuple[str, ...]]]:
+    """The k best units per query, best first, and what a degraded search had to leave out.
+
+    `vectors` (q, d) unit rows where the dense space takes part; `allowed` are document
     versions, ascending; `wanted` drops units after they were read (used to leave a document out of its own neighbours)."""
     depth = k if len(options.spaces) == 1 else max(DEPTH, 2 * k)
     if options.group_by or wanted is not None:
         depth = max(DEPTH, 4 * k)
-    results: list[Hits | None] = [None] * len(queries)
+    results: list[tuple[list[Candidate], tuple[str, ...]]] = [([], ())] * len(queries)
     open_queries = list(range(len(queries)))
     while open_queries:
         ranked = _candidates(snapshot, [queries[q] for q in open_queries], vectors, open_queries, depth, allowed, options)
         unfinished = []
         for q, spaces in zip(open_queries, ranked, strict=True):
             lost: list[str] | None = [] if options.degraded else None
-            hits, below = _hits(spaces, catalog, k=k, options=options, wanted=wanted, lost=lost)
+            chosen, below = _chosen(spaces, catalog, k=k, options=options, wanted=wanted, lost=lost)
             exhausted = all(len(keys) < depth for keys, _ in spaces.values())
-            if len(hits) == k or exhausted or below:
-                results[q] = Hits(hits, missing=(*snapshot.missing, *(lost or ())))
+            if len(chosen) == k or exhausted or below:
+                results[q] = chosen, (*snapshot.missing, *(lost or ()))
             else:
                 unfinished.append(q)
         open_queries, depth = unfinished, depth * 4  # grouping swallowed candidates: look deeper
-    return [hits if hits is not None else Hits() for hits in results]
+    return results
 
 
 def _candidates(
@@ -141,7 +165,7 @@ def _candidates(
     return ranked
 
 
-def _hits(
+def _chosen(
     spaces: Mapping[str, Ranked],
     catalog: Catalog,
     *,
@@ -149,10 +173,10 @@ def _hits(
     options: SearchOptions,
     wanted: Callable[[UnitRow], bool] | None,
     lost: list[str] | None,
-) -> tuple[list[Hit], bool]:
-    """The hits, and whether candidates fell below the least score: then a deeper search finds no more.
+) -> tuple[list[Candidate], bool]:
+    """The k best, and whether candidates fell below the least score: then a deeper search finds no more.
 
-    `lost`, where given, takes what of them is damaged in the catalog, and the others are the hits.
+    `lost`, where given, takes what of them is damaged in the catalog, and the others are chosen.
     """
     found = fuse(spaces, weights=options.weights, constant=options.rrf)
     candidates = found if options.min_score is None else [one for one in found if one.score >= options.min_score]
@@ -160,7 +184,9 @@ def _hits(
     below = len(candidates) < len(found)
     if lost is not None:
         candidates = list(islice(_readable(candidates, catalog, lost), k if plain else None))
-    units = catalog.units([one.key for one in (candidates[:k] if plain else candidates)])
+    if plain:
+        return candidates[:k], below
+    units = catalog.units([one.key for one in candidates])
     chosen: list[Candidate] = []
     seen: set[int] = set()
     for candidate in candidates:
@@ -171,28 +197,29 @@ def _hits(
             continue
         seen.add(unit.document)
         chosen.append(candidate)
-    scale = SCALES[next(iter(spaces))] if len(spaces) == 1 else "rrf"
-    return read_hits(chosen, units, catalog, scale=scale), below
+    return chosen, below
 
 
 def _readable(candidates: Sequence[Candidate], catalog: Catalog, lost: list[str]) -> Iterator[Candidate]:
     """Those whose rows in the catalog are whole, each tried by itself; what is wrong with the others goes to `lost`."""
     for candidate in candidates:
         try:
-            read_hits([candidate], catalog.units([candidate.key]), catalog, scale="")
+            read_hits([candidate], catalog, scale="")
         except Damaged as error:
             lost.append(f"unit {candidate.key}: {error}")
         else:
             yield candidate
 
 
-def read_hits(candidates: Sequence[Candidate], units: Mapping[int, UnitRow], catalog: Catalog, *, scale: str) -> list[Hit]:
-    """Candidates, ranked, with their text, document and citation from the catalog."""
+def read_hits(candidates: Sequence[Candidate], catalog: Catalog, *, scale: str, first: int = 1) -> list[Hit]:
+    """Candidates, ranked from `first` on, with their text, document and citation from the catalog."""
+    units = catalog.units([one.key for one in candidates])
     found = [units[one.key] for one in candidates]
     documents = catalog.documents_by_id({unit.document for unit in found})
     passages = catalog.passages([(unit.document, unit.span) for unit in found])
+    reader = CatalogReader(catalog)
     hits = []
-    for rank, (candidate, unit, (text, pages)) in enumerate(zip(candidates, found, passages, strict=True), start=1):
+    for rank, (candidate, unit, (text, pages)) in enumerate(zip(candidates, found, passages, strict=True), start=first):
         document = documents[unit.document]
         hits.append(
             Hit(
@@ -208,6 +235,7 @@ def read_hits(candidates: Sequence[Candidate], units: Mapping[int, UnitRow], cat
                 headings=unit.headings,
                 meta=document.meta,
                 via=candidate.via,
+                reader=reader,
             )
         )
     return hits

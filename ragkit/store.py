@@ -155,13 +155,19 @@ class Snapshot:
     def rows(self, keys: Iterable[int]) -> Floats:
         """The stored dense vectors of visible units, (n, d) float32; KeyError for a key that is not visible."""
         wanted = list(keys)
+        found = self.known_rows(wanted)
+        return np.stack([found[key] for key in wanted])
+
+    def known_rows(self, keys: Iterable[int]) -> dict[int, Floats]:
+        """The stored dense vectors, (d,) float32 each, of those units that are visible and have one."""
+        wanted = list(keys)
         found: dict[int, Floats] = {}
         for segment, live in zip(self.segments, self._live, strict=True):
             if segment.dense is not None:
                 positions = np.flatnonzero(np.isin(segment.keys, wanted) & live)
                 rows = segment.dense.rows(positions)
                 found.update(zip(np.asarray(segment.keys)[positions].tolist(), rows, strict=True))
-        return np.stack([found[key] for key in wanted])
+        return found
 
     def near_duplicates(self, threshold: float) -> Iterator[tuple[int, int, float]]:
         """Pairs of visible units with a cosine of at least `threshold`: key, larger key, cosine."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -178,9 +178,17 @@ class Reason:
     score: float
 
 
+class HitReader(Protocol):
+    """How a hit reads more of its document: see `ragkit.widen`."""
+
+    def neighbours(self, hit: Hit, *, before: int, after: int) -> Hit: ...
+    def page(self, hit: Hit) -> Hit: ...
+    def section(self, hit: Hit) -> Hit: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Hit:
-    """One answer. Higher scores are better; `scale` says which scale: "cosine", "bm25", "maxsim" or "rrf"."""
+    """One answer. Higher scores are better; `scale` says which scale: "cosine", "bm25", "maxsim", "rrf" or "rerank"."""
 
     rank: int
     score: float
@@ -194,6 +202,21 @@ class Hit:
     headings: tuple[str, ...]
     meta: Mapping[str, Any]
     via: tuple[Reason, ...]
+    reader: HitReader | None = field(default=None, repr=False)
+
+    def expand(self, to: str | None = None, *, before: int = 0, after: int = 0) -> Hit:
+        """The same hit with more of its document around it, cited anew: rank, score and key stay.
+
+        before, after: so many neighbouring units. to="page": the whole pages it stands on; to="section": its section, the
+        heading and subsections included. ValueError where the document was replaced since, or for what makes no sense.
+        """
+        if to not in (None, "page", "section") or (to is not None and (before or after)) or before < 0 or after < 0:
+            raise ValueError(f"expand takes before and after from 0 on, or 'page' or 'section', got {to!r}, {before}, {after}")
+        if self.reader is None:
+            raise ValueError("this hit does not know its index any more: expand it in the process that searched")
+        if to is None:
+            return self.reader.neighbours(self, before=before, after=after) if before or after else self
+        return self.reader.page(self) if to == "page" else self.reader.section(self)
 
     @property
     def source(self) -> str:

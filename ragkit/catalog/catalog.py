@@ -414,11 +414,15 @@ class Catalog:
     def units(self, keys: Iterable[int]) -> dict[int, UnitRow]:
         """Units by key; Damaged where a key has no row, because a vector index would not know it otherwise."""
         keys = list(keys)
-        found = {row["key"]: _unit(row) for row in self._by(s.units, s.units.c.key, keys)}
+        found = self.known_units(keys)
         for key in keys:
             if key not in found:
                 raise Damaged(f"{self.path} is damaged: it has no unit {key}. Run: ragkit repair {self.path.parent}")
         return found
+
+    def known_units(self, keys: Iterable[int]) -> dict[int, UnitRow]:
+        """Those units of the keys that the catalog still has, deleted ones included until they are purged."""
+        return {row["key"]: _unit(row) for row in self._by(s.units, s.units.c.key, keys)}
 
     def units_of(self, document: int) -> list[UnitRow]:
         """All units of one document version, by key."""
@@ -450,18 +454,22 @@ class Catalog:
             rows = connection.execute(select(s.pages).where(*mine).order_by(s.pages.c.number)).mappings().all()
             return [_page(s.checked(s.pages, row)) for row in rows]
 
+    def blocks(self, document: int) -> tuple[Block, ...]:
+        """The structure its loader saw, in order."""
+        with self.reading() as connection:
+            found = connection.execute(select(s.blocks).where(s.blocks.c.document == document)).mappings().first()
+            structure = [] if found is None else json.loads(zlib.decompress(s.checked(s.blocks, found)["body"]))
+        return tuple(Block(kind, Span(start, end), level) for kind, start, end, level in structure)
+
     def document(self, row: DocumentRow) -> Document:
         """A document whole again, as its loader made it."""
-        with self.reading() as connection:
-            found = connection.execute(select(s.blocks).where(s.blocks.c.document == row.id)).mappings().first()
-            structure = [] if found is None else json.loads(zlib.decompress(s.checked(s.blocks, found)["body"]))
         return Document(
             text=self.text(row.id, Span(0, row.characters)),
             id=row.source,
             title=row.title,
             meta=row.meta,
             pages=tuple(self.pages(row.id)),
-            blocks=tuple(Block(kind, Span(start, end), level) for kind, start, end, level in structure),
+            blocks=self.blocks(row.id),
             mime=row.mime,
         )
 
