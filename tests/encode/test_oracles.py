@@ -216,6 +216,14 @@ def test_clip_images_equal_timm(clip: Path) -> None:
         assert_close(timm_eva(clip, pixels), oracle.image_states(pixels))
 
 
+def test_clip_images_equal_what_timm_gave(clip: Path) -> None:
+    """timm 1.0.31, by `timm_eva`: it needs torchvision, and is not installed by default."""
+    oracle = ClipOracle(clip)
+    states = oracle.image_states(oracle.pixels(picture(50, 41)))
+    assert_close(states[0, :6], np.array([1.09627, 0.42331, -0.69574, 0.73813, 0.76029, 1.04226]))
+    assert_close(states[9, :6], np.array([1.06966, 0.25567, 0.43256, 0.51646, -0.72930, 1.60066]))
+
+
 def test_clip_pixels_are_the_centre_at_the_shortest_side(clip: Path) -> None:
     oracle = ClipOracle(clip)
     image = Image.new("RGB", (96, 32), "red")

@@ -117,7 +117,7 @@ class V3Oracle:
         last = [end - 1 - len(instruction) for _, end in encoded.offsets]
         rows = []
         for n, (start, end) in enumerate(spans):
-            chosen = [i for i in range(1, len(last) - 1) if start <= last[i] < end and last[i] >= 0]
+            chosen = [i for i in range(1, len(last) - 1) if start <= last[i] < end]
             if authors and n == 0:
                 chosen += [i for i in range(len(last) - 1) if i == 0 or last[i] < 0]
             if authors and n == len(spans) - 1:
