@@ -64,9 +64,16 @@ def _is_bert(folder: Path, config: dict[str, Any], names: frozenset[str]) -> boo
     return has_bert_layout(folder)
 
 
+def _is_jina_clip_v1(folder: Path, config: dict[str, Any], names: frozenset[str]) -> bool:
+    """v2 has the same model_type and other towers."""
+    towers = {"text_model.transformer.embeddings.word_embeddings.weight", "vision_model.blocks.0.attn.q_proj.weight"}
+    return config.get("model_type") == "jina_clip" and towers <= names
+
+
 LAYOUTS = (
     Layout("bert", _is_bert, frozenset({"multi"})),
     Layout("jina_v3", is_v3, frozenset({"merge_adapters"})),
+    Layout("jina_clip", _is_jina_clip_v1),
 )
 OTHERS = Layout("sentence_transformers", lambda folder, config, names: True)
 

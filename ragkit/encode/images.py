@@ -1,0 +1,147 @@
+"""Images as a model wants them: upright RGB, resized, normalised, cut into patches. PIL and numpy; no torchvision.
+
+In go PIL images of any mode, opened or still on disk; out come float32 pixels, or an EncodeError that names the input. The
+rules: what a viewer shows is what is encoded. The orientation that a camera noted is applied, transparency lies on white,
+16-bit grey is scaled and not clipped. Only the first frame of an animation counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.errors import EncodeError
+from ragkit.types import Floats
+
+MOST_PIXELS = 1 << 27  # of one image, 134 million: 400 MB as RGB; a page of A3 scanned at 600 dpi has 70 million
+MOST_ASPECT = 200  # longer side to shorter; Qwen2-VL's own limit, and what keeps a strip of 1 x 65,535 from becoming gigabytes
+_ORIENTATION = 0x0112  # the tag's number in EXIF
+_TURNED = (5, 6, 7, 8)  # orientations in which width and height change places
+_GREY16 = ("I;16", "I;16L", "I;16B", "I;16N")
+
+Image = Any  # PIL.Image.Image: naming the type would import Pillow
+
+
+def upright_size(index: int, image: Image) -> tuple[int, int]:
+    """(width, height) as a viewer shows it, without decoding. EncodeError for sizes that no model takes."""
+    width, height = image.size
+    if _orientation(image) in _TURNED:
+        width, height = height, width
+    if width < 1 or height < 1:
+        raise EncodeError(f"input {index}: the image has {width} x {height} pixels")
+    if width * height > MOST_PIXELS:
+        raise EncodeError(
+            f"input {index}: the image has {width} x {height} pixels, and more than {MOST_PIXELS:,} are not decoded. "
+            "Make it smaller before encoding it"
+        )
+    if max(width, height) > MOST_ASPECT * min(width, height):
+        raise EncodeError(
+            f"input {index}: the image has {width} x {height} pixels, and no side may be over {MOST_ASPECT} times the other. "
+            "Cut it into parts"
+        )
+    return width, height
+
+
+def upright_rgb(index: int, image: Image) -> Image:
+    """The image decoded, turned upright, in RGB. EncodeError for one that is damaged or has no defined white."""
+    upright_size(index, image)
+    from PIL import ImageOps
+
+    try:
+        image.load()
+        with suppress(ValueError, KeyError, TypeError):  # EXIF that cannot be written back is no reason to refuse the pixels
+            image = ImageOps.exif_transpose(image)
+        return _rgb(index, image)
+    except EncodeError:
+        raise
+    except Exception as error:  # decoders raise whatever the damage makes of them: OSError, SyntaxError, struct.error, ...
+        raise EncodeError(f"input {index}: the image cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _orientation(image: Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF: as if there were none; the pixels are judged on their own
+        return 1
+
+
+def _rgb(index: int, image: Image) -> Image:
+    from PIL import Image as Images
+
+    if image.mode in (*_GREY16, "I"):
+        values = np.asarray(image)
+        if image.mode == "I" and not (values.min() >= 0 and values.max() <= 0xFFFF):
+            raise EncodeError(
+                f"input {index}: the image has 32-bit values from {values.min()} to {values.max()}, of which none is known to be "
+                "white. Convert it to L, RGB or I;16"
+            )
+        return Images.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")  # 65,535 / 257 = 255
+    if image.mode == "F":
+        raise EncodeError(f"input {index}: the image holds floats, of which none is known to be white. Convert it to L or RGB")
+    if image.has_transparency_data:
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        page = Images.new("RGBA", image.size, "white")
+        page.alpha_composite(image)
+        image = page
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resizing:
+    """Qwen2-VL's rule: both sides multiples of `unit`, the area within [least, most] pixels, the shape kept as near as may be."""
+
+    unit: int
+    least: int
+    most: int
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) after it."""
+        sides = [round(side / self.unit) * self.unit for side in (width, height)]
+        if math.prod(sides) > self.most:
+            shrink = math.sqrt(width * height / self.most)
+            sides = [max(self.unit, math.floor(side / shrink / self.unit) * self.unit) for side in (width, height)]
+        elif math.prod(sides) < self.least:
+            grow = math.sqrt(self.least / (width * height))
+            sides = [math.ceil(side * grow / self.unit) * self.unit for side in (width, height)]
+        return sides[0], sides[1]
+
+
+def resized(image: Image, size: tuple[int, int]) -> Image:
+    """RGB to RGB, bicubic and antialiased."""
+    from PIL import Image as Images
+
+    return image if image.size == size else image.resize(size, Images.Resampling.BICUBIC)
+
+
+def centre_square(image: Image, side: int) -> Image:
+    """The shortest side brought to `side`, the middle cut out: the ends of a long page are gone."""
+    width, height = image.size
+    size = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+    left, top = (round((length - side) / 2) for length in size)  # halves to even, as the published preprocessing has it
+    return resized(image, size).crop((left, top, left + side, top + side))
+
+
+def normalised(image: Image, mean: Sequence[float], std: Sequence[float]) -> Floats:
+    """(height, width, 3) float32: 0..255 to 0..1, then mean 0 and deviation 1 by colour."""
+    pixels = np.asarray(image, dtype=np.float32)
+    deviation = np.asarray(std, dtype=np.float64)
+    scale, shift = 1 / (255 * deviation), -np.asarray(mean, dtype=np.float64) / deviation
+    return np.asarray(pixels * scale.astype(np.float32) + shift.astype(np.float32))
+
+
+def patch_rows(pixels: npt.NDArray[np.float32], *, patch: int, frames: int, merge: int) -> Floats:
+    """(height, width, 3) -> one row a patch, (patches, 3 * frames * patch * patch): colour, frame, row, column.
+
+    An image is `frames` equal frames. merge x merge neighbours stand together, as the model joins them later.
+    """
+    height, width, colours = pixels.shape
+    high, wide = height // (patch * merge), width // (patch * merge)
+    blocks = pixels.reshape(high, merge, patch, wide, merge, patch, colours).transpose(0, 3, 1, 4, 6, 2, 5)
+    repeated = np.repeat(blocks[:, :, :, :, :, None], frames, axis=5)
+    return repeated.reshape(high * wide * merge * merge, colours * frames * patch * patch)
