@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ragkit.terminal import FAILED, AsJson, IndexPath, bar, opened, print_json
+from ragkit.terminal import FAILED, PARTLY, AsJson, IndexPath, bar, opened, print_json, say
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
@@ -53,4 +53,37 @@ def backup(
         print(f"{report.path}: commit {report.commit}, {report.documents} documents, {report.bytes:,} bytes")
 
 
-COMMANDS = (verify, compact, backup)
+def repair(
+    index: IndexPath,
+    embed: Annotated[
+        bool, typer.Option("--embed/--no-embed", help="Embed documents that lost vectors again, from their stored texts.")
+    ] = True,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a damaged index whole from what of it is intact, and say what must be added again. Exits 3 where something is lost."""
+    with opened(index, create=False) as library, bar("repairing", quiet=quiet or as_json) as progress:
+        report = library.repair(embed=embed, progress=progress)
+    if as_json:
+        print_json(asdict(report))
+    elif not report.problems:
+        print("whole: nothing to repair")
+    else:
+        for problem in report.problems:
+            print(f"found       {problem}")
+        print(f"kept        {report.salvaged:,} vectors of damaged segments")
+        for source in report.embedded:
+            print(f"embedded    {source}, again, from its stored text")
+        if report.lexical:
+            print("rebuilt     the lexical index")
+        for folder in report.quarantined:
+            print(f"quarantined {folder}: remove it when you need it no more")
+        for one in report.lost:
+            print(f"lost        {one.source or one.identity}: {one.reason}")
+        if report.lost:
+            say(f"{len(report.lost)} documents must be added again: ragkit list {index} --failed names them")
+    if report.lost:
+        raise typer.Exit(PARTLY)
+
+
+COMMANDS = (verify, repair, compact, backup)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,13 +82,17 @@ def sync_file(path: Path) -> None:
         os.close(handle)
 
 
-def seal(folder: Path, *, known: Callable[[str], FileRecord | None] = lambda name: None) -> list[FileRecord]:
-    """Sync every file of `folder` and the folder itself; return their records, by name.
+def seal(
+    folder: Path, *, known: Callable[[str], FileRecord | None] = lambda name: None, ignore: Collection[str] = ()
+) -> list[FileRecord]:
+    """Sync every file of `folder` and the folder itself; return their records, by name, those to `ignore` left out.
 
     `known(name)` may return the record of a file that was sealed before and cannot have changed; it is not read again.
     """
     records = []
     for path in sorted(folder.iterdir()):
+        if path.name in ignore:
+            continue
         if record := known(path.name):
             records.append(record)
             continue

@@ -85,6 +85,9 @@ def add(
     exclude: Annotated[list[str] | None, typer.Option(help="No files that match this glob; may be repeated.")] = None,
     password: Annotated[str | None, typer.Option(envvar="RAGKIT_PASSWORD", help="For encrypted documents.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Parsing processes.")] = 1,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Then delete documents whose files beneath these sources are gone.")
+    ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: AsJson = False,
@@ -109,7 +112,13 @@ def add(
     paths_of(sources)  # what is not there is told before anything is made or loaded for it
     with _opened(index, **settings) as opened, _progress(quiet=quiet or as_json) as callback:
         report = opened.add(
-            sources, include=include or (), exclude=exclude or (), password=password, workers=workers, progress=callback
+            sources,
+            include=include or (),
+            exclude=exclude or (),
+            password=password,
+            workers=workers,
+            prune=prune,
+            progress=callback,
         )
     _print_report(report, as_json=as_json)
     if report.failed:
@@ -117,7 +126,7 @@ def add(
 
 
 def _print_report(report: AddReport, *, as_json: bool) -> None:
-    kinds = ("added", "updated", "unchanged", "failed", "skipped")
+    kinds = ("added", "updated", "unchanged", "failed", "pruned", "skipped")
     if as_json:
         outcomes = {kind: [asdict(one) for one in getattr(report, kind)] for kind in kinds}
         _print_json({**outcomes, "truncated": report.truncated, "seconds": round(report.seconds, 3)})
@@ -126,6 +135,8 @@ def _print_report(report: AddReport, *, as_json: bool) -> None:
     print(f"{report.counts}  ({units} units in {report.seconds:.1f} s)")
     for one in report.failed:
         _say(f"  failed   {one.source}: {one.reason}")
+    for one in report.pruned:
+        _say(f"  pruned   {one.source}")
     for one in report.skipped[:SHOWN]:
         _say(f"  skipped  {one.source}: {one.reason}")
     if len(report.skipped) > SHOWN:

@@ -31,17 +31,18 @@ from ragkit.encode.contract import Encoder
 from ragkit.encode.late import why_not_late
 from ragkit.errors import FingerprintMismatch, NotAnIndex, RecipeMismatch, StorageError
 from ragkit.filters import FieldColumns, Filters
-from ragkit.ingest import AddOptions, Callback, Ingest, Target, paths_of
+from ragkit.ingest import AddOptions, Callback, Ingest, Target, paths_of, pruned_roots
 from ragkit.load import Limits
 from ragkit.locks import writer_lock
 from ragkit.recipe import KEYWORDS, ChunkStage, EncodeStage, LoadStage, Recipe, StoreStage, chunker_name, disagreements
 from ragkit.refine import CANDIDATES, Refinement, refine
 from ragkit.retrieve import Candidate, SearchOptions, citation, mean_vector, rank, read_hits, search
-from ragkit.store import DENSE, Snapshot, Store
+from ragkit.store import DENSE, Snapshot, Store, Writer
 from ragkit.types import AddReport, Citation, Document, Floats, Hit, Hits, Page, Reason, Span
 
 if TYPE_CHECKING:
     from ragkit.backup import BackupReport
+    from ragkit.repair import RepairReport
     from ragkit.verify import Finding
 
 PROBES = (
@@ -216,6 +217,7 @@ class Index:
         limits: Limits | None = None,
         password: str | None = None,
         workers: int = 1,
+        prune: bool = False,
         progress: Callback | None = None,
         lock_timeout: float = LOCK_TIMEOUT,
     ) -> AddReport:
@@ -225,18 +227,29 @@ class Index:
         What the index already holds, by content hash, is left alone; what changed replaces its former version in one
         commit. A document that fails leaves its former version in place and is reported. Stopped halfway, the same call
         does the rest. `include` and `exclude` are glob patterns for folders; `limits` bound each document's parsing;
-        `workers` parse in parallel. Raises FileNotFoundError, IndexLocked, FingerprintMismatch; never for one document.
+        `workers` parse in parallel. `prune` then deletes the documents whose files are gone, beneath the folders and files
+        named in this call and nowhere else; it refuses where a folder came up empty.
+        Raises FileNotFoundError, IndexLocked, FingerprintMismatch; never for one document.
         """
         options = AddOptions(
-            include=include, exclude=exclude, limits=limits or Limits(), password=password, workers=workers, progress=progress
+            include=include,
+            exclude=exclude,
+            limits=limits or Limits(),
+            password=password,
+            workers=workers,
+            prune=prune,
+            progress=progress,
         )
+        if prune:
+            pruned_roots(paths_of(target))
         paths_of(target)  # a path that does not exist is told before the model is loaded
-        encoder = self.encoder
+        self.encoder  # noqa: B018 - loaded and checked before the writer's lock is taken
         with self._store.writer(timeout=lock_timeout) as writer:
-            ingest = Ingest(
-                self._store, writer, recipe=self.recipe, encoder=encoder, chunker=self._chunker_or_name(), options=options
-            )
-            return ingest.run(target)
+            return self._ingest(writer, options).run(target)
+
+    def _ingest(self, writer: Writer, options: AddOptions) -> Ingest:
+        chunker = self._chunker_or_name()
+        return Ingest(self._store, writer, recipe=self.recipe, encoder=self.encoder, chunker=chunker, options=options)
 
     def _chunker_or_name(self) -> str | Callable[..., Any]:
         name = self.recipe.chunk.chunker
@@ -589,6 +602,19 @@ class Index:
         from ragkit.verify import verify
 
         return verify(self._store, progress=progress)
+
+    def repair(self, *, embed: bool = True, progress: Callback | None = None, lock_timeout: float = LOCK_TIMEOUT) -> RepairReport:
+        """Make a damaged index whole from what of it is intact; the report says what was done, and what to add again.
+
+        Documents that lost vectors are embedded again from their stored texts, unless `embed` is False: then they go, and
+        are named. Raises Damaged, with the way out, where it cannot be done.
+        """
+        from ragkit.repair import repair
+
+        def again(writer: Writer, rows: Sequence[DocumentRow]) -> AddReport:
+            return self._ingest(writer, AddOptions(progress=progress)).run_stored(self._catalog, rows, replaces=True)
+
+        return repair(self._store, embed=again if embed else None, lock_timeout=lock_timeout, progress=progress)
 
     def backup(self, target: str | Path, *, progress: Callback | None = None) -> BackupReport:
         """Copy the index, as of its newest commit, to the new folder `target`, while others add and search.

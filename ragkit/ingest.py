@@ -10,6 +10,7 @@ Every document that goes in comes out in the report exactly once.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -19,12 +20,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from ragkit.catalog.catalog import Catalog, DocumentRow, Failure, Origin
+from ragkit.catalog.catalog import Catalog, DocumentRow, Failure, Origin, origin_of
 from ragkit.chunk import chunk_document
 from ragkit.chunk.headers import headed_texts
 from ragkit.encode.contract import Encoder
 from ragkit.encode.late import late_chunk_documents
-from ragkit.errors import LoadError, RagkitError
+from ragkit.errors import LoadError, RagkitError, StorageError
 from ragkit.load import Limits, Parser, Source, content_hash, discover, file_hash, record
 from ragkit.load.language import language_of
 from ragkit.ragged import unit_rows
@@ -67,6 +68,7 @@ class AddOptions:
     limits: Limits = field(default_factory=Limits)
     password: str | None = None
     workers: int = 1
+    prune: bool = False
     progress: Callback | None = None
 
 
@@ -89,7 +91,9 @@ class Ingest:
         self._encoder = encoder
         self._chunker = chunker
         self._options = options
-        self._outcomes: dict[str, list[Outcome]] = {name: [] for name in ("added", "updated", "unchanged", "failed", "skipped")}
+        self._outcomes: dict[str, list[Outcome]] = {
+            name: [] for name in ("added", "updated", "unchanged", "failed", "pruned", "skipped")
+        }
         self._truncated = 0
         self._seen: set[str] = set()
         self._pool: list[_Item] = []
@@ -102,10 +106,13 @@ class Ingest:
         self._total: int | None = None
         self._failed_before = _by_file(one.identity for one in self._catalog.failures())
         self._bad_records = 0
+        self._broken: set[str] = set()
+        self._read_whole: set[str] = set()  # files of many records, each of which was read
 
     def run(self, target: Target) -> AddReport:
         started = time.monotonic()
         targets = paths_of(target)
+        roots = pruned_roots(targets) if self._options.prune else []
         items = self._from_records(cast(Iterable[Any], target)) if targets is None else self._from_paths(targets)
         try:
             for item in items:
@@ -116,8 +123,52 @@ class Ingest:
             raise
         self._encode_pool()
         self._commit()
+        self._prune(roots)
+        return self._told(started)
+
+    def _told(self, started: float) -> AddReport:
         fields = {name: tuple(outcomes) for name, outcomes in self._outcomes.items()}
         return AddReport(**fields, truncated=self._truncated, seconds=time.monotonic() - started)
+
+    def run_stored(self, source: Catalog, rows: Iterable[DocumentRow], *, replaces: bool) -> AddReport:
+        """Documents that a catalog holds, chunked and encoded anew, not parsed: each a new version of itself in this index
+        where `replaces`, else of the one that has its identity here, unless that is the same already."""
+        started = time.monotonic()
+        for row in rows:
+            former = row if replaces else self._former(row.identity)
+            if replaces or not self._settled(former, row.content_hash):
+                self._take(_Item(origin_of(row), source.document(row), former))
+        self._encode_pool()
+        self._commit()
+        return self._told(started)
+
+    def _prune(self, roots: Sequence[Path]) -> None:
+        """Delete what lies beneath the roots in the index and not on the disk. What was only not asked for stays."""
+        for root in roots:
+            beneath = [row for row in self._catalog.beneath(root) if row.identity not in self._seen]
+            gone = [row for row in beneath if self._is_gone(row)]
+            if gone and not self._seen_beneath(root):
+                raise StorageError(
+                    f"nothing was pruned: {root} holds no document any more, and the index has {len(gone)} from there. "
+                    f"If the disk is not mounted, mount it; if they shall go: ragkit delete INDEX SOURCE..."
+                )
+            if gone:
+                self._writer.commit("prune", delete=[row.id for row in gone], recipe_hash=self._recipe.hash)
+                self._outcomes["pruned"] += [Outcome(row.source, units=row.units) for row in gone]
+
+    def _seen_beneath(self, root: Path) -> bool:
+        return any(Path(identity).is_relative_to(root) for identity in self._seen)
+
+    def _is_gone(self, row: DocumentRow) -> bool:
+        """Whether a document's file is not there, or is, was read in this call, and does not hold its record any more."""
+        assert row.path is not None
+        try:
+            os.lstat(row.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False  # nobody can tell
+        return row.path in self._read_whole
 
     # Sources
 
@@ -138,6 +189,7 @@ class Ingest:
         ) as parser:
             for source, loaded in parser.parse(changed()):
                 if source.path.suffix.lower() in CONTAINERS:
+                    self._note_read(source, loaded)
                     yield from self._from_container(source, loaded)
                     continue
                 digest, former = hashes.pop(source.path)
@@ -145,6 +197,14 @@ class Ingest:
                     self._fail(str(source.path), source.name, digest, str(loaded))
                 else:
                     yield self._item(source, loaded, name=source.name, digest=digest, former=former)
+
+    def _note_read(self, source: Source, loaded: Document | LoadError) -> None:
+        """Remember whether every record of a file could be read: of one that could not, nobody knows which it was."""
+        path = str(source.path)
+        if isinstance(loaded, LoadError):
+            self._broken.add(path)
+        self._read_whole.add(path)
+        self._read_whole -= self._broken
 
     def _from_container(self, source: Source, loaded: Document | LoadError) -> Iterator[_Item]:
         """One record of a file that holds many: it has an identity and a hash of its own."""
@@ -451,6 +511,17 @@ def paths_of(target: Target) -> list[str | Path] | None:
     for path in paths:
         discover(path)
     return paths
+
+
+def pruned_roots(targets: Sequence[str | Path] | None) -> list[Path]:
+    """The folders and files beneath which `prune` may delete, absolute; ValueError where the targets name none."""
+    if targets is None:
+        raise ValueError("prune=True is for files and folders: documents handed in have no place on the disk that could be empty")
+    roots = [Path(os.path.abspath(os.path.expanduser(target))) for target in targets]  # noqa: PTH100, PTH111 - as `discover` does
+    for root in roots:
+        if not root.exists():
+            raise ValueError(f"prune=True is for folders and files, and {root} is a pattern: name the folder, with include=")
+    return roots
 
 
 def _by_file(identities: Iterable[str]) -> dict[str, list[str]]:

@@ -19,13 +19,14 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.catalog.catalog import Catalog, Change, Commit, NewDocument, Origin, SegmentRow, UnitRow
+from ragkit.catalog.catalog import Catalog, Change, Commit, NewDocument, Origin, SegmentRow, UnitRow, origin_of
 from ragkit.checked import CheckedFolder, FileRecord, seal, sync_file, write_array, writing
 from ragkit.errors import Damaged, IndexLocked, StorageError
 from ragkit.locks import Pin, remove_unused, writer_lock
@@ -95,6 +96,19 @@ class Segment:
         self.folder.verify(name)
         column: Ints = np.load(path, mmap_mode="r", allow_pickle=False)
         return column
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Salvaged:
+    """Rows saved of a damaged segment: `keys` and `documents` (n,) int64, and their vectors; see `ragkit.repair`."""
+
+    keys: Ints
+    documents: Ints
+    dense: SavedRows
+
+
+class SavedRows(Protocol):
+    def rows(self, positions: npt.NDArray[np.int64]) -> Floats: ...
 
 
 class Snapshot:
@@ -265,9 +279,10 @@ class Store:
 
     def _open_intact(self, commit: Commit) -> Snapshot:
         missing, segments = [], []
+        known = {segment.row.id: segment for segment in self._intact.segments} if self._intact else {}
         for row in self.catalog.segments(commit.number):
             try:
-                segment = self._open_segment(row)
+                segment = known.get(row.id) or self._open_segment(row)
                 segment.verify()
                 segments.append(segment)
             except (StorageError, OSError) as error:
@@ -288,14 +303,18 @@ class Store:
         return Segment(self.path / "segments" / row.id, row, self.catalog.files(row.id))
 
     @contextmanager
-    def writer(self, *, timeout: float) -> Iterator[Writer]:
-        """The only writer, until the block ends; IndexLocked where another does not let go in `timeout` seconds."""
+    def writer(self, *, timeout: float, mending: bool = False) -> Iterator[Writer]:
+        """The only writer, until the block ends; IndexLocked where another does not let go in `timeout` seconds.
+
+        `mending`: it works on what is intact, and removes no folder until the damage is gone.
+        """
         if not self._writing.acquire(timeout=max(timeout, 0)):
             raise IndexLocked(f"{self.path} is being written to by another thread of this process. Wait for it to finish.")
         try:
             with writer_lock(self.path / "LOCK", timeout=timeout):
-                self._remove_unused()
-                yield Writer(self)
+                if not mending:
+                    self._remove_unused()
+                yield Writer(self, mending=mending)
         finally:
             self._writing.release()
 
@@ -334,8 +353,9 @@ class Store:
 class Writer:
     """What the holder of LOCK can do."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, mending: bool = False) -> None:
         self._store = store
+        self._mending = mending
 
     def commit(
         self,
@@ -345,13 +365,22 @@ class Writer:
         delete: Sequence[int] = (),
         recipe_hash: str = "",
         merge: bool = False,
+        salvaged: Mapping[str, Salvaged | None] | None = None,
+        fresh_words: bool = False,
     ) -> None:
-        """Make documents and deletions visible, all at once. `delete` are ids of versions; `merge` all segments into one."""
+        """Make documents and deletions visible, all at once. `delete` are ids of versions; `merge` all segments into one.
+
+        salvaged: damaged segments to retire, by id, each with the rows that were saved of it. fresh_words: make the lexical
+        index anew from the catalog, as is done where it is damaged.
+        """
         store = self._store
-        snapshot = store.snapshot()
+        snapshot = store.intact() if self._mending else store.snapshot()
+        salvaged = salvaged or {}
         documents, dense = self._reserve(prepared)
         deleted = sorted({*delete, *(one.replaces for one in prepared if one.replaces is not None)})
-        absorbed = self._absorbed(snapshot, rows=dense, deleted=deleted, merge=merge)
+        absorbed: list[Segment | Salvaged] = [*self._absorbed(snapshot, rows=dense, deleted=deleted, merge=merge)]
+        retired = [segment.row.id for segment in absorbed if isinstance(segment, Segment)]
+        absorbed += [rows for rows in salvaged.values() if rows is not None]
         change = Change(
             number=snapshot.commit.number + 1,
             kind=kind,
@@ -360,15 +389,16 @@ class Writer:
             lexical_files=(),
             documents=documents,
             deleted_documents=deleted,
-            retired_segments=[segment.row.id for segment in absorbed],
+            retired_segments=[*retired, *salvaged],
         )
         with writing(store.path):
             if dense is not None or absorbed:
                 change = self._write_segment(change, absorbed, dense)
-            change = self._write_lexical(change, snapshot)
+            change = self._write_lexical(change, snapshot, fresh=fresh_words or snapshot.lexical is None)
         store.catalog.commit(change)
         del snapshot, absorbed  # they hold the folders that refresh is about to remove
-        store.refresh()
+        if not self._mending:
+            store.refresh()
 
     def _reserve(self, prepared: Sequence[Prepared]) -> tuple[list[NewDocument], Floats | None]:
         """The documents under fresh ids and keys, and their dense rows in the order of the keys."""
@@ -398,7 +428,7 @@ class Writer:
         segments = snapshot.segments
         return [segments[position] for position in chosen if shares[position] == 1 or segments[position].readable()]
 
-    def _write_segment(self, change: Change, absorbed: Sequence[Segment], dense: Floats | None) -> Change:
+    def _write_segment(self, change: Change, absorbed: Sequence[Segment | Salvaged], dense: Floats | None) -> Change:
         store = self._store
         dead = np.union1d(store.catalog.deleted_documents(change.number - 1), np.array(change.deleted_documents, dtype=np.int64))
         live = [np.flatnonzero(~np.isin(segment.documents, dead)) for segment in absorbed]
@@ -421,30 +451,45 @@ class Writer:
         row = SegmentRow(name, total, sum(record.size for record in records), (DENSE,))
         return replace(change, segment=row, segment_files=records)
 
-    def _write_lexical(self, change: Change, snapshot: Snapshot) -> Change:
+    def _write_lexical(self, change: Change, snapshot: Snapshot, *, fresh: bool) -> Change:
         store = self._store
         folder = store.path / "lexical" / change.lexical
-        known = {record.name: record for record in store.catalog.files(snapshot.commit.lexical)}
-        records = write_generation(
-            store.path / "lexical" / snapshot.commit.lexical,
-            folder,
-            add=_lexical_rows(change.documents),
-            delete_documents=change.deleted_documents,
-            known=known.get,
-        )
+        if fresh:
+            everything = chain(self._stored(snapshot, change.deleted_documents), _lexical_rows(change.documents))
+            records = write_generation(None, folder, add=everything, delete_documents=())
+        else:
+            known = {record.name: record for record in store.catalog.files(snapshot.commit.lexical)}
+            records = write_generation(
+                store.path / "lexical" / snapshot.commit.lexical,
+                folder,
+                add=_lexical_rows(change.documents),
+                delete_documents=change.deleted_documents,
+                known=known.get,
+            )
         sync_file(folder.parent)
         return replace(change, lexical_files=records)
 
+    def _stored(self, snapshot: Snapshot, deleted: Sequence[int]) -> Iterator[tuple[int, int, str, str | None]]:
+        """What the lexical index holds of the documents that the catalog has, less those that go."""
+        catalog, gone = self._store.catalog, set(deleted)
+        rows = (row for row in catalog.documents(snapshot.commit.number) if row.id not in gone)
+        return _lexical_rows(
+            NewDocument(row.id, origin_of(row), catalog.document(row), tuple(catalog.units_of(row.id))) for row in rows
+        )
 
-def _lexical_rows(documents: Sequence[NewDocument]) -> Iterator[tuple[int, int, str, str | None]]:
+
+def _lexical_rows(documents: Iterable[NewDocument]) -> Iterator[tuple[int, int, str, str | None]]:
     for new in documents:
         for unit in new.units:
             yield unit.key, unit.document, unit.span.of(new.document.text), new.origin.lang or None
 
 
-def _dense_blocks(absorbed: Sequence[Segment], live: Sequence[npt.NDArray[np.intp]], dense: Floats | None) -> Iterator[Floats]:
+def _dense_blocks(
+    absorbed: Sequence[Segment | Salvaged], live: Sequence[npt.NDArray[np.intp]], dense: Floats | None
+) -> Iterator[Floats]:
     for segment, positions in zip(absorbed, live, strict=True):
-        if len(positions) == 0 or segment.dense is None:  # nothing of a damaged segment is read once all of it is dead
+        # Nothing of a damaged segment is read once all of it is dead.
+        if len(positions) == 0 or segment.dense is None:
             continue
         for start in range(0, len(positions), ROWS):
             yield segment.dense.rows(positions[start : start + ROWS])

@@ -263,6 +263,7 @@ class AddReport:
     updated: tuple[Outcome, ...] = ()
     unchanged: tuple[Outcome, ...] = ()
     failed: tuple[Outcome, ...] = ()
+    pruned: tuple[Outcome, ...] = ()  # what was deleted, with prune=True, because its file or record is gone
     skipped: tuple[Outcome, ...] = ()  # what was found and left out: files without a loader, folders that cannot be read
     truncated: int = 0  # units of which the encoder saw only the beginning (overflow="truncate")
     seconds: float = 0.0
@@ -270,6 +271,8 @@ class AddReport:
     @property
     def counts(self) -> str:
         line = f"added {len(self.added)}, updated {len(self.updated)}, unchanged {len(self.unchanged)}, failed {len(self.failed)}"
+        if self.pruned:
+            line += f", pruned {len(self.pruned)}"
         if self.skipped:
             line += f", skipped {len(self.skipped)}"
         if self.truncated:

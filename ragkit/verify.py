@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ragkit.catalog.mend import incomplete
 from ragkit.checked import CheckedFolder
 from ragkit.errors import Damaged, StorageError
 from ragkit.store import Store
 from ragkit.types import Progress
+from ragkit.vectors.lexical import LOCKS
 
 WORKERS = 4  # reading and hashing release the interpreter's lock; more only queue at the disk
 PIECE = 64 << 20  # bytes of a file that one of them reads at a time
@@ -84,7 +86,7 @@ def strangers(folder: CheckedFolder) -> list[str]:
     if not folder.records:
         return [f"{folder.path}: the catalog has no record of its files"]
     present = {path.name for path in folder.path.iterdir()} if folder.path.is_dir() else set()
-    return [f"{folder.path / name}: nothing recorded it" for name in sorted(present - set(folder.records))]
+    return [f"{folder.path / name}: nothing recorded it" for name in sorted(present - set(folder.records) - set(LOCKS))]
 
 
 def _unknown_folders(store: Store) -> Iterator[Finding]:
@@ -117,4 +119,6 @@ def _disagreements(store: Store) -> Iterator[str]:
     documents = sum(1 for _ in store.catalog.documents(snapshot.commit.number))
     if documents != snapshot.commit.documents:
         yield f"the last commit counted {snapshot.commit.documents} documents, the catalog has {documents}"
+    for id in incomplete(store.catalog):
+        yield f"{store.catalog.path}: text, pages or units of document {id} are gone"
     yield from store.catalog.spent_counters()

@@ -162,6 +162,13 @@ class DamagedRow:
     problem: str
 
 
+def origin_of(row: DocumentRow) -> Origin:
+    """Where a stored document came from."""
+    return Origin(
+        identity=row.identity, source=row.source, content_hash=row.content_hash, lang=row.lang, root=row.root, path=row.path
+    )
+
+
 class Catalog:
     """catalog.db. Thread-safe: every call takes its own connection."""
 
@@ -243,9 +250,9 @@ class Catalog:
         with catalog.writing() as connection:
             s.metadata.create_all(connection)
             _store_settings(connection, {"format": s.FORMAT, **settings})
-            _insert(connection, s.counters, [{"name": "document", "next": 1}, {"name": "key", "next": 1}])
+            insert_rows(connection, s.counters, [{"name": "document", "next": 1}, {"name": "key", "next": 1}])
             _insert_files(connection, lexical, lexical_files)
-            _insert(connection, s.commits, [_commit_row(1, "create", lexical, documents=0, units=0)])
+            insert_rows(connection, s.commits, [_commit_row(1, "create", lexical, documents=0, units=0)])
         catalog.close()
 
     @property
@@ -286,7 +293,7 @@ class Catalog:
                     "spaces": json.dumps(row.spaces),
                     "added": change.number,
                 }
-                _insert(connection, s.segments, [fields])
+                insert_rows(connection, s.segments, [fields])
                 _insert_files(connection, row.id, change.segment_files)
             _insert_files(connection, change.lexical, change.lexical_files)
             added_units = sum(len(document.units) for document in change.documents)
@@ -294,7 +301,7 @@ class Catalog:
                 "documents": before.documents + len(change.documents) - len(gone),
                 "units": before.units + added_units - sum(row["units"] for row in gone),
             }
-            _insert(connection, s.commits, [_commit_row(change.number, change.kind, change.lexical, **totals)])
+            insert_rows(connection, s.commits, [_commit_row(change.number, change.kind, change.lexical, **totals)])
             _clear_failures(connection, [document.origin.identity for document in change.documents])
 
     def purge(self, *, before: int, keep: Ints) -> None:
@@ -306,10 +313,10 @@ class Catalog:
         with self.writing() as connection:
             dead = list(connection.execute(select(s.documents.c.id).where(s.documents.c.deleted <= before)).scalars())
             kept = set(keep.tolist())
-            for batch in _batches(dead):
+            for batch in in_batches(dead):
                 for table in (s.texts, s.blocks, s.pages, s.units):
                     connection.execute(delete(table).where(table.c.document.in_(batch)))
-            for batch in _batches([id for id in dead if id not in kept]):
+            for batch in in_batches([id for id in dead if id not in kept]):
                 connection.execute(delete(s.documents).where(s.documents.c.id.in_(batch)))
             connection.execute(delete(s.segments).where(s.segments.c.deleted <= before))
 
@@ -317,7 +324,7 @@ class Catalog:
         """Remove the file records of folders that are gone, and the commits whose lexical generation they were."""
         if folders:
             with self.writing() as connection:
-                for names in _batches(folders):
+                for names in in_batches(folders):
                     connection.execute(delete(s.files).where(s.files.c.folder.in_(names)))
                     connection.execute(delete(s.commits).where(s.commits.c.lexical.in_(names)))
 
@@ -371,6 +378,11 @@ class Catalog:
         with self.reading() as connection:
             query = select(s.documents).where(inside, s.documents.c.path.is_not(None), s.documents.c.deleted.is_(None))
             return [_document(row) for row in connection.execute(query).mappings()]
+
+    def beneath(self, root: Path) -> list[DocumentRow]:
+        """The live documents read from a file, or from any file beneath a folder."""
+        inside = or_(s.documents.c.path == str(root), s.documents.c.path.startswith(f"{str(root).rstrip('/')}/", autoescape=True))
+        return list(self._documents(inside, s.documents.c.deleted.is_(None)))
 
     def documents(self, commit: int) -> Iterator[DocumentRow]:
         """The documents a commit sees, by id, streamed in short reads."""
@@ -500,7 +512,7 @@ class Catalog:
         except Damaged as error:
             yield DamagedRow(table.name, None, _without_way_out(error))
             return
-        for batch in _batches(names):
+        for batch in in_batches(names):
             try:
                 with self.reading() as connection:
                     rows = connection.execute(select(table).where(tuple_(*keys).in_(batch))).mappings().all()
@@ -539,7 +551,7 @@ class Catalog:
         row = {name: getattr(failure, name) for name in ("identity", "source", "content_hash", "reason")}
         with self.writing() as connection:
             _clear_failures(connection, [failure.identity])
-            _insert(connection, s.failures, [{**row, "made": _now()}])
+            insert_rows(connection, s.failures, [{**row, "made": now()}])
 
     def failures(self) -> list[Failure]:
         """Documents that failed when they were last added, by source."""
@@ -556,7 +568,7 @@ class Catalog:
     def _by(self, table: Table, column: ColumnElement[Any], values: Iterable[Any]) -> list[RowMapping]:
         rows: list[RowMapping] = []
         with self.reading() as connection:
-            for batch in _batches(list(values)):
+            for batch in in_batches(list(values)):
                 rows += [s.checked(table, row) for row in connection.execute(select(table).where(column.in_(batch))).mappings()]
         return rows
 
@@ -578,7 +590,7 @@ def _pieces(connection: Connection, wanted: Sequence[tuple[int, Span]]) -> Piece
     """The pieces of text that the spans touch, by document and start."""
     keys = {(document, at) for document, span in wanted for at in range(span.start // PIECE * PIECE, span.end, PIECE)}
     rows: list[RowMapping] = []
-    for batch in _batches(sorted(keys)):
+    for batch in in_batches(sorted(keys)):
         query = select(s.texts).where(tuple_(s.texts.c.document, s.texts.c.start).in_(batch))
         rows += [s.checked(s.texts, row) for row in connection.execute(query).mappings()]
     return {(row["document"], row["start"]): zlib.decompress(row["body"]).decode() for row in rows}
@@ -597,7 +609,7 @@ def _overlapping(connection: Connection, wanted: Sequence[tuple[int, Span]]) -> 
     """The pages that any of the spans overlaps, by document, in order."""
     found: dict[int, dict[int, Page]] = {}
     columns = s.pages.c
-    for batch in _batches(wanted, PAGES_IN):
+    for batch in in_batches(wanted, PAGES_IN):
         overlaps = [
             and_(columns.document == document, columns.start < span.end, columns.end > span.start) for document, span in batch
         ]
@@ -652,11 +664,11 @@ def _master() -> frozenset[tuple[Any, ...]]:
     return found
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _batches(values: Sequence[Any], size: int = IN) -> Iterator[Sequence[Any]]:
+def in_batches(values: Sequence[Any], size: int = IN) -> Iterator[Sequence[Any]]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
@@ -664,35 +676,35 @@ def _visible(table: Table, commit: int) -> tuple[ColumnElement[bool], ColumnElem
     return table.c.added <= commit, or_(table.c.deleted.is_(None), table.c.deleted > commit)
 
 
-def _insert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     if rows:
         connection.execute(insert(table), [s.summed(table, row) for row in rows])
 
 
 def _insert_files(connection: Connection, folder: str, records: Sequence[FileRecord]) -> None:
     fields = ("name", "size", "block", "sums")
-    _insert(
+    insert_rows(
         connection, s.files, [{"folder": folder, **{field: getattr(record, field) for field in fields}} for record in records]
     )
 
 
 def _store_settings(connection: Connection, settings: Mapping[str, Any]) -> None:
     connection.execute(delete(s.settings).where(s.settings.c.name.in_(list(settings))))
-    _insert(connection, s.settings, [{"name": name, "value": json.dumps(value)} for name, value in settings.items()])
+    insert_rows(connection, s.settings, [{"name": name, "value": json.dumps(value)} for name, value in settings.items()])
 
 
 def _clear_failures(connection: Connection, identities: Sequence[str]) -> None:
-    for batch in _batches(identities):
+    for batch in in_batches(identities):
         connection.execute(delete(s.failures).where(s.failures.c.identity.in_(batch)))
 
 
 def _commit_row(number: int, kind: str, lexical: str, **totals: int) -> dict[str, Any]:
-    return {"number": number, "made": _now(), "kind": kind, "lexical": lexical, **totals}
+    return {"number": number, "made": now(), "kind": kind, "lexical": lexical, **totals}
 
 
 def _end_lives(connection: Connection, table: Table, ids: Sequence[int | str], commit: int) -> list[RowMapping]:
     ended: list[RowMapping] = []
-    for batch in _batches(ids):
+    for batch in in_batches(ids):
         rows = connection.execute(select(table).where(table.c.id.in_(batch), table.c.deleted.is_(None))).mappings().all()
         for row in rows:
             s.checked(table, row)
@@ -719,15 +731,15 @@ def _insert_document(connection: Connection, new: NewDocument, change: Change) -
         "units": len(new.units),
         "added": change.number,
     }
-    _insert(connection, s.documents, [fields])
+    insert_rows(connection, s.documents, [fields])
     starts = range(0, len(document.text), PIECE)
     pieces = [{"document": new.id, "start": at, "body": _deflate(document.text[at : at + PIECE].encode())} for at in starts]
-    _insert(connection, s.texts, pieces)
+    insert_rows(connection, s.texts, pieces)
     if document.blocks:
         structure = [[block.kind, block.span.start, block.span.end, block.level] for block in document.blocks]
-        _insert(connection, s.blocks, [{"document": new.id, "body": _deflate(json.dumps(structure).encode())}])
-    _insert(connection, s.pages, [_page_row(new.id, page) for page in document.pages])
-    _insert(connection, s.units, [_unit_row(unit) for unit in new.units])
+        insert_rows(connection, s.blocks, [{"document": new.id, "body": _deflate(json.dumps(structure).encode())}])
+    insert_rows(connection, s.pages, [_page_row(new.id, page) for page in document.pages])
+    insert_rows(connection, s.units, [_unit_row(unit) for unit in new.units])
 
 
 def _deflate(body: bytes) -> bytes:

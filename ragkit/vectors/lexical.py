@@ -66,11 +66,11 @@ def write_generation(
     live = _live_files(folder)
     for path in folder.iterdir():
         if path.name not in live:
-            path.unlink()
+            path.unlink(missing_ok=True)  # tantivy's locks come and go, in a thread of its own
     if previous is not None:
         consumed = [record for name, record in linked.items() if record and name not in live]
         _verified(previous, consumed)
-    return seal(folder, known=lambda name: linked.get(name))
+    return seal(folder, known=lambda name: linked.get(name), ignore=LOCKS)
 
 
 def _link(previous: Path, folder: Path, known: Callable[[str], FileRecord | None]) -> dict[str, FileRecord | None]:

@@ -1,0 +1,166 @@
+"""A damaged index made whole again, from what of it is intact.
+
+What is derived is made anew: the lexical index from the catalog's texts, compressed FAISS indexes from the rows they stand
+for. Rows whose block is damaged are embedded again from the stored text, with all of their document. A document of which
+the catalog has lost something goes, and is named: it must be added again. Damaged segments are moved to quarantine/.
+
+The damaged segments stay where they are, and searches go on refusing, until the last commit replaces them: between two steps
+nothing is answered from half of an index. Interrupted, it is run again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.catalog.catalog import DocumentRow, Failure, SegmentRow
+from ragkit.catalog.mend import bury_unknown, live_units, lose, mend_rows, reindex, short_of_units
+from ragkit.checked import CheckedFolder, writing
+from ragkit.errors import Damaged, StorageError
+from ragkit.store import DENSE, Salvaged, Segment, Store, Writer
+from ragkit.types import AddReport, Floats, Ints, Progress
+from ragkit.verify import damaged_files, strangers, verify
+
+QUARANTINE = "quarantine"
+HEADER = 128  # bytes before the rows: `ragkit.vectors.dense` writes always as many
+VECTORS_LOST = "its vectors were damaged; add it again"
+Embed = Callable[[Writer, Sequence[DocumentRow]], AddReport]
+Callback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RepairReport:
+    """What was wrong, what was done, and what is lost. An index without problems has an empty report."""
+
+    problems: tuple[str, ...] = ()
+    lexical: bool = False  # whether the lexical index was made anew
+    salvaged: int = 0  # vectors copied out of damaged segments
+    embedded: tuple[str, ...] = ()  # documents embedded again, from their stored texts
+    lost: tuple[Failure, ...] = ()  # documents to add again
+    quarantined: tuple[str, ...] = ()  # the folders that damaged segments were moved to
+
+
+def repair(store: Store, *, embed: Embed | None, lock_timeout: float, progress: Callback | None = None) -> RepairReport:
+    """Make the index whole; Damaged, with the way out, where it cannot be done from the index itself.
+
+    `embed` makes new versions of stored documents, with new vectors; without it documents that lost vectors are lost.
+    """
+    with store.writer(timeout=lock_timeout, mending=True) as writer:
+        findings = verify(store, progress=progress)
+        problems = tuple(one.problem for one in findings if not one.remedy.startswith("none needed"))
+        report = RepairReport(problems) if not problems else _mend(store, writer, problems, embed, progress)
+    with store.writer(timeout=lock_timeout):
+        pass  # what crashes left is removed
+    if problems and (left := verify(store)):
+        raise Damaged(f"{store.path} is still damaged: {left[0].problem}. Restore it from a backup.")
+    return report
+
+
+def _mend(
+    store: Store, writer: Writer, problems: tuple[str, ...], embed: Embed | None, progress: Callback | None
+) -> RepairReport:
+    catalog = store.catalog
+    rows = list(catalog.damaged_rows())
+    if any(row.key is None for row in rows):
+        reindex(catalog)
+        rows = list(catalog.damaged_rows())
+    lost = mend_rows(catalog, rows)
+    commit = catalog.latest()
+    damaged = _damaged_segments(store, progress)
+    saved = {row.id: _salvage(store, row) for row in damaged}
+    whole = store.intact()
+    holders: list[Segment | Salvaged] = [*whole.segments, *(one for one in saved.values() if one is not None)]
+    bury_unknown(catalog, np.unique(np.concatenate([np.asarray(one.documents) for one in holders])).tolist() if holders else [])
+    held = np.concatenate([np.asarray(one.keys) for one in holders]) if holders else np.empty(0, dtype=np.int64)
+    keys, owners = live_units(catalog, commit.number)
+    lacking = {*np.unique(owners[~np.isin(keys, held)]).tolist(), *short_of_units(catalog)}
+    documents = list(catalog.documents_by_id(sorted(lacking)).values())
+    embedded: tuple[str, ...] = ()
+    if documents and embed is not None:
+        embedded = tuple(one.source for one in embed(writer, documents).updated)
+    dead = store.catalog.deleted_documents(catalog.latest().number).tolist()
+    lost += lose(catalog, lacking - set(dead), reason=VECTORS_LOST)
+    fresh_words = _words_differ(store)
+    writer.commit("repair", salvaged=saved, fresh_words=fresh_words)
+    return RepairReport(
+        problems=problems,
+        lexical=fresh_words or whole.lexical is None,
+        salvaged=sum(len(one.keys) for one in saved.values() if one is not None),
+        embedded=embedded,
+        lost=tuple(lost),
+        quarantined=tuple(_quarantine(store, row) for row in damaged if (store.path / "segments" / row.id).is_dir()),
+    )
+
+
+def _words_differ(store: Store) -> bool:
+    """Whether the lexical index cannot be read, or holds other units than the catalog: those of documents that were lost."""
+    lexical = store.intact().lexical
+    keys, _ = live_units(store.catalog, store.catalog.latest().number)
+    return lexical is None or not np.array_equal(np.sort(lexical.rows()[0]), keys)
+
+
+def _damaged_segments(store: Store, progress: Callback | None) -> list[SegmentRow]:
+    rows = store.catalog.segments(store.catalog.latest().number)
+    folders = {row.id: CheckedFolder(store.path / "segments" / row.id, store.catalog.files(row.id)) for row in rows}
+    bad = {path.parent.name for path, _ in damaged_files(list(folders.values()), progress=progress)}
+    return [row for row in rows if row.id in bad or any(strangers(folders[row.id]))]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """Rows of a damaged segment, of which only those are asked for whose blocks are whole."""
+
+    stored: npt.NDArray[np.float16]
+    at: npt.NDArray[np.intp]
+
+    def rows(self, positions: npt.NDArray[np.int64]) -> Floats:
+        return np.asarray(self.stored[self.at[positions]], dtype=np.float32)
+
+
+def _salvage(store: Store, row: SegmentRow) -> Salvaged | None:
+    """The rows of a damaged segment that are as they were written, their keys too; None where nothing can be told."""
+    folder = CheckedFolder(store.path / "segments" / row.id, store.catalog.files(row.id))
+    if row.spaces != (DENSE,):
+        return None
+    try:
+        keys, documents = (_column(folder, name) for name in ("keys.npy", "documents.npy"))
+        record = folder.records[f"{DENSE}.npy"]
+        start, shape = HEADER, (row.rows, (record.size - HEADER) // (2 * row.rows))
+        stored = np.memmap(folder.file(record.name), dtype="<f2", mode="r", offset=start, shape=shape)
+    except (StorageError, OSError, ValueError, KeyError):
+        return None
+    whole = np.array([_block_is_whole(folder, record.name, at) for at in range(-(-record.size // record.block))], dtype=np.bool_)
+    width = 2 * shape[1]
+    first = start + np.arange(row.rows) * width
+    good = np.flatnonzero(whole[first // record.block] & whole[(first + width - 1) // record.block])
+    return Salvaged(keys[good], documents[good], _Rows(stored, good)) if len(good) else None
+
+
+def _column(folder: CheckedFolder, name: str) -> Ints:
+    folder.verify(name)
+    column: Ints = np.load(folder.file(name), allow_pickle=False)
+    return column
+
+
+def _block_is_whole(folder: CheckedFolder, name: str, number: int) -> bool:
+    block = folder.records[name].block
+    try:
+        folder.verify(name, number * block, (number + 1) * block)
+    except Damaged:
+        return False
+    return True
+
+
+def _quarantine(store: Store, row: SegmentRow) -> str:
+    """Move a segment that no commit sees any more out of the way, with a note of what it was."""
+    target = store.path / QUARANTINE / row.id
+    with writing(target):
+        target.parent.mkdir(exist_ok=True)
+        (store.path / "segments" / row.id).rename(target)
+        (target / "segment.json").write_text(json.dumps({"id": row.id, "rows": row.rows, "spaces": row.spaces}) + "\n")
+    return str(Path(target))

@@ -1,0 +1,204 @@
+"""Whatever was damaged, repairing gives a whole index: with all of the answers where they can be had from what is left,
+with those documents named that cannot."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ragkit import Index
+from ragkit.errors import Damaged
+from tests.index.conftest import NOTES, record
+from tests.safe.damage import answers, flip, in_catalog, only
+
+
+def repaired(path: Path, **options: Any) -> tuple[Any, Any]:
+    """The report, and what the index answers afterwards, when it is verified to be whole."""
+    with Index.open(path) as index:
+        report = index.repair(**options)
+        assert index.verify() == []
+    with Index.open(path) as index:
+        return report, answers(index)
+
+
+def rows_of(found: Any) -> Any:
+    """Answers without their BM25 scores, and without what depends on them: those may move a little."""
+    return {key: [hit[:3] for hit in hits] for key, hits in found.items() if key[0] == "dense"}
+
+
+def test_a_whole_index_is_left_alone(index: Index) -> None:
+    before, commit = answers(index), index.stats().commit
+    assert index.repair().problems == ()
+    assert (answers(index), index.stats().commit) == (before, commit)
+
+
+@pytest.mark.parametrize("name", ["*.store", "*.term", "meta.json", "*.fast"])
+@pytest.mark.parametrize("how", ["flipped", "missing"])
+def test_a_damaged_lexical_index_is_made_anew(index: Index, name: str, how: str) -> None:
+    before = answers(index)
+    index.close()
+    path = sorted((index.path / "lexical").glob(f"*/{name}"))[0]
+    flip(path, path.stat().st_size // 2) if how == "flipped" else path.unlink()
+    report, after = repaired(index.path)
+    assert report.lexical
+    assert (report.lost, report.embedded) == ((), ())
+    assert after == before  # to the last digit of every score
+
+
+def test_a_lost_lexical_folder_is_made_anew(index: Index) -> None:
+    before = answers(index)
+    index.close()
+    shutil.rmtree(only((index.path / "lexical").iterdir()))
+    assert repaired(index.path)[1] == before
+
+
+@pytest.mark.parametrize("name", ["keys.npy", "documents.npy", "chunk.dense.npy"])
+def test_vectors_that_are_lost_are_embedded_again_from_the_stored_text(index: Index, name: str) -> None:
+    before = answers(index)
+    index.close()
+    folder = only((index.path / "segments").iterdir())
+    flip(folder / name, -1)
+    report, after = repaired(index.path)
+    assert set(report.embedded) == set(NOTES)
+    assert report.lost == ()
+    assert after == before
+    assert report.quarantined == (str(index.path / "quarantine" / folder.name),)
+    assert (index.path / "quarantine" / folder.name / name).exists()
+
+
+def test_without_embedding_documents_that_lost_vectors_are_named(index: Index) -> None:
+    index.close()
+    flip(only((index.path / "segments").glob("*/keys.npy")), -1)
+    report, after = repaired(index.path, embed=False)
+    assert {one.source for one in report.lost} == set(NOTES)
+    assert not any(after.values())
+    with Index.open(index.path) as again:
+        assert {one.source for one in again.failures()} == set(NOTES)
+        again.add([record(name) for name in NOTES])
+        assert (again.stats().documents, again.failures(), again.verify()) == (5, [], [])
+
+
+def test_what_is_derived_from_the_rows_is_made_anew_without_embedding(index: Index) -> None:
+    before = answers(index)
+    index.close()
+    only((index.path / "segments").glob("*/chunk.dense.json")).write_text("{}")
+    report, after = repaired(index.path, embed=False)
+    assert (report.lost, report.embedded) == ((), ())
+    assert report.salvaged > 0
+    assert after == before
+
+
+def test_only_the_rows_of_damaged_blocks_are_embedded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ragkit.checked.BLOCK", 1024)
+    texts = {f"note{n}": f"Note {n} speaks of {'otters' if n % 2 else 'granite'} and of the number {n * n}." for n in range(60)}
+    with Index.open(tmp_path / "library", model="hash:64") as index:
+        index.add([{"id": name, "text": text} for name, text in texts.items()])
+        before = answers(index)
+    path = only((tmp_path / "library" / "segments").glob("*/chunk.dense.npy"))
+    rows = np.load(path)
+    flip(path, path.stat().st_size - rows.nbytes + 30 * rows.shape[1] * 2)  # the first byte of row 30
+    report, after = repaired(tmp_path / "library")
+    assert "note30" in report.embedded
+    assert 8 <= len(report.embedded) <= 9  # 1024 bytes are eight rows of 128
+    assert report.salvaged == 60 - len(report.embedded)
+    assert rows_of(after).keys() == rows_of(before).keys()
+    for key, hits in rows_of(after).items():
+        assert sorted(hits) == sorted(rows_of(before)[key])  # new keys break ties otherwise
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE texts SET body = zeroblob(40) WHERE document = 3",
+        "DELETE FROM texts WHERE document = 3",
+        "UPDATE documents SET title = 'Wrong' WHERE id = 3",
+        "UPDATE documents SET deleted = 1 WHERE id = 3",
+        "UPDATE documents SET id = 77 WHERE id = 3",
+        "UPDATE texts SET document = 77 WHERE document = 3",
+    ],
+)
+def test_a_document_of_which_the_catalog_lost_something_goes_and_is_named(index: Index, damage: str) -> None:
+    before = answers(index)
+    index.close()
+    in_catalog(index.path, damage)
+    report, after = repaired(index.path)
+    assert [one.source for one in report.lost] in (["quarry"], [])  # an id that changed is not known any more
+    assert report.embedded == ()
+    for key, hits in rows_of(before).items():
+        assert [hit[:3] for hit in after[key]] == [hit for hit in hits if hit[0] != "quarry"]
+    with Index.open(index.path) as again:
+        again.add([record(name, number=at, lang="en" if at % 2 else "de") for at, name in enumerate(NOTES)])
+        assert again.stats().documents == 5
+        found = answers(again)
+        assert {key: sorted(hit[:3] for hit in hits) for key, hits in found.items()} == {
+            key: sorted(hit[:3] for hit in hits) for key, hits in before.items()
+        }
+
+
+def test_a_document_that_lost_units_is_chunked_and_embedded_again(index: Index) -> None:
+    before = answers(index)
+    index.close()
+    in_catalog(index.path, "DELETE FROM units WHERE document = 3 AND key = (SELECT min(key) FROM units WHERE document = 3)")
+    report, after = repaired(index.path)
+    assert report.embedded == ("quarry",)
+    assert {key: sorted(hits) for key, hits in after.items() if key[0] == "dense"} == {
+        key: sorted(hits) for key, hits in before.items() if key[0] == "dense"
+    }
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE commits SET units = 99",
+        "UPDATE commits SET lexical = 'elsewhere'",
+        "UPDATE commits SET number = number + 5 WHERE number = (SELECT max(number) FROM commits)",
+        "UPDATE segments SET rows = 3",
+        "UPDATE files SET size = size + 1 WHERE name = 'keys.npy'",
+        "UPDATE files SET sums = zeroblob(8) WHERE name = 'meta.json'",
+        "UPDATE counters SET next = 1",
+        "DELETE FROM counters",
+        "UPDATE units SET end = end + 1",
+        "UPDATE units SET headings = '[]x' WHERE key = 2",
+    ],
+)
+def test_what_the_catalog_can_tell_from_the_rest_is_made_anew(index: Index, damage: str) -> None:
+    before = answers(index)
+    index.close()
+    in_catalog(index.path, damage)
+    report, after = repaired(index.path)
+    assert report.lost == ()
+    for key, hits in before.items():
+        parts = 4 if key[0] == "dense" else 3  # a document that is embedded again leaves its words in BM25's statistics
+        assert sorted(hit[:parts] for hit in after[key]) == sorted(hit[:parts] for hit in hits)
+    with Index.open(index.path) as again:
+        seen = {hit.key for hit in again.search("fish", 100, mode="dense")}
+        again.add([{"id": "new", "text": "Something new."}])
+        assert again.search("something new", 1, mode="dense")[0].key not in seen
+        assert again.verify() == []
+
+
+def test_lost_settings_name_the_backup(index: Index) -> None:
+    index.close()
+    in_catalog(index.path, "UPDATE settings SET value = 'x' WHERE name = 'probes'")
+    with Index.open(index.path) as damaged, pytest.raises(Damaged, match="backup"):
+        damaged.repair()
+
+
+def test_until_it_is_whole_again_nothing_is_answered_from_half_of_it(index: Index) -> None:
+    index.close()
+    flip(only((index.path / "segments").glob("*/chunk.dense.npy")), -1)
+    asked: list[str] = []
+
+    def ask(step: Any) -> None:
+        with Index.open(index.path) as reader, pytest.raises(Damaged):
+            reader.search("fish", mode="dense")
+        asked.append(step.stage)
+
+    with Index.open(index.path) as damaged:
+        damaged.repair(progress=ask)
+        assert damaged.search("fish", mode="dense")
+    assert {"verify", "encode", "write"} <= set(asked)
