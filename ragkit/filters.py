@@ -6,7 +6,8 @@ Two spellings, mixed freely:
     {"operator": "AND", "conditions": [{...}, {...}]}                            Haystack's logic: AND, OR, NOT
     {"lang": "en", "year": {"$gte": 2020}, "$or": [{...}, {...}]}                Mongo-like shorthand
 
-Operators: == != > >= < <= in "not in" contains exists ($eq $ne $gt $gte $lt $lte $in $nin $contains $exists).
+Operators: == != > >= < <= in "not in" contains exists ($eq $ne $gt $gte $lt $lte $in $nin $contains $exists). From Python, the
+operator of a comparison may also be a function of (value, target), value None where missing.
 Fields are keys of the document's metadata (dots reach into nested objects), and source, id, title, mime, lang of the
 document itself; "meta." in front says metadata where both have the name. Semantics follow Haystack's document-store suite:
 a missing field is None, equals None and
@@ -70,7 +71,8 @@ def field_value(row: Row, field: str) -> Any:
     """The value a filter compares; None where missing.
 
     source, id, title and mime are the document's own, and "meta.title" is the metadata's; any other name is looked up in the
-    metadata, whole and then along its dots; lang is the metadata's where it has one, else the recognised one.
+    metadata, whole and then along its dots; lang is the metadata's where it has one, else the recognised one, and "meta.lang" the
+    metadata's alone.
     """
     name = field.removeprefix("meta.")
     if name == field and name in ("source", "title", "mime"):
@@ -79,7 +81,7 @@ def field_value(row: Row, field: str) -> Any:
         return row.source
     if name in row.meta:
         return row.meta[name]
-    if name == "lang":
+    if name == "lang" and field == "lang":
         return row.lang or None
     value: Any = row.meta
     for part in name.split("."):
@@ -122,6 +124,8 @@ def _comparison(filters: Filters) -> tuple[Any, ...]:
     for key in ("operator", "value"):
         if key not in filters:
             raise ValueError(f"{key!r} is missing in the filter {dict(filters)!r}")
+    if callable(filters["operator"]):
+        return (filters["operator"], str(filters["field"]), filters["value"])
     return _checked(str(filters["operator"]), str(filters["field"]), filters["value"])
 
 
@@ -157,8 +161,10 @@ def _checked(op: str, field: str, value: Any) -> tuple[Any, ...]:
     return (op, field, list(value) if op in ("in", "not in") else value)
 
 
-def matches(op: str, value: Any, target: Any) -> bool:
+def matches(op: str | Callable[[Any, Any], Any], value: Any, target: Any) -> bool:
     """Whether one value, None where missing, satisfies one comparison."""
+    if not isinstance(op, str):
+        return bool(op(value, target))
     if op == "exists":
         return (value is not None) == bool(target)
     if op == "in":

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
@@ -28,6 +29,7 @@ from ragkit.catalog.catalog import Catalog, DocumentRow, Failure, UnitRow
 from ragkit.chunk import CHUNKERS
 from ragkit.encode import load_encoder, resolve_name
 from ragkit.encode.contract import Encoder
+from ragkit.encode.given import embeds_text, unit_vectors
 from ragkit.encode.late import why_not_late
 from ragkit.errors import FingerprintMismatch, NotAnIndex, RecipeMismatch, StorageError
 from ragkit.filters import FieldColumns, Filters
@@ -54,7 +56,7 @@ PROBES = (
 PROBE_COSINE = 0.999  # two builds of one model agree better than this, in bfloat16 too; two models do not
 LOCK_TIMEOUT = 10.0  # seconds
 CHUNK_TOKENS = 256
-STREAMED = 16  # hits read from the catalog together when they are streamed
+STREAMED = 16  # hits, or documents, read from the catalog together when they are streamed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +74,15 @@ class Stats:
     recipe: Mapping[str, Any]
     dense: tuple[Mapping[str, Any], ...]  # per segment: rows, structure, measured recall
     failures: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredDocument:
+    """A document as it is stored: its row, its text, its dense vectors (n, d), n units by key, or None."""
+
+    row: DocumentRow
+    text: str
+    vectors: Floats | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -262,14 +273,22 @@ class Index:
             )
         return self._chunker
 
-    def delete(self, reference: str | Path | Sequence[str | Path], *, lock_timeout: float = LOCK_TIMEOUT) -> int:
-        """Delete documents by source, id or path, or all that were read from one file; returns how many there were.
+    def delete(
+        self,
+        reference: str | Path | Sequence[str | Path] = (),
+        *,
+        filters: Filters | None = None,
+        lock_timeout: float = LOCK_TIMEOUT,
+    ) -> int:
+        """Delete documents by source, id or path, or all that were read from one file, and all that match a filter, in one
+        commit; returns how many there were.
 
         ValueError where a name means several documents of several folders.
         """
         references = [str(reference)] if isinstance(reference, (str, Path)) else [str(one) for one in reference]
         with self._store.writer(timeout=lock_timeout) as writer:
             rows = {row.id: row for name in references for row in self._named(name) or self._catalog.within(name)}
+            rows |= {} if filters is None else {row.id: row for row in self.documents(filters)}
             failed = [one.identity for one in self._catalog.failures() if {one.identity, one.source} & set(references)]
             self._catalog.clear_failures(failed)
             if rows:
@@ -311,6 +330,7 @@ class Index:
         rerank: Any = None,
         diversity: float = 0.0,
         candidates: int = CANDIDATES,
+        vector: Any = None,
     ) -> Hits: ...
     @overload
     def search(
@@ -331,6 +351,7 @@ class Index:
         rerank: Any = None,
         diversity: float = 0.0,
         candidates: int = CANDIDATES,
+        vector: Any = None,
     ) -> list[Hits]: ...
     def search(
         self,
@@ -350,13 +371,15 @@ class Index:
         rerank: Any = None,
         diversity: float = 0.0,
         candidates: int = CANDIDATES,
+        vector: Any = None,
     ) -> Hits | list[Hits]:
         """The k best hits for a query, best first; for a list of queries, a list of lists.
 
         mode: "hybrid" (every space there is), "text", "dense", "lexical". filters: see `ragkit.filters`; exact in every
         space. dims: compare only the first dims of the dense vectors, renormalised. min_score: on the scale of the hits'
         scores. group_by="document": the best hit of each document. weights: per space, for fusing. exact: scan every dense
-        vector instead of the compressed index. degraded: answer from what is intact of a damaged index, with what is
+        vector instead of the compressed index. vector: the query's own, (d,), or (q, d) for a list, instead of embedding it;
+        it must come from the index's model. degraded: answer from what is intact of a damaged index, with what is
         missing in `hits.missing`, instead of raising Damaged.
 
         Three ways to refine what was found, `candidates` hits deep: phrasings, the same question in other words, all answers
@@ -371,7 +394,7 @@ class Index:
             raise ValueError("phrasings are of one query; with a list of queries, search once for each")
         options = self._options(mode, dims, min_score, group_by, weights, rrf, exact, degraded)
         asked = _checked_queries([*queries, *refinement.phrasings])
-        vectors = self._encode_queries(asked) if DENSE in options.spaces and asked else None
+        vectors = self._query_vectors(asked, vector, single=isinstance(query, str)) if DENSE in options.spaces and asked else None
         snapshot = self._store.intact() if degraded else self._store.snapshot()
         allowed = None if filters is None else self._columns.allowed(filters)
         found = search(
@@ -470,9 +493,18 @@ class Index:
         """`add` in a thread. Cancelling the task does not stop the thread; what it commits stays."""
         return await asyncio.to_thread(self.add, target, **options)
 
-    async def adelete(self, reference: str | Path | Sequence[str | Path], **options: Any) -> int:
+    async def adelete(self, reference: str | Path | Sequence[str | Path] = (), **options: Any) -> int:
         """`delete` in a thread."""
         return await asyncio.to_thread(self.delete, reference, **options)
+
+    def _query_vectors(self, queries: Sequence[str], given: Any, *, single: bool) -> Floats:
+        """(q, d) unit rows: those given, or the queries embedded."""
+        if given is None:
+            return self._encode_queries(queries)
+        rows = unit_vectors([given] if single else given, self.recipe.encode.dims or self.encoder.card.dims)
+        if len(rows) != len(queries):
+            raise ValueError(f"{len(queries)} queries and phrasings need as many vectors, got {len(rows)}")
+        return rows
 
     def _encode_queries(self, queries: Sequence[str]) -> Floats:
         stage = self.recipe.encode
@@ -512,7 +544,10 @@ class Index:
         units = self._units_named(reference, snapshot)
         if not units:
             return []
-        vector = mean_vector(snapshot.rows([unit.key for unit in units]))
+        known = snapshot.known_rows([unit.key for unit in units])
+        if not known:
+            raise ValueError(f"{reference!r} has no vector to compare")
+        vector = mean_vector(np.stack([known[key] for key in sorted(known)]))
         mine = units[0].document
         return search(
             snapshot,
@@ -562,9 +597,26 @@ class Index:
 
     # Looking inside
 
-    def documents(self) -> Iterator[DocumentRow]:
-        """The documents, oldest version first, streamed, without their texts."""
-        return self._catalog.documents(self._store.snapshot().commit.number)
+    def documents(self, filters: Filters | None = None) -> Iterator[DocumentRow]:
+        """The documents, or those that match a filter, oldest version first, streamed, without their texts."""
+        return self._documents(self._store.snapshot(), filters)
+
+    def _documents(self, snapshot: Snapshot, filters: Filters | None) -> Iterator[DocumentRow]:
+        rows = self._catalog.documents(snapshot.commit.number)
+        if filters is None:
+            return rows
+        allowed = set(self._columns.allowed(filters).tolist())
+        return (row for row in rows if row.id in allowed)
+
+    def stored(self, filters: Filters | None = None) -> Iterator[StoredDocument]:
+        """The documents, or those that match a filter, with their texts and vectors, all of one commit, streamed."""
+        snapshot = self._store.snapshot()  # held, so that nothing it sees is purged before it is read
+        rows = self._documents(snapshot, filters)
+        while batch := list(islice(rows, STREAMED)):
+            texts = self._catalog.passages([(row.id, Span(0, row.characters)) for row in batch])
+            vectors = snapshot.rows_of(np.array([row.id for row in batch], dtype=np.int64))
+            for row, (text, _) in zip(batch, texts, strict=True):
+                yield StoredDocument(row, text, vectors.get(row.id))
 
     def document(self, reference: str) -> Document:
         """A document whole, by source, id or path; ValueError where there is none."""
@@ -743,7 +795,8 @@ def _new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
     def chosen(name: str, default: Any) -> Any:
         return default if given[name] is None else given[name]
 
-    chunker, max_tokens = chosen("chunker", "sentences"), chosen("max_tokens", card.max_tokens)
+    embeds = embeds_text(card)
+    chunker, max_tokens = chosen("chunker", "sentences" if embeds else "whole"), chosen("max_tokens", card.max_tokens)
     headers = chosen("contextual_headers", False)
     tokens = chosen("chunk_tokens", min(CHUNK_TOKENS, max_tokens - max_tokens // 8 if headers else max_tokens))
     if chunker not in CHUNKERS and not chunker.startswith("callable:"):
@@ -761,6 +814,8 @@ def _new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
         raise ValueError(f"late_chunking=True is not for {card.name}: {reason}")
     if late is True and chunker == "whole":
         raise ValueError("late_chunking=True is for chunks of a document; the chunker 'whole' makes none")
+    if not embeds and (chunker != "whole" or headers):
+        raise ValueError(f"an index of {card.name} keeps documents whole, each with the vector it brings: nothing is chunked")
     if headers and late is True:
         raise ValueError("contextual_headers=True and late_chunking=True are two ways to one end: choose one")
     if headers and given["overflow"] == "window":
@@ -795,6 +850,8 @@ def _complaint(error: Any) -> str:
 
 def _probes(encoder: Encoder, stage: EncodeStage) -> dict[str, str]:
     """The probe texts' vectors in the document role: text to base64 of (d,) little-endian float32."""
+    if not embeds_text(encoder.card):
+        return {}
     rows = encoder.encode_document(PROBES, task=stage.task, truncate_dim=stage.dims, truncate=True).dense
     assert rows is not None
     return {text: base64.b64encode(row.astype("<f4").tobytes()).decode() for text, row in zip(PROBES, rows, strict=True)}
@@ -809,6 +866,8 @@ def _check_fingerprint(path: Path, catalog: Catalog, encoder: Encoder, stage: En
         )
     probes = catalog.setting("probes")
     texts = list(probes)
+    if not texts:
+        return
     expected = np.stack([np.frombuffer(base64.b64decode(probes[text]), dtype="<f4") for text in texts])
     rows = encoder.encode_document(texts, task=stage.task, truncate_dim=stage.dims, truncate=True).dense
     assert rows is not None

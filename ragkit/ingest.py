@@ -24,6 +24,7 @@ from ragkit.catalog.catalog import Catalog, DocumentRow, Failure, Origin, origin
 from ragkit.chunk import chunk_document
 from ragkit.chunk.headers import headed_texts
 from ragkit.encode.contract import Encoder
+from ragkit.encode.given import embeds_text, unit_vectors
 from ragkit.encode.late import late_chunk_documents
 from ragkit.errors import LoadError, RagkitError, StorageError
 from ragkit.load import Limits, Parser, Source, content_hash, discover, file_hash, record
@@ -89,6 +90,7 @@ class Ingest:
         self._writer = writer
         self._recipe = recipe
         self._encoder = encoder
+        self._embeds = embeds_text(encoder.card)
         self._chunker = chunker
         self._options = options
         self._outcomes: dict[str, list[Outcome]] = {
@@ -309,7 +311,7 @@ class Ingest:
             if isinstance(one, (str, Path)):
                 raise TypeError(f"item {number} is a {type(one).__name__} among documents; add paths and documents apart")
             try:
-                document = record(one)
+                document = record(one, vectors=True)
             except (RagkitError, ValueError, TypeError) as error:
                 name = str(one.get("id") or "") if isinstance(one, Mapping) else ""
                 self._fail(f"id:{name}" if name else f"record:{number}", name or f"record {number}", "", str(error))
@@ -332,8 +334,11 @@ class Ingest:
 
     def _take(self, item: _Item) -> None:
         try:
-            item.chunks = tuple(self._chunk(item.document))
-            self._guard_length(item)
+            if self._embeds and item.document.vector is None:
+                item.chunks = tuple(self._chunk(item.document))
+                self._guard_length(item)
+            else:
+                self._take_vector(item)
         except Exception as error:  # the chunker may be the user's own, and raise anything
             known = isinstance(error, (RagkitError, ValueError))
             self._fail_item(item, str(error) if known else f"{type(error).__name__}: {error}")
@@ -349,6 +354,19 @@ class Ingest:
             or time.monotonic() - self._committed > COMMIT_SECONDS
         ):
             self._encode_pool()
+
+    def _take_vector(self, item: _Item) -> None:
+        """One unit, the whole text, with the vector that came along; without one it is found by its words alone."""
+        document, card = item.document, self._encoder.card
+        if self._embeds:
+            raise ValueError(
+                f"it brings a vector, but this index embeds texts itself, with {card.name}. Leave the vector out, or keep "
+                f"vectors made elsewhere in an index of their own: Index.open(..., model='vectors:<dims>')"
+            )
+        if document.vector is not None:
+            item.dense = list(unit_vectors(document.vector[None], card.dims))
+        if item.dense or document.text.strip():
+            item.chunks = (Chunk(Span(0, len(document.text))),)
 
     def _chunk(self, document: Document) -> list[Chunk]:
         stage = self._recipe.chunk
@@ -373,6 +391,9 @@ class Ingest:
             return
         pool, self._pool = self._pool, []
         self._pool_units = self._pool_characters = 0
+        if not self._embeds:
+            self._keep(pool)
+            return
         if self._recipe.encode.late_chunking:
             for start in range(0, len(pool), LATE_DOCUMENTS):
                 self._encode_late(pool[start : start + LATE_DOCUMENTS])
@@ -461,17 +482,10 @@ class Ingest:
         self._committed = time.monotonic()
         if not ready:
             return
-        prepared = [
-            Prepared(
-                origin=item.origin,
-                document=item.document,
-                chunks=item.chunks,
-                dense=np.stack(cast(list[Floats], item.dense)) if item.dense else None,
-                replaces=None if item.replaces is None else item.replaces.id,
-            )
-            for item in ready
-        ]
-        self._writer.commit("add", prepared, recipe_hash=self._recipe.hash)
+        # A segment has a row for every unit of its commit, so units without vectors are a commit of their own.
+        for bare in (False, True):
+            if prepared := [_prepared(item) for item in ready if (bool(item.chunks) and not item.dense) == bare]:
+                self._writer.commit("add", prepared, recipe_hash=self._recipe.hash)
         for item in ready:
             outcome = Outcome(item.origin.source, units=len(item.chunks), warnings=item.warnings)
             self._finish("added" if item.replaces is None else "updated", outcome)
@@ -496,6 +510,16 @@ class Ingest:
     def _report(self, stage: str, done: int, total: int | None, unit: str, source: str = "") -> None:
         if self._options.progress is not None:
             self._options.progress(Progress(stage, done, total, unit, source))
+
+
+def _prepared(item: _Item) -> Prepared:
+    return Prepared(
+        origin=item.origin,
+        document=item.document,
+        chunks=item.chunks,
+        dense=np.stack(cast(list[Floats], item.dense)) if item.dense else None,
+        replaces=None if item.replaces is None else item.replaces.id,
+    )
 
 
 def paths_of(target: Target) -> list[str | Path] | None:

@@ -183,6 +183,17 @@ class Snapshot:
                 found.update(zip(np.asarray(segment.keys)[positions].tolist(), rows, strict=True))
         return found
 
+    def rows_of(self, documents: Ints) -> dict[int, Floats]:
+        """The stored dense vectors, (n, d) float32 in the order of the keys, of visible document versions that have any."""
+        parts: dict[int, list[tuple[int, Floats]]] = {}
+        for segment, live in zip(self.segments, self._live, strict=True):
+            if segment.dense is not None:
+                at = np.flatnonzero(np.isin(segment.documents, documents) & live)
+                owners, keys = np.asarray(segment.documents)[at].tolist(), np.asarray(segment.keys)[at].tolist()
+                for owner, key, row in zip(owners, keys, segment.dense.rows(at), strict=True):
+                    parts.setdefault(owner, []).append((key, row))
+        return {owner: np.stack([row for _, row in sorted(rows, key=lambda one: one[0])]) for owner, rows in parts.items()}
+
     def near_duplicates(self, threshold: float) -> Iterator[tuple[int, int, float]]:
         """Pairs of visible units with a cosine of at least `threshold`: key, larger key, cosine."""
         parts = [

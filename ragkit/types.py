@@ -116,7 +116,8 @@ class Document:
 
     `Document(text="...", id="...", title="...", meta={...})` is a record from Python; loaders fill in pages, boxes
     and blocks. An empty `id` is replaced by one made from the content when the document is added.
-    `meta` values are what JSON can hold.
+    `meta` values are what JSON can hold. `vector` (d,) is one made elsewhere, for an index of such (model="vectors:<d>"); a
+    document read back from an index comes without it.
     """
 
     text: str
@@ -126,6 +127,7 @@ class Document:
     pages: tuple[Page, ...] = ()
     blocks: tuple[Block, ...] = ()
     mime: str = "text/plain"
+    vector: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,8 @@ def load_encoder(
     """The encoder of that name, ready to use; `load_encoder(card.name, revision=card.revision)` opens the same one again.
 
     name_or_path: None or "default" for the bundled model; "hash", "hash:64", "hash:64+multi32" for `ragkit.testing`'s
-    model-free encoder; a local folder; or a hub id that is already in this machine's cache (see `ragkit.encode.hub`).
+    model-free encoder; "vectors:768" for vectors made elsewhere (see `ragkit.encode.given`); a local folder; or a hub id that
+    is already in this machine's cache (see `ragkit.encode.hub`).
     BERT models take "+multi" behind the name and then also return their token states as multi-vectors.
     revision: what `card.revision` said, or a hub commit or branch. device: "cpu", "cuda", ...; None is the CPU for BERT, and
     for larger models CUDA where there is one. dtype: "auto" (default, see `ragkit.encode.precision`), "float32", "bfloat16",
@@ -53,6 +54,10 @@ def load_encoder(
         if max_pixels is not None or merge_adapters:
             raise ValueError(f"{name} sees no images and has no adapters: max_pixels and merge_adapters are not for it")
         return _load_hash(name, revision=revision, device=device, dtype=dtype, task=task, max_tokens=max_tokens)
+    if name.startswith("vectors:"):
+        from ragkit.encode.given import GivenVectors
+
+        return GivenVectors.from_name(name)
     base = name.removesuffix(_MULTI)
     folder, commit = _locate(base, revision=revision)
     from ragkit.encode.layouts import Opening, load

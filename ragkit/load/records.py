@@ -16,21 +16,26 @@ from typing import Any
 
 import numpy as np
 
-from ragkit.types import Document
+from ragkit.types import Document, Floats
 
 BLOCK_KINDS = ("heading", "paragraph", "list", "table", "row", "code", "quote", "caption", "header", "footer", "footnote")
 _DEPTH = 20  # of nested meta; a JSON parser of somebody else's must be able to read it back
 
 
-def record(value: Mapping[str, Any] | Document) -> Document:
-    """A record as a Document: `text` (required), `id` or `_id`, `title`, `mime`, `meta`; all other keys go into meta.
+def record(value: Mapping[str, Any] | Document, *, vectors: bool = False) -> Document:
+    """A record as a Document: `text` (required), `id` or `_id`, `title`, `mime`, `meta`, and `vector` where `vectors` are taken;
+    all other keys go into meta.
 
     Ids may be integers. Dates in meta become ISO strings. A field of the wrong type raises TypeError and a value that
     cannot be stored ValueError, both naming the field.
     """
     if isinstance(value, Document):
         checked = replace(
-            value, meta=_plain_object(value.meta, "meta"), id=_identifier(value.id), title=_string(value.title, "title")
+            value,
+            meta=_plain_object(value.meta, "meta"),
+            id=_identifier(value.id),
+            title=_string(value.title, "title"),
+            vector=_vector(value.vector),
         )
         return check(checked)
     if not isinstance(value, Mapping):
@@ -43,6 +48,7 @@ def record(value: Mapping[str, Any] | Document) -> Document:
     title = fields.pop("title", None)
     mime = fields.pop("mime", None)
     meta = fields.pop("meta", None)
+    vector = fields.pop("vector", None) if vectors else None
     if not (meta is None or isinstance(meta, Mapping)):
         raise TypeError(f'the field "meta" of a record must be a mapping, got {type(meta).__name__}')
     merged = _plain_object(fields, "") | _plain_object(meta or {}, "meta")
@@ -52,6 +58,7 @@ def record(value: Mapping[str, Any] | Document) -> Document:
         title="" if title is None else _string(title, "title"),
         mime="text/plain" if mime is None else _string(mime, "mime"),
         meta=merged,
+        vector=_vector(vector),
     )
 
 
@@ -77,6 +84,18 @@ def _identifier(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return _string(value, "id")
+
+
+def _vector(value: Any) -> Floats | None:
+    if value is None:
+        return None
+    try:
+        vector = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise TypeError(f'the field "vector" of a record must be a row of numbers, got {type(value).__name__}') from None
+    if vector.ndim != 1:
+        raise ValueError(f'the field "vector" of a record must be one row of numbers, got the shape {vector.shape}')
+    return vector
 
 
 def _plain_object(value: Any, field: str) -> dict[str, Any]:
@@ -165,7 +184,7 @@ def _law(holds: bool, message: str) -> None:
 
 
 def content_hash(document: Document) -> str:
-    """sha256, in hexadecimal, of everything but the id: the text, title, meta, mime, blocks, pages and their words."""
+    """sha256, in hexadecimal, of everything but the id: the text, title, meta, mime, vector, blocks, pages and words."""
     head = {
         "title": document.title,
         "mime": document.mime,
@@ -176,6 +195,8 @@ def content_hash(document: Document) -> str:
     parts = [json.dumps(head, sort_keys=True, ensure_ascii=False).encode(), document.text.encode()]
     for page in document.pages:
         parts += [page.words.spans.tobytes(), page.words.boxes.tobytes()]
+    if document.vector is not None:
+        parts.append(document.vector.astype("<f4").tobytes())
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))  # so that nothing can move from one part to the next unseen
