@@ -6,7 +6,7 @@ rest is checked where the bytes are read and again, before anything is allocated
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 MIB = 1 << 20
@@ -43,3 +43,4 @@ class Options:
     pdf_engine: str = "auto"  # "pymupdf", "pypdfium2", or "auto": the first of them that is installed
     password: str | None = field(default=None, repr=False)
     on_page: Callable[[int], None] = _ignore
+    skip: Mapping[int, str] = field(default_factory=dict)  # pages not to be read, by number, and why
