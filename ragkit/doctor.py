@@ -33,6 +33,9 @@ PACKAGES: dict[str, tuple[str, str, str]] = {
     "pymupdf": ("PDF", "AGPL-3.0 or commercial", "pdf"),
     "pypdfium2": ("PDF", "BSD-3-Clause / Apache-2.0", "pdfium"),
     "pillow": ("pictures of pages", "MIT-CMU", "pdf"),
+    "lxml": ("Office, OpenDocument, EPUB", "BSD-3-Clause", "office"),
+    "python-calamine": ("spreadsheets", "MIT", "office"),
+    "striprtf": ("RTF", "BSD-3-Clause", "office"),
     "ir-measures": ("ragkit eval", "Apache-2.0", "eval"),
 }
 

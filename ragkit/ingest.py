@@ -26,8 +26,8 @@ from ragkit.chunk.headers import headed_texts
 from ragkit.encode.contract import Encoder
 from ragkit.encode.given import embeds_text, unit_vectors
 from ragkit.encode.late import late_chunk_documents
-from ragkit.errors import LoadError, RagkitError, StorageError
-from ragkit.load import Limits, Parser, Source, content_hash, discover, file_hash, record
+from ragkit.errors import LoadError, RagkitError, StorageError, UnsupportedFormat
+from ragkit.load import Limits, Parser, Source, content_hash, discover, file_hash, format_of, record
 from ragkit.load.language import language_of
 from ragkit.ragged import unit_rows
 from ragkit.recipe import Recipe
@@ -40,7 +40,6 @@ LATE_DOCUMENTS = 16  # documents late-chunked between two reports of progress
 SLICE = 64  # units between two reports of progress
 COMMIT_UNITS = 8192
 COMMIT_SECONDS = 30.0
-CONTAINERS = (".jsonl", ".ndjson")  # files of many documents, each with a hash of its own
 
 Target = str | Path | Iterable[Any]
 Callback = Callable[[Progress], None]
@@ -190,7 +189,7 @@ class Ingest:
             workers=options.workers, limits=options.limits, pdf_engine=self._recipe.load.pdf_engine, password=options.password
         ) as parser:
             for source, loaded in parser.parse(changed()):
-                if source.path.suffix.lower() in CONTAINERS:
+                if _is_container(source):
                     self._note_read(source, loaded)
                     yield from self._from_container(source, loaded)
                     continue
@@ -203,19 +202,22 @@ class Ingest:
     def _note_read(self, source: Source, loaded: Document | LoadError) -> None:
         """Remember whether every record of a file could be read: of one that could not, nobody knows which it was."""
         path = str(source.path)
-        if isinstance(loaded, LoadError):
+        if isinstance(loaded, LoadError) and not isinstance(loaded, UnsupportedFormat):
             self._broken.add(path)
         self._read_whole.add(path)
         self._read_whole -= self._broken
 
     def _from_container(self, source: Source, loaded: Document | LoadError) -> Iterator[_Item]:
         """One record of a file that holds many: it has an identity and a hash of its own."""
+        if isinstance(loaded, UnsupportedFormat):
+            self._skip(source.path, str(loaded))
+            return
         if isinstance(loaded, LoadError):
             self._bad_records += 1
             self._fail(f"{source.path}#bad {self._bad_records}", source.name, "", str(loaded))
             return
-        record = loaded.id.removeprefix(f"{source.name}#")
-        identity, digest = f"{source.path}#{record}", content_hash(loaded)
+        identity = str(source.path) + loaded.id.removeprefix(source.name)
+        digest = str(loaded.meta.get("sha256") or content_hash(loaded))
         former = self._former(identity)
         if not self._settled(former, digest):
             yield self._item(source, loaded, name=loaded.id, digest=digest, former=former, identity=identity)
@@ -248,7 +250,7 @@ class Ingest:
         try:
             for target in targets:
                 for source in discover(target, include=self._options.include, exclude=self._options.exclude):
-                    if source.path.suffix.lower() in CONTAINERS:
+                    if _is_container(source):
                         return
                     total += 1
         except (OSError, RagkitError):
@@ -268,7 +270,7 @@ class Ingest:
         digest = ""
         if not problem:
             self._forgive(identity)
-            if source.path.suffix.lower() in CONTAINERS:
+            if _is_container(source):
                 return True
             try:
                 digest = file_hash(source.path)
@@ -343,9 +345,8 @@ class Ingest:
             known = isinstance(error, (RagkitError, ValueError))
             self._fail_item(item, str(error) if known else f"{type(error).__name__}: {error}")
             return
-        item.warnings = tuple(map(str, item.document.meta.get("unread") or ()))
         if not item.chunks:
-            item.warnings += ("no text was found in it",)
+            item.warnings = ("no text was found in it",)
         self._pool.append(item)
         self._pool_units += len(item.chunks)
         self._pool_characters += len(item.document.text)
@@ -547,6 +548,12 @@ def pruned_roots(targets: Sequence[str | Path] | None) -> list[Path]:
         if not root.exists():
             raise ValueError(f"prune=True is for folders and files, and {root} is a pattern: name the folder, with include=")
     return roots
+
+
+def _is_container(source: Source) -> bool:
+    """Whether a file holds many documents, each with an identity and a hash of its own."""
+    kind = format_of(source.path)
+    return kind is not None and kind.container
 
 
 def _by_file(identities: Iterable[str]) -> dict[str, list[str]]:

@@ -17,11 +17,16 @@ from pathlib import PurePath
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A kind of file: the module of `ragkit.load` that reads it, its MIME type, its programming language if any."""
+    """A kind of file: the module of `ragkit.load` that reads it, its MIME type, its programming language if any, and
+    whether it holds many documents, each with an identity of its own."""
 
     loader: str
     mime: str
     language: str = ""
+    container: bool = False
+
+
+_OOXML = "application/vnd.openxmlformats-officedocument."
 
 
 _PLAIN = {
@@ -36,14 +41,56 @@ _PLAIN = {
     ".txt": Format("text", "text/plain"),
     ".text": Format("text", "text/plain"),
     ".log": Format("text", "text/plain"),
-    ".rst": Format("text", "text/x-rst"),
-    ".adoc": Format("text", "text/asciidoc"),
     ".org": Format("text", "text/org"),
-    ".tex": Format("text", "text/x-tex"),
-    ".csv": Format("text", "text/csv"),
-    ".tsv": Format("text", "text/tab-separated-values"),
-    ".jsonl": Format("jsonl", "application/jsonl"),
-    ".ndjson": Format("jsonl", "application/jsonl"),
+    ".rst": Format("rst", "text/x-rst"),
+    ".adoc": Format("asciidoc", "text/asciidoc"),
+    ".asciidoc": Format("asciidoc", "text/asciidoc"),
+    ".tex": Format("latex", "text/x-tex"),
+    ".csv": Format("table", "text/csv"),
+    ".tsv": Format("table", "text/tab-separated-values"),
+    ".tab": Format("table", "text/tab-separated-values"),
+    ".json": Format("data", "application/json", "json"),
+    ".yaml": Format("data", "application/yaml", "yaml"),
+    ".yml": Format("data", "application/yaml", "yaml"),
+    ".ipynb": Format("notebook", "application/x-ipynb+json"),
+    ".srt": Format("subtitles", "application/x-subrip"),
+    ".vtt": Format("subtitles", "text/vtt"),
+    ".docx": Format("docx", _OOXML + "wordprocessingml.document"),
+    ".docm": Format("docx", "application/vnd.ms-word.document.macroEnabled.12"),
+    ".dotx": Format("docx", _OOXML + "wordprocessingml.template"),
+    ".pptx": Format("pptx", _OOXML + "presentationml.presentation"),
+    ".pptm": Format("pptx", "application/vnd.ms-powerpoint.presentation.macroEnabled.12"),
+    ".ppsx": Format("pptx", _OOXML + "presentationml.slideshow"),
+    ".xlsx": Format("sheet", _OOXML + "spreadsheetml.sheet"),
+    ".xlsm": Format("sheet", "application/vnd.ms-excel.sheet.macroEnabled.12"),
+    ".xlsb": Format("sheet", "application/vnd.ms-excel.sheet.binary.macroEnabled.12"),
+    ".xls": Format("sheet", "application/vnd.ms-excel"),
+    ".ods": Format("sheet", "application/vnd.oasis.opendocument.spreadsheet"),
+    ".odt": Format("odf", "application/vnd.oasis.opendocument.text"),
+    ".odp": Format("odf", "application/vnd.oasis.opendocument.presentation"),
+    ".epub": Format("epub", "application/epub+zip"),
+    ".rtf": Format("rtf", "application/rtf"),
+    ".png": Format("image", "image/png"),
+    ".jpg": Format("image", "image/jpeg"),
+    ".jpeg": Format("image", "image/jpeg"),
+    ".gif": Format("image", "image/gif"),
+    ".bmp": Format("image", "image/bmp"),
+    ".tif": Format("image", "image/tiff"),
+    ".tiff": Format("image", "image/tiff"),
+    ".webp": Format("image", "image/webp"),
+}
+
+_CONTAINERS = {
+    ".jsonl": Format("jsonl", "application/jsonl", container=True),
+    ".ndjson": Format("jsonl", "application/jsonl", container=True),
+    ".eml": Format("mail", "message/rfc822", container=True),
+    ".mbox": Format("mail", "application/mbox", container=True),
+    ".zip": Format("archive", "application/zip", container=True),
+    ".tar": Format("archive", "application/x-tar", container=True),
+    ".tgz": Format("archive", "application/gzip", container=True),
+    ".tar.gz": Format("archive", "application/gzip", container=True),
+    ".tar.bz2": Format("archive", "application/x-bzip2", container=True),
+    ".tar.xz": Format("archive", "application/x-xz", container=True),
 }
 
 _LANGUAGES = {
@@ -63,7 +110,6 @@ _LANGUAGES = {
     "ini": ".ini .cfg .conf",
     "java": ".java",
     "javascript": ".js .mjs .cjs .jsx",
-    "json": ".json",
     "julia": ".jl",
     "kotlin": ".kt .kts",
     "lua": ".lua",
@@ -82,15 +128,18 @@ _LANGUAGES = {
     "toml": ".toml",
     "typescript": ".ts .tsx",
     "xml": ".xml",
-    "yaml": ".yaml .yml",
     "zig": ".zig",
 }
 
-_EXTENSIONS = _PLAIN | {
-    extension: Format("source", f"text/x-{language}", language)
-    for language, extensions in _LANGUAGES.items()
-    for extension in extensions.split()
-}
+_EXTENSIONS = (
+    _PLAIN
+    | _CONTAINERS
+    | {
+        extension: Format("source", f"text/x-{language}", language)
+        for language, extensions in _LANGUAGES.items()
+        for extension in extensions.split()
+    }
+)
 
 _NAMES = {
     "readme": Format("text", "text/plain"),
@@ -108,7 +157,8 @@ _NAMES = {
 def format_of(path: str | PurePath) -> Format | None:
     """The format of a file by its name, or None where no loader takes it."""
     name = PurePath(path).name.lower()
-    return _EXTENSIONS.get(PurePath(name).suffix) or _NAMES.get(name)
+    last = PurePath(name).suffix
+    return _EXTENSIONS.get(PurePath(name.removesuffix(last)).suffix + last) or _EXTENSIONS.get(last) or _NAMES.get(name)
 
 
 def supported() -> tuple[str, ...]:

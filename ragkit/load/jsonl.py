@@ -13,7 +13,8 @@ from typing import NoReturn
 
 from ragkit.errors import LimitExceeded, LoadError
 from ragkit.load.decode import decode
-from ragkit.load.limits import Options
+from ragkit.load.language import with_language
+from ragkit.load.limits import Limits, Options
 from ragkit.load.records import content_hash, record
 from ragkit.types import Document
 
@@ -32,16 +33,21 @@ def load(path: Path, options: Options) -> Iterator[Document | LoadError]:
             if number == 1:
                 line = line.removeprefix(_UTF8_MARK)
             if line.strip():
-                yield _record(line, number)
+                yield _record(line, number, options.limits)
 
 
-def _record(line: bytes, number: int) -> Document | LoadError:
+def _record(line: bytes, number: int, limits: Limits) -> Document | LoadError:
     try:
         document = record(json.loads(decode(line), parse_constant=_refuse))
     except RecursionError:
         return LoadError(f"line {number}: nested too deeply")
     except (ValueError, TypeError) as error:
         return LoadError(f"line {number}: {error}")
+    if len(document.text) > limits.characters:
+        return LimitExceeded(
+            f"line {number}: {len(document.text)} characters, over the limit of {limits.characters} (Limits.characters)"
+        )
+    document = replace(document, meta=with_language(document.meta, document.text))
     return document if document.id else replace(document, id=f"sha256:{content_hash(document)[:16]}")
 
 

@@ -51,7 +51,7 @@ def _python(text: str) -> Iterator[Block]:
         while first > 0 and lines[first - 1].startswith("#"):
             first -= 1
         cuts |= {starts[first], starts[node.end_lineno or node.lineno]}
-    yield from _between(text, sorted(cuts))
+    yield from stretches(text, sorted(cuts))
 
 
 def _line_starts(text: str) -> list[int]:
@@ -65,10 +65,10 @@ def _stanzas(text: str) -> Iterator[Block]:
         before = text.rfind("\n", 0, max(match.start() - 1, 0))
         if not text[before + 1 : match.start()].strip():
             cuts.add(match.start())
-    yield from _between(text, sorted(cuts))
+    yield from stretches(text, sorted(cuts))
 
 
-def _between(text: str, cuts: list[int]) -> Iterator[Block]:
+def stretches(text: str, cuts: list[int]) -> Iterator[Block]:
     """The non-blank stretches between cuts, without the blank lines around them."""
     for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
         piece = text[start:end]

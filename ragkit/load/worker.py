@@ -11,20 +11,17 @@ import contextlib
 import fcntl
 import importlib
 import os
-import re
 import resource
 import signal
 import stat
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ragkit.errors import LimitExceeded, LoadError, UnsupportedFormat
 from ragkit.load import wire
-from ragkit.load.formats import Format, format_of, supported
+from ragkit.load.formats import format_of, supported
 from ragkit.load.limits import Limits, Options
 from ragkit.types import Document
 
@@ -164,45 +161,21 @@ def _load(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Iterato
     kind = format_of(path)
     if kind is None:
         raise UnsupportedFormat(f"no loader takes {path.suffix or path.name!r}. Loaders exist for {' '.join(supported())}")
-    if kind.loader != "jsonl" and found.st_size > limits.file_bytes:
+    if not kind.container and found.st_size > limits.file_bytes:
         raise LimitExceeded(f"{found.st_size} bytes, more than the limit of {limits.file_bytes} (Limits.file_bytes)")
 
     def on_page(number: int) -> None:
         _send(answers, wire.frame({"kind": "page", "page": number}))
 
     options = Options(limits=limits, pdf_engine=request["pdf_engine"], password=request["password"], on_page=on_page)
+    from ragkit.load.finish import finished, iso
+
     loader = importlib.import_module(f"ragkit.load.{kind.loader}")
     for result in loader.load(path, options):
-        yield _finished(result, kind, found, limits) if isinstance(result, Document) else result
-
-
-def _finished(document: Document, kind: Format, found: os.stat_result, limits: Limits) -> Document | LoadError:
-    """The Document with what is the same for all loaders: MIME type, size and date of the file, language."""
-    from ragkit.load.language import with_language
-
-    if len(document.text) > limits.characters:
-        return LimitExceeded(f"{len(document.text)} characters, more than the limit of {limits.characters} (Limits.characters)")
-    if kind.loader == "jsonl":
-        return replace(document, meta=with_language(document.meta, document.text))
-    own: dict[str, Any] = {"mime": kind.mime, "size": found.st_size}
-    own["modified"] = datetime.fromtimestamp(found.st_mtime, tz=UTC).isoformat(timespec="seconds")
-    meta = own | _dated(document.meta)
-    if kind.loader != "source":
-        meta = with_language(meta, document.text)
-    return replace(document, mime=kind.mime, meta=meta)
-
-
-def _dated(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The meta with dates in ISO form; what is no such date stays as written, under "date"."""
-    dated = dict(meta)
-    for name in ("created", "modified"):
-        if name in dated and not _is_iso(dated[name]):
-            dated.setdefault("date", dated.pop(name))
-    return dated
-
-
-def _is_iso(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"\d{4}(-\d\d(-\d\d([T ].+)?)?)?", value) is not None
+        if isinstance(result, LoadError) or kind.container:  # a container's loader finishes what it finds
+            yield result
+        else:
+            yield finished(result, kind, size=found.st_size, modified=iso(found.st_mtime), limits=limits)
 
 
 if __name__ == "__main__":

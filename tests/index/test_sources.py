@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Iterator
+from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +335,38 @@ def test_progress_on_a_file_of_records_has_no_false_total(index: Index, tmp_path
     steps: list[Any] = []
     index.add(path, progress=steps.append)
     assert all(step.total is None or step.done <= step.total for step in steps)
+
+
+def zipped(path: Path, files: dict[str, str]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
+
+
+def test_files_in_an_archive_are_documents_that_change_by_themselves(index: Index, tmp_path: Path) -> None:
+    path = zipped(tmp_path / "a.zip", {"one.txt": "Otters.", "sub/two.md": "# Ducks", "x.bin": "1", "bad.json": "{"})
+    report = index.add(path)
+    assert sources(report.added) == ["a.zip#one.txt", "a.zip#sub/two.md"]
+    assert [one.reason for one in report.skipped] == ["x.bin: no loader takes this kind of file"]
+    assert [one.reason.split(":")[0] for one in report.failed] == ["bad.json"]
+    assert str(index.search("ducks", 1, mode="lexical")[0].citation) == "a.zip#sub/two.md"
+    zipped(path, {"one.txt": "Otters, changed.", "sub/two.md": "# Ducks"})
+    report = index.add(path)
+    assert (sources(report.updated), sources(report.unchanged)) == (["a.zip#one.txt"], ["a.zip#sub/two.md"])
+    assert index.failures() == []
+    assert index.delete("a.zip#one.txt") == 1
+    assert index.delete("a.zip") == 1
+
+
+def test_a_message_is_known_by_its_file_and_its_attachments_within_it(index: Index, tmp_path: Path) -> None:
+    message = EmailMessage()
+    message["Subject"] = "Otters"
+    message.set_content("See the note.")
+    message.add_attachment("Ducks.", filename="note.txt")
+    (tmp_path / "m.eml").write_bytes(message.as_bytes())
+    assert sources(index.add(tmp_path / "m.eml").added) == ["m.eml", "m.eml#note.txt"]
+    assert sources(index.add(tmp_path / "m.eml").unchanged) == ["m.eml", "m.eml#note.txt"]
+    assert index.search("otters", 1, filters={"mime": "message/rfc822"})[0].title == "Otters"
+    assert index.delete("m.eml#note.txt") == 1
+    assert index.document("m.eml").title == "Otters"

@@ -468,7 +468,7 @@ def test_real_documents_load(shared: Path, engine: str) -> None:
     manifest = {Path(e["file"]).name: e for e in json.loads((shared / "documents" / "manifest.json").read_text())}
     with Parser(workers=2, pdf_engine=engine) as parser:
         results = list(parser.parse(discover(shared / "documents", include=["pdf/*.pdf", "web"])))
-    assert len(results) == 41 + 10
+    assert len(results) == 41 + 11
     for at, result in results:
         entry = manifest[at.path.name]
         if entry.get("password"):

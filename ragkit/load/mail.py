@@ -1,0 +1,204 @@
+"""E-mail (.eml, .mbox): each message a Document, each attachment another, read by the loader of its own kind.
+
+A message's text is its subject, who wrote to whom and when, and its body: the plain text, or the HTML where there is none.
+In a mailbox a message is known by its Message-ID, else by its content, so that moving it within the mailbox changes nothing.
+A mailbox is read message by message, so one larger than memory is fine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from email import policy
+from email.message import EmailMessage
+from email.parser import BytesParser
+from email.utils import getaddresses
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ragkit.errors import LimitExceeded, LoadError
+from ragkit.load import html
+from ragkit.load.decode import decode
+from ragkit.load.draft import Draft, clean, one_line
+from ragkit.load.finish import finished
+from ragkit.load.formats import Format
+from ragkit.load.limits import Options
+from ragkit.load.part import Part, inside, load_part
+from ragkit.types import Document
+
+_KIND = Format("mail", "message/rfc822", container=True)
+_SHOWN = ("From", "To", "Cc", "Date")
+_QUOTED = re.compile(r"(?:^[ \t]*>.*\n?)+", re.MULTILINE)
+
+
+def load(path: Path, options: Options) -> Iterator[Document | LoadError]:
+    """The messages of a file and their attachments; a message or an attachment that cannot be read is yielded as an error."""
+    deeper = inside(options)
+    if path.suffix.lower() == ".mbox":
+        with path.open("rb") as file:
+            for number, data in enumerate(_messages(file, options.limits.file_bytes), start=1):
+                if isinstance(data, LoadError):
+                    yield type(data)(f"message {number}: {data}")
+                    continue
+                name = _name(data)
+                for result in _message(data, deeper):
+                    if isinstance(result, Document):
+                        yield replace(result, id=f"{name}#{result.id}" if result.id else name)
+                    else:
+                        yield result
+        return
+    data = path.read_bytes()
+    if len(data) > options.limits.file_bytes:
+        raise LimitExceeded(f"{len(data)} bytes, more than the limit of {options.limits.file_bytes} (Limits.file_bytes)")
+    yield from _message(data, deeper)
+
+
+def _messages(file: BinaryIO, limit: int) -> Iterator[bytes | LoadError]:
+    """The messages of a mailbox: each begins with a line "From " at the beginning or after a blank line."""
+    lines: list[bytes] = []
+    size, blank, began = 0, True, False
+    while line := file.readline(limit + 1):
+        if blank and line.startswith(b"From "):
+            if began:
+                yield _whole(lines, size, limit)
+            lines, size, began = [], 0, True
+        elif began:
+            size += len(line)
+            if size <= limit:
+                lines.append(line[1:] if re.match(rb">+From ", line) else line)
+        elif line.strip():
+            raise LoadError('it is no mailbox: it does not begin with "From "')
+        blank = not line.strip()
+    if began:
+        yield _whole(lines, size, limit)
+
+
+def _whole(lines: list[bytes], size: int, limit: int) -> bytes | LoadError:
+    if size > limit:
+        return LimitExceeded(f"{size} bytes, more than the limit of {limit} (Limits.file_bytes)")
+    return b"".join(lines)
+
+
+def _name(data: bytes) -> str:
+    """What a message in a mailbox is known by."""
+    head = BytesParser(policy=policy.compat32).parsebytes(data[:65536], headersonly=True)
+    name = one_line(str(head.get("Message-ID") or "")).strip("<> ")
+    return name.replace("#", "") if 0 < len(name) <= 200 else f"sha256:{hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def _message(data: bytes, options: Options) -> Iterator[Document | LoadError]:
+    """A message, then its attachments."""
+    message = BytesParser(_class=EmailMessage, policy=policy.default).parsebytes(data)
+    if not message.keys():
+        yield LoadError("it is no message: it has no headers")
+        return
+    draft = Draft(options.limits)
+    subject = _header(message, "Subject")
+    draft.heading(subject, 1)
+    lines = (f"{name}: {value}" for name in _SHOWN if (value := _header(message, name)))
+    draft.block("paragraph", "\n".join(lines))
+    body = _body(message)
+    if body is not None:
+        _write_body(draft, body)
+    meta = {
+        "author": _header(message, "From"),
+        "to": [address for _, address in getaddresses([_header(message, "To"), _header(message, "Cc")]) if address],
+        "created": _header(message, "Date"),
+        "message_id": _header(message, "Message-ID").strip("<> "),
+        "in_reply_to": _header(message, "In-Reply-To").strip("<> "),
+    }
+    attachments = _attachments(message, body)
+    meta["attachments"] = [name for name, _ in attachments]
+    written = draft.document(title=subject, meta=meta)
+    done = finished(written, _KIND, size=len(data), modified="", limits=options.limits)
+    yield done if isinstance(done, LoadError) else replace(done, meta={**done.meta, "sha256": hashlib.sha256(data).hexdigest()})
+    for name, part in attachments:
+        yield from _attachment(name, part, options)
+
+
+def _attachment(name: str, part: Any, options: Options) -> Iterator[Document | LoadError]:
+    if options.depth >= options.limits.nesting:
+        yield LimitExceeded(f"{name}: files within files more than {options.limits.nesting} deep (Limits.nesting)")
+        return
+    try:
+        content = part.get_payload(0).as_bytes() if part.get_content_type() == "message/rfc822" else part.get_payload(decode=True)
+        if options.budget is not None:
+            options.budget.take(len(content or b""))
+    except (ValueError, LookupError, TypeError, AttributeError, IndexError, UnicodeError) as error:
+        yield LoadError(f"{name}: its attachment cannot be decoded: {error}")
+        return
+    yield from load_part(Part(name, content or b""), options)
+
+
+def _header(message: EmailMessage, name: str) -> str:
+    """A header's value decoded, on one line; "" where it is missing or too broken to be parsed."""
+    try:
+        return one_line(str(message.get(name) or ""))
+    except (ValueError, TypeError, AttributeError, IndexError, LookupError):
+        raw = next((value for key, value in message.raw_items() if key.lower() == name.lower()), "")
+        return one_line(str(raw))
+
+
+def _body(message: EmailMessage) -> Any:
+    try:
+        return message.get_body(preferencelist=("plain", "html"))
+    except (KeyError, ValueError, AttributeError, IndexError):
+        return None
+
+
+def _write_body(draft: Draft, body: Any) -> None:
+    data = body.get_payload(decode=True) or b""
+    charset = str(body.get_content_charset() or "")
+    text = clean(decode(data, declared=[charset] if charset else []).replace("\r\n", "\n"))
+    if body.get_content_type() == "text/html":
+        draft.include(html.parse(text))
+        return
+    at = 0
+    for match in _QUOTED.finditer(text):
+        _paragraphs(draft, text[at : match.start()])
+        draft.block("quote", match[0].strip("\n"))
+        at = match.end()
+    _paragraphs(draft, text[at:])
+
+
+def _paragraphs(draft: Draft, text: str) -> None:
+    for paragraph in re.split(r"\n[ \t]*\n", text):
+        draft.block("paragraph", "\n".join(line.rstrip() for line in paragraph.strip("\n").split("\n")))
+
+
+def _attachments(message: EmailMessage, body: Any) -> list[tuple[str, Any]]:
+    """The parts that are files of their own, each with a name that no other has. Pictures shown in the text have none."""
+    found: list[tuple[str, Any]] = []
+    taken: set[str] = set()
+    todo: list[Any] = [message]
+    while todo:
+        part = todo.pop(0)
+        kind = part.get_content_type()
+        if kind == "message/rfc822" and part is not message:
+            name = "message.eml"
+        elif part.is_multipart():
+            todo = [*part.get_payload(), *todo]
+            continue
+        else:
+            name = _file_name(part)
+        if part is body or not name:
+            continue
+        stem, dot, suffix = name.rpartition(".")
+        stem = stem if dot else suffix
+        count, unique = 1, name
+        while unique in taken:
+            count += 1
+            unique = f"{stem} ({count}){dot}{suffix if dot else ''}"
+        taken.add(unique)
+        found.append((unique, part))
+    return found
+
+
+def _file_name(part: Any) -> str:
+    try:
+        name = part.get_filename() or ""
+    except (ValueError, TypeError, LookupError, AttributeError):
+        name = ""
+    return clean(re.split(r"[/\\]", name)[-1]).replace("#", "").strip()

@@ -1,0 +1,56 @@
+"""Tables as text (CSV, TSV): the delimiter is found, each record is a row, the first is the header where it is all words.
+
+Quotes are resolved and a line end within a cell is a space, so a row is a line of cells apart by " | ".
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from itertools import chain, islice
+from pathlib import Path
+
+from ragkit.errors import LoadError
+from ragkit.load.decode import decode
+from ragkit.load.draft import Draft, clean
+from ragkit.load.limits import Options
+from ragkit.load.sheet import has_header
+from ragkit.types import Document
+
+_DELIMITERS = ",;\t|"
+_SAMPLE = 50  # records looked at
+
+
+def load(path: Path, options: Options) -> Iterator[Document]:
+    """The one Document of a table."""
+    text = clean(decode(path.read_bytes()))
+    delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else _delimiter(text)
+    csv.field_size_limit(min(options.limits.characters, sys.maxsize))
+    lines = csv.reader(StringIO(text, newline=""), delimiter=delimiter)
+    draft = Draft(options.limits)
+    try:
+        first = list(islice(lines, _SAMPLE))
+        draft.table(chain(first, lines), headers=int(has_header([row for row in first if any(row)])))
+    except csv.Error as error:
+        raise LoadError(f"line {lines.line_num}: {error}") from None
+    yield draft.document(meta={"rows": lines.line_num})
+
+
+def _delimiter(text: str) -> str:
+    """The delimiter that cuts the first records into the most columns, all alike; a comma where none does."""
+
+    def quality(delimiter: str) -> tuple[bool, int]:
+        try:
+            rows = [row for row in islice(csv.reader(StringIO(text[:65536], newline=""), delimiter=delimiter), _SAMPLE) if row]
+        except csv.Error:
+            return False, 0
+        widths = [len(row) for row in (rows[:-1] if len(rows) > 2 else rows)]  # the last may be cut short
+        return _mostly_alike(widths), min(widths, default=0)
+
+    return max(_DELIMITERS, key=lambda one: (quality(one)[1] > 1, *quality(one)))
+
+
+def _mostly_alike(widths: Sequence[int]) -> bool:
+    return bool(widths) and max(map(widths.count, set(widths))) >= 0.8 * len(widths)
