@@ -130,7 +130,7 @@ def forward(kernels: Kernels, weights: Mapping[str, Any], shape: BertShape, *, i
 def load(opening: Opening) -> PackedEncoder:
     """Check and load a folder of the layout that `checkpoint.has_bert_layout` recognises; a name of PUBLISHED by its checksum."""
     folder, shape = opening.folder, BertShape.read(opening.folder / "config.json")
-    dtype = checked_dtype(opening.dtype or "float32")
+    dtype = checked_dtype(opening.dtype)
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read_tensors, folder / "model.safetensors", sha256=PUBLISHED.get(opening.name))
         tokenizer = read_tokenizer(folder / "tokenizer.json", shape.vocab_size)

@@ -130,7 +130,7 @@ class JinaV3:
             bias = base[f"{name}.bias"]
             if name in merged:
                 return kernels.linear(x, merged[name], bias)
-            return banks.add(kernels.linear(x, base[f"{name}.weight"], bias), x, weights.adapters[name])
+            return banks.add(kernels.linear(x, base[f"{name}.weight"], bias), x.to(kernels.dtype), weights.adapters[name])
 
         def norm_of_sum(x: Tensor, y: Tensor, name: str) -> Tensor:
             return kernels.norm_of_sum(x, y, base[f"{name}.weight"], base[f"{name}.bias"], shape.layer_norm_eps)
@@ -195,10 +195,7 @@ class _Banks:
 def _read(files: V3Files, kernels: TorchKernels) -> _Weights:
     """Every tensor where and as it is computed with, one at a time."""
     torch, tasks = kernels.torch, range(len(files.tasks))
-
-    def place(tensor: Tensor) -> Tensor:
-        return tensor.to(kernels.device, kernels.dtype).contiguous()
-
+    place = kernels.placed
     base = {f"{WORDS}.weight": place(files.base(f"{WORDS}.weight"))}
     for name in [*files.shape.linears(), *files.shape.norms()]:
         base |= {f"{name}.{kind}": place(files.base(f"{name}.{kind}")) for kind in ("weight", "bias")}

@@ -37,7 +37,7 @@ def load(opening: Opening) -> SentenceTransformerEncoder:
         raise CheckpointError(f"{folder} is a {kind}; this adapter takes dense models (SentenceTransformer) only")
     digest = _digest(folder) if opening.commit is None else opening.commit
     revision = opening.revision_of(digest)
-    dtype = checked_dtype(opening.dtype or "float32")
+    dtype = checked_dtype(opening.dtype)
     model = _open(folder, device=opening.device, dtype=dtype)
     if opening.max_tokens is not None:
         model.max_seq_length = opening.max_tokens

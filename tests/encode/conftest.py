@@ -29,11 +29,11 @@ TEXTS = [
 
 @pytest.fixture(scope="session")
 def minilm() -> Encoder:
-    """It computes with torch, which this process has imported; numpy has its own tests."""
+    """In float32, with torch, which this process has imported; numpy and bfloat16 have their own tests."""
     import torch
 
     torch.set_num_threads(1)  # for these short texts a second thread waits more than it works
-    return load_encoder()
+    return load_encoder(dtype="float32")
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ def test_numpy_and_torch_kernels_equal_the_oracle_on_packed_rows(model_folder: P
 
 def test_a_fresh_process_encodes_its_first_query_without_torch(minilm: Encoder) -> None:
     program = (
-        "import sys; from ragkit.encode import load_encoder; e = load_encoder(); q = ['what is late chunking?', '']; "
+        "import sys; from ragkit.encode import load_encoder; e = load_encoder(dtype='float32'); q = ['what is late chunking?', '']; "
         "a = e.encode_query(q).dense; heavy = {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules); "
         "b = e.encode_query(['word ' * 200] * 3 + q).dense[3:]; "
         "sys.stdout.buffer.write(bytes([len(heavy), 'torch' in sys.modules]) + a.tobytes() + b.tobytes())"
@@ -205,13 +205,32 @@ def test_many_texts_run_on_several_threads_and_leave_torchs_own_setting_alone(mi
 
 def test_half_precision_stays_close(minilm: Encoder) -> None:
     expected = minilm.encode_document(TEXTS).dense
-    half = load_encoder(dtype="bfloat16")
-    dense = half.encode_document(TEXTS).dense
-    assert dense.dtype == np.float32
-    assert (dense * expected).sum(axis=1).min() > 0.999
-    assert half.card.fingerprint != minilm.card.fingerprint
+    for dtype in ("bfloat16", "auto"):
+        half = load_encoder(dtype=dtype)
+        dense = half.encode_document(TEXTS).dense
+        assert dense.dtype == np.float32
+        assert (dense * expected).sum(axis=1).min() > 0.9999
+        assert half.card.fingerprint != minilm.card.fingerprint
     with pytest.raises(ValueError, match="dtype must be one of"):
         load_encoder(dtype="int8")
+
+
+def test_auto_is_float32_for_a_query_and_one_setting_on_every_machine(minilm: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ragkit.encode import precision
+
+    texts, query = [text for text in TEXTS if text] * 4, ["what is late chunking?"]
+    made, cards = {}, []
+    for native in (False, True):
+        monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda torch, native=native: native)
+        encoder = load_encoder()
+        cards.append(encoder.card)
+        made[native] = encoder.encode_document(texts).dense
+        assert np.array_equal(encoder.encode_query(query).dense, minilm.encode_query(query).dense)
+    assert cards[0] == cards[1]
+    assert cards[0].dtype == "auto"
+    assert np.array_equal(made[False], minilm.encode_document(texts).dense)
+    assert not np.array_equal(made[True], made[False])
+    assert (made[True] * made[False]).sum(axis=1).min() > 0.9999
 
 
 def test_as_a_multi_vector_encoder_it_returns_its_own_tokens_states() -> None:
@@ -226,7 +245,7 @@ def test_as_a_multi_vector_encoder_it_returns_its_own_tokens_states() -> None:
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(minilm: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = load_encoder()
+    encoder = load_encoder(dtype="float32")
     expected = minilm.encode_document(TEXTS).dense
     original, sizes = TorchKernels.attention, []
 
