@@ -59,7 +59,8 @@ def test_numpy_and_torch_kernels_equal_the_oracle_on_packed_rows(model_folder: P
 
 def test_a_fresh_process_encodes_its_first_query_without_torch(minilm: Encoder) -> None:
     program = (
-        "import sys; from ragkit.encode import load_encoder; e = load_encoder(dtype='float32'); q = ['what is late chunking?', '']; "
+        "import sys; from ragkit.encode import load_encoder; e = load_encoder(dtype='float32'); "
+        "q = ['what is late chunking?', '']; "
         "a = e.encode_query(q).dense; heavy = {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules); "
         "b = e.encode_query(['word ' * 200] * 3 + q).dense[3:]; "
         "sys.stdout.buffer.write(bytes([len(heavy), 'torch' in sys.modules]) + a.tobytes() + b.tobytes())"
