@@ -156,7 +156,7 @@ def table_encoders() -> dict[str, TableEncoder]:
 @pytest.fixture
 def small(tiny: Callable[..., Path]) -> Encoder:
     """A BERT of 8 dims and 40 positions, so that a paragraph is a long document."""
-    return load_encoder(tiny())
+    return load_encoder(tiny(), dtype="float32")
 
 
 # Alignment
@@ -455,7 +455,7 @@ def test_a_sentence_transformers_model_is_taken_if_it_pools_by_the_mean(tiny: Ca
         (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"document": "passage: "}}))
         pooling = {"word_embedding_dimension": 8, f"pooling_mode_{mode}_token{'s' * taken}": True}
         (folder / "1_Pooling/config.json").write_text(json.dumps(pooling | {"pooling_mode_mean_tokens": taken}))
-        encoder = load_encoder(folder)
+        encoder = load_encoder(folder, dtype="float32")
         text = "Zürich has lakes. It has trams."
         if not taken:
             assert "means of its token states" in str(why_not_late(encoder))
