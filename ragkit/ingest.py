@@ -345,8 +345,9 @@ class Ingest:
             known = isinstance(error, (RagkitError, ValueError))
             self._fail_item(item, str(error) if known else f"{type(error).__name__}: {error}")
             return
+        item.warnings = tuple(map(str, item.document.meta.get("unread") or ()))
         if not item.chunks:
-            item.warnings = ("no text was found in it",)
+            item.warnings += ("no text was found in it",)
         self._pool.append(item)
         self._pool_units += len(item.chunks)
         self._pool_characters += len(item.document.text)

@@ -102,7 +102,9 @@ class Block:
 
     kind: heading, paragraph, list, table, row, code, quote, caption, header, footer, footnote.
     level: 1-6 for headings, nesting depth for the others, from 0. A table's rows lie inside the table's span;
-    a table row with `level` 1 is a header row. Blocks are ordered by start; a table comes before its rows.
+    a table row with `level` 1 is a header row; a page's header or footer with `level` 1 says nothing that an earlier
+    page's does not (a page number, a running title), and is in no chunk. Blocks are ordered by start; a table comes
+    before its rows.
     """
 
     kind: str

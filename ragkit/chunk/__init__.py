@@ -3,7 +3,9 @@
     chunk_document(document, chunker="sentences", tokens=256, overlap=32, encoder_tokens=encoder)  ->  [Chunk, ...]
 
 The laws. Spans are offsets into the document's text, ascending by start, and begin and end at non-blank characters. They
-hold every character that the encoder has a token for (a user's own chunker may leave text out). No chunk has more tokens
+hold every character that the encoder has a token for, except running headers and footers that only repeat an earlier page's
+and page numbers (blocks "header" and "footer" of level 1), which only "whole" holds; a user's own chunker may leave text out.
+No chunk has more tokens
 than asked, special tokens included, unless it is a single grapheme, or was asked for as "whole". No cut stands inside a
 grapheme. Two neighbours share at most `overlap` tokens. A chunk's headings are those in force at its first character.
 

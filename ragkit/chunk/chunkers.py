@@ -67,7 +67,8 @@ def chunk_document(
         cuts = structure.keep_whole(text, cuts, document.blocks, measured.ruler, measured.budget)
         measured = replace(measured, cuts=cuts)
     budget, ruler = measured.budget, measured.ruler
-    ranges = [pack(text, *region, cuts, ruler, budget=budget, overlap=overlap) for region in _regions(document, chunker)]
+    regions = structure.without_repeats(text, _regions(document, chunker), document.blocks)
+    ranges = [pack(text, *region, cuts, ruler, budget=budget, overlap=overlap) for region in regions]
     fitted = _fitted(measured, list(chain.from_iterable(ranges)))
     return [Chunk(Span(*r), headings.at(r[0])) for r in _new(fitted)]
 

@@ -19,6 +19,7 @@ from ragkit.types import Block, Document, Ints
 _NONBLANK = re.compile(r"\S")
 _RUNNING = frozenset({"paragraph", "quote", "caption", "footnote"})  # text in which a line's end means nothing
 _WHOLE = frozenset({"table", "row", "code", "list"})  # blocks that the structure chunker keeps whole where they fit
+_FURNITURE = frozenset({"header", "footer"})
 _MARKS = re.compile(r"^#{1,6}\s+|\s+#+\s*$")
 
 
@@ -112,6 +113,27 @@ def pages(document: Document) -> list[tuple[int, int]]:
     """One region per page; what stands between pages is a region of its own."""
     edges = sorted({0, len(document.text), *(p.span.start for p in document.pages), *(p.span.end for p in document.pages)})
     return list(pairwise(edges))
+
+
+def without_repeats(text: str, regions: list[tuple[int, int]], blocks: tuple[Block, ...]) -> list[tuple[int, int]]:
+    """The regions without the running headers and footers that repeat an earlier page's, and parted where one stood."""
+    repeats = [b.span for b in blocks if b.kind in _FURNITURE and b.level > 0 and b.span.length]
+    if not repeats:
+        return regions
+    parts: list[tuple[int, int]] = []
+    ends = [span.end for span in repeats]
+    for start, end in regions:
+        for span in repeats[bisect_right(ends, start) :]:
+            if span.start >= end:
+                break
+            if not (can_cut(text, span.start) and can_cut(text, span.end)):
+                continue
+            if start < span.start:
+                parts.append((start, span.start))
+            start = max(start, span.end)
+        if start < end:
+            parts.append((start, end))
+    return parts
 
 
 def keep_whole(text: str, cuts: Cuts, blocks: tuple[Block, ...], ruler: Ruler, budget: int) -> Cuts:

@@ -1,17 +1,20 @@
 """Words with boxes become reading order, lines and paragraphs: numpy only, the same for every PDF engine.
 
 In go words as an engine emits them: boxes in points as displayed, and the number of the engine's line each word stands
-on. Out come the same words in reading order, and where lines and paragraphs begin.
+on. Out come the same words in reading order, and where lines and paragraphs begin. Many pages are read at once, since on a
+page's few hundred words numpy costs more by the call than by the word; they do not influence each other.
 
 The idea: lines are cut at wide gaps into segments. A vertical gutter that few segments cross, with running text on both
 sides, makes columns; the segments that do cross it (titles, wide figures) cut the page into bands, each read column by
-column. Everything else, tables included, is read row by row. Turned text keeps the engine's order and comes last.
+column. Everything else, tables included, is read row by row. Turned text keeps the engine's order and comes after the rest;
+running headers (`ragkit.load.furniture` finds them) come first of all, and running footers last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ import numpy.typing as npt
 from ragkit.types import Floats, Ints
 
 Bools = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.int8]
 Array = npt.NDArray[Any]
 
 _GAP = 1.0  # line heights; a wider space within a line may be a gutter or the space between two cells
@@ -28,23 +32,27 @@ _SOLID_SHARE = 0.5  # of the ink of a side of a gutter that must be running text
 _COLUMN_WIDTH = 10.0  # line heights; no side of a gutter is narrower
 _COLUMN_ROWS = 3  # lines of running text on each side that make columns
 _PARAGRAPH_GAP = 0.35  # line heights beyond the page's usual leading
+_TURNED_PITCH = 2.5  # line heights from one turned line of a paragraph to the next
 _SIZE_CHANGE = 1.12  # ratio of line heights that starts a new paragraph
 
 SAME, LINE, BLOCK, COLUMN = 0, 1, 2, 3  # what lies before a word: nothing new, a new line, paragraph, column
+BODY, HEADER, FOOTER = 0, 1, 2  # what a segment is
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """`order` (w,) int64: positions of the words in reading order; `breaks` (w,) int8, in that order: SAME, LINE, BLOCK
-    or COLUMN before the word; `heights` (w,) float32, in that order: the height of the line the word stands on."""
+    """`order` (w,) int64: positions of the words in reading order, page by page; the others in that order: `breaks` (w,)
+    int8: SAME, LINE, BLOCK or COLUMN before the word; `heights` (w,) float32: the height of the line the word stands on;
+    `segments` (w,) int64: the segment it belongs to."""
 
     order: Ints
-    breaks: npt.NDArray[np.int8]
+    breaks: Bytes
     heights: Floats
+    segments: Ints
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Segments:
+class Segments:
     """Pieces of lines: `first` and `end` (s,) positions of words; boxes as four (s,) columns; `turned` (s,) bool."""
 
     first: Ints
@@ -57,26 +65,60 @@ class _Segments:
     turned: Bools
 
 
-def read(boxes: Floats, lines: Ints, lengths: Ints, *, rtl: bool = False) -> Layout:
-    """The reading order of one page.
+def read(s: Segments, boxes: Floats, starts: Sequence[int], roles: Bytes, *, rtl: Sequence[bool]) -> Layout:
+    """The reading order of pages.
 
-    boxes (w, 4) float32; lines (w,) ascending; lengths (w,), in characters; `rtl`: rows run from right to left.
+    boxes (w, 4) of the words the segments were made of; starts (p + 1,): where each page's segments begin; roles (s,)
+    BODY, HEADER or FOOTER; rtl (p,): whether a page's rows run from right to left.
+    """
+    groups: list[Rows] = []
+    owners: list[int] = []
+    furnished = roles.any()
+    for page, (start, end) in enumerate(pairwise(starts)):
+        if start == end:
+            continue
+        region = np.arange(start, end)
+        role = roles[start:end] if furnished else None
+        if role is not None and role.any():
+            parts = [region[role == HEADER], region[role == BODY], region[role == FOOTER]]
+            found = _apart(s, parts[0], rtl=rtl[page]) + _page(s, parts[1], rtl=rtl[page]) + _apart(s, parts[2], rtl=rtl[page])
+        else:
+            found = _page(s, region, rtl=rtl[page])
+        groups += found
+        owners += [page] * len(found)
+    if not groups:
+        none = np.empty(0, np.int64)
+        return Layout(none, np.empty(0, np.int8), np.empty(0, np.float32), none)
+    return _assemble(s, groups, np.array(owners), boxes)
+
+
+def _page(s: Segments, region: Ints, *, rtl: bool) -> list[Rows]:
+    if not len(region):
+        return []
+    turned = s.turned[region]
+    if not turned.any():
+        return _ordered(s, region, depth=3, rtl=rtl)
+    if 2 * turned.sum() > len(region):
+        return [_one_each(region)]  # a turned page: the engine's order
+    return [*_ordered(s, region[~turned], depth=3, rtl=rtl), _one_each(region[turned])]
+
+
+def _apart(s: Segments, region: Ints, *, rtl: bool) -> list[Rows]:
+    """Headers or footers: their rows, and what is turned after them."""
+    turned = s.turned[region]
+    found = [_rows(s, region[~turned], rtl=rtl)] if not turned.all() else []
+    return [*found, _one_each(region[turned])] if turned.any() else found
+
+
+def segments(boxes: Floats, lines: Ints, lengths: Ints) -> Segments:
+    """The segments of pages, in the order of the words.
+
+    boxes (w, 4) float32; lines (w,) the number of each word's line, another for neighbouring lines, page breaks included;
+    lengths (w,), in characters.
     """
     if not len(boxes):
-        return Layout(np.empty(0, np.int64), np.empty(0, np.int8), np.empty(0, np.float32))
-    segments = _segments(boxes, lines, lengths)
-    turned = np.flatnonzero(segments.turned)
-    if 2 * len(turned) > len(segments.first):
-        groups = [_one_each(np.arange(len(segments.first)))]  # a turned page: the engine's order
-    else:
-        upright = np.flatnonzero(~segments.turned)
-        groups = _ordered(segments, upright, depth=3, rtl=rtl)
-        if len(turned):
-            groups.append(_one_each(turned))
-    return _assemble(segments, groups, boxes)
-
-
-def _segments(boxes: Floats, lines: Ints, lengths: Ints) -> _Segments:
+        none, nothing = np.empty(0, np.int64), np.empty(0)
+        return Segments(none, none, nothing, nothing, nothing, nothing, nothing, np.empty(0, bool))
     x0, y0, x1, y1 = boxes.astype(np.float64).T
     start = np.ones(len(boxes), dtype=bool)
     start[1:] = lines[1:] != lines[:-1]
@@ -91,21 +133,21 @@ def _segments(boxes: Floats, lines: Ints, lengths: Ints) -> _Segments:
     gap = np.maximum(x0[1:] - x1[:-1], x0[:-1] - x1[1:])
     start[1:] |= gap > _GAP * (y1 - y0)[1:]
     line_of_word = np.repeat(np.arange(len(heads)), tails - heads + 1)
-    turned_words = turned[line_of_word]
-    start[turned_words] = False
-    start[heads] = True
+    if turned.any():
+        start[turned[line_of_word]] = False
+        start[heads] = True
     first = np.flatnonzero(start)
     end = np.append(first[1:], len(boxes))
     left, top = np.minimum.reduceat(x0, first), np.minimum.reduceat(y0, first)
     right, bottom = np.maximum.reduceat(x1, first), np.maximum.reduceat(y1, first)
-    return _Segments(first, end, left, top, right, bottom, bottom - top, turned[line_of_word[first]])
+    return Segments(first, end, left, top, right, bottom, bottom - top, turned[line_of_word[first]])
 
 
 # A group: segments in reading order, and whether each begins a row. Groups follow each other in reading order.
 Rows = tuple[Ints, Bools]
 
 
-def _ordered(s: _Segments, region: Ints, *, depth: int, rtl: bool) -> list[Rows]:
+def _ordered(s: Segments, region: Ints, *, depth: int, rtl: bool) -> list[Rows]:
     """The groups of a region (positions of segments), columns read one after the other."""
     if depth and len(region) >= 2 * _COLUMN_ROWS and _wide_enough(s, region):
         for gutter in _gutters(s, region):
@@ -115,7 +157,7 @@ def _ordered(s: _Segments, region: Ints, *, depth: int, rtl: bool) -> list[Rows]
     return [_rows(s, region, rtl=rtl)] if len(region) else []
 
 
-def _wide_enough(s: _Segments, region: Ints) -> bool:
+def _wide_enough(s: Segments, region: Ints) -> bool:
     return bool(s.x1[region].max() - s.x0[region].min() > 2 * _COLUMN_WIDTH * _middle(s.heights[region]))
 
 
@@ -125,7 +167,7 @@ def _middle(values: Array) -> float:
     return float(np.partition(values, half)[half])
 
 
-def _gutters(s: _Segments, region: Ints) -> Iterator[float]:
+def _gutters(s: Segments, region: Ints) -> Iterator[float]:
     """Up to three x where few segments cross, the emptiest first, then the widest. Lazily: the first mostly is it."""
     low, high = float(s.x0[region].min()), float(s.x1[region].max())
     # One bin a point; segments shrink by half a point each side, since neighbouring columns may touch by rounding.
@@ -160,7 +202,7 @@ class _Band:
     columns: bool
 
 
-def _bands(s: _Segments, region: Ints, gutter: float) -> list[_Band] | None:
+def _bands(s: Segments, region: Ints, gutter: float) -> list[_Band] | None:
     """The region cut into bands along a gutter, or None where its sides are not running text."""
     x0, x1, height = s.x0[region], s.x1[region], s.heights[region]
     reach = 2 * height  # what only just pokes through the gutter belongs to the side it stands on
@@ -186,7 +228,7 @@ def _bands(s: _Segments, region: Ints, gutter: float) -> list[_Band] | None:
     return merged if any(band.columns and len(band.left) and len(band.right) for band in merged) else None
 
 
-def _softly(s: _Segments, region: Ints, gutter: float) -> list[_Band]:
+def _softly(s: Segments, region: Ints, gutter: float) -> list[_Band]:
     """Bands between white stripes that run through both sides, so that a wide table between columns is read by rows."""
     by_top = region[np.argsort(s.y0[region], kind="stable")]
     reached = np.maximum.accumulate(s.y1[by_top])
@@ -214,7 +256,7 @@ def _merged(bands: list[_Band]) -> list[_Band]:
     return merged
 
 
-def _running(s: _Segments, side: Ints, *, least: int) -> bool:
+def _running(s: Segments, side: Ints, *, least: int) -> bool:
     """Whether a side of a gutter is running text: mostly segments as wide as lines, not as narrow as cells."""
     if len(side) < least:
         return False
@@ -224,14 +266,14 @@ def _running(s: _Segments, side: Ints, *, least: int) -> bool:
     return int(solid.sum()) >= least and bool(widths[solid].sum() >= _SOLID_SHARE * widths.sum())
 
 
-def _band_groups(s: _Segments, band: _Band, *, depth: int, rtl: bool) -> list[Rows]:
+def _band_groups(s: Segments, band: _Band, *, depth: int, rtl: bool) -> list[Rows]:
     if not band.columns:
         return [_rows(s, band.left, rtl=rtl)]
     sides = (band.right, band.left) if rtl else (band.left, band.right)
     return [group for side in sides if len(side) for group in _ordered(s, side, depth=depth - 1, rtl=rtl)]
 
 
-def _rows(s: _Segments, region: Ints, *, rtl: bool) -> Rows:
+def _rows(s: Segments, region: Ints, *, rtl: bool) -> Rows:
     """Segments that share a line, from top to bottom."""
     middle = (s.y0 + s.y1)[region] / 2
     by_middle = np.argsort(middle, kind="stable")
@@ -247,7 +289,8 @@ def _one_each(region: Ints) -> Rows:
     return region, np.ones(len(region), dtype=bool)
 
 
-def _assemble(s: _Segments, groups: list[Rows], boxes: Floats) -> Layout:
+def _assemble(s: Segments, groups: list[Rows], owners: Ints, boxes: Floats) -> Layout:
+    """owners (g,): the page of each group."""
     sequence = np.concatenate([segments for segments, _ in groups])
     heads = np.flatnonzero(np.concatenate([starts for _, starts in groups]))  # positions, in `sequence`, of rows
     counts = (s.end - s.first)[sequence]
@@ -259,6 +302,9 @@ def _assemble(s: _Segments, groups: list[Rows], boxes: Floats) -> Layout:
     x0, y0, x1, y1 = boxes[order].astype(np.float64).T
     turned = s.turned[sequence[heads]]
     height = _row_heights(x0, y0, x1, y1, row_heads, turned)
+    sizes = np.array([len(segments) for segments, _ in groups])
+    first_segments = np.cumsum(sizes) - sizes
+    pages = np.searchsorted(heads, first_segments[np.flatnonzero(np.append(True, owners[1:] != owners[:-1]))])
     breaks = np.zeros(len(order), dtype=np.int8)
     breaks[row_heads] = _row_breaks(
         np.minimum.reduceat(x0, row_heads),
@@ -266,11 +312,12 @@ def _assemble(s: _Segments, groups: list[Rows], boxes: Floats) -> Layout:
         np.maximum.reduceat(y1, row_heads),
         height,
         turned,
+        pages.tolist(),
     )
-    group_heads = starts[np.cumsum([0] + [len(segments) for segments, _ in groups[:-1]])]
+    group_heads = starts[first_segments]
     breaks[group_heads] = np.where(np.isin(group_heads, row_heads[turned]), BLOCK, COLUMN) if turned.any() else COLUMN
     words_per_row = _lengths(row_heads, len(order))
-    return Layout(order, breaks, np.repeat(height, words_per_row).astype(np.float32))
+    return Layout(order, breaks, np.repeat(height, words_per_row).astype(np.float32), np.repeat(sequence, counts))
 
 
 def _lengths(starts: Ints, total: int) -> Ints:
@@ -291,22 +338,26 @@ def _row_heights(x0: Array, y0: Array, x1: Array, y1: Array, heads: Ints, turned
     return np.where(turned, across, upright)
 
 
-def _row_breaks(x0: Array, y0: Array, y1: Array, height: Array, turned: Bools) -> npt.NDArray[np.int8]:
-    """LINE or BLOCK before each row. x0, y0, y1, height (r,)."""
+def _row_breaks(x0: Array, y0: Array, y1: Array, height: Array, turned: Bools, pages: Sequence[int]) -> Bytes:
+    """LINE or BLOCK before each row, COLUMN before a page's first. x0, y0, y1, height (r,); pages: first row of each page."""
     breaks = np.full(len(x0), LINE, dtype=np.int8)
-    breaks[0] = COLUMN
-    if len(x0) < 2:
-        return breaks
-    # Baselines are compared rather than boxes: a superscript raises a box, not its line.
-    least = np.minimum(height[1:], height[:-1])
-    pitch = (y1[1:] - y1[:-1]) / least
-    usual = pitch[(pitch > 0.5) & (pitch < 2.5)]
-    leading = _middle(usual) if len(usual) else 1.2
-    apart = (pitch > leading + _PARAGRAPH_GAP) | (pitch < 0)
-    resized = np.maximum(height[1:], height[:-1]) > _SIZE_CHANGE * least
-    indent = (x0[1:] - x0[:-1]) / least
-    indented = (indent > 0.6) & (indent < 3.5)
-    indented[:-1] &= np.abs(x0[2:] - x0[:-2]) < 0.3 * least[:-1]  # the line after returns to the margin
-    indented[-1] = False
-    breaks[1:][apart | resized | indented | turned[1:]] = BLOCK
+    if len(x0) > 1:
+        # Baselines are compared rather than boxes: a superscript raises a box, not its line.
+        least = np.minimum(height[1:], height[:-1])
+        pitch = (y1[1:] - y1[:-1]) / least
+        usual = (pitch > 0.5) & (pitch < 2.5)
+        leading = np.empty(len(pitch))
+        for start, end in zip(pages, [*pages[1:], len(x0)], strict=True):
+            own = pitch[start : end - 1][usual[start : end - 1]]
+            leading[start:end] = _middle(own) if len(own) else 1.2
+        apart = (pitch > leading + _PARAGRAPH_GAP) | (pitch < 0)
+        resized = np.maximum(height[1:], height[:-1]) > _SIZE_CHANGE * least
+        indent = (x0[1:] - x0[:-1]) / least
+        indented = (indent > 0.6) & (indent < 3.5)
+        indented[:-1] &= np.abs(x0[2:] - x0[:-2]) < 0.3 * least[:-1]  # the line after returns to the margin
+        indented[np.array([*pages[1:], len(x0)]) - 2] = False  # a page's last row has no line after; -1 wraps harmlessly
+        # Turned lines side by side are one paragraph too: vertical writing is made of them.
+        beside = turned[1:] & turned[:-1] & (np.abs(indent) < _TURNED_PITCH)
+        breaks[1:][np.where(beside, False, apart | indented | turned[1:]) | resized] = BLOCK
+    breaks[pages] = COLUMN
     return breaks

@@ -6,7 +6,7 @@ rest is checked where the bytes are read and again, before anything is allocated
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ragkit.errors import LimitExceeded
@@ -66,3 +66,4 @@ class Options:
     on_page: Callable[[int], None] = _ignore
     depth: int = 0  # how many files this one is in
     budget: Budget | None = None  # shared by all parts of one file
+    skip: Mapping[int, str] = field(default_factory=dict)  # pages not to be read, by number, and why

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 
 from ragkit.errors import EncryptedDocument, LoadError, MissingExtra, UnsupportedFormat
 from ragkit.load.part import Part
-from ragkit.load.pdf import PageWords
+from ragkit.load.pdf_text import PageWords
+from ragkit.load.scripts import cut, has_single
+from ragkit.types import Floats, Ints
 
 
 class Pdf:
@@ -25,6 +28,7 @@ class Pdf:
         pymupdf.TOOLS.mupdf_display_errors(False)
         pymupdf.TOOLS.mupdf_display_warnings(False)
         self._pymupdf = pymupdf
+        self._failure = (RuntimeError, ValueError, IndexError, pymupdf.mupdf.FzErrorBase)
         # Ligatures are taken apart, so that "ﬁ" is found as "fi".
         self._flags = pymupdf.TEXTFLAGS_WORDS & ~pymupdf.TEXT_PRESERVE_LIGATURES
         if path.stat().st_size == 0:
@@ -32,7 +36,8 @@ class Pdf:
         try:
             where = {"stream": path.data} if isinstance(path, Part) else {"filename": path}
             self._document = pymupdf.open(**where, filetype="pdf")
-        except (RuntimeError, ValueError) as error:
+            self._count = int(self._document.page_count)
+        except self._failure as error:
             raise LoadError(f"not a readable PDF: {error}") from None
         if self._document.needs_pass and not self._document.authenticate(password or ""):
             wrong = "the password does not open it" if password else "it needs a password"
@@ -44,7 +49,7 @@ class Pdf:
         """The printed number of a page by its index. Read once: asking each page anew reads all rules each time."""
         try:
             rules = sorted(self._document.get_page_labels(), key=lambda rule: rule["startpage"])
-        except (RuntimeError, ValueError, TypeError, KeyError):  # a damaged label tree is no reason to lose the text
+        except (*self._failure, TypeError, KeyError):  # a damaged label tree is no reason to lose the text
             rules = []
         starts = [rule["startpage"] for rule in rules]
 
@@ -58,7 +63,7 @@ class Pdf:
         self._document.close()
 
     def count(self) -> int:
-        return int(self._document.page_count)
+        return self._count
 
     def metadata(self) -> dict[str, str]:
         found = self._document.metadata or {}
@@ -69,16 +74,17 @@ class Pdf:
         page = self._load(index)
         rotation = int(page.rotation)
         try:
-            words = self._textpage(page, rotation).extractWORDS()
-        except RuntimeError as error:
-            raise LoadError(f"page {index + 1} cannot be read: {error}") from None
+            textpage = self._textpage(page, rotation)
+            words = textpage.extractWORDS()
+        except self._failure as error:
+            raise LoadError(f"cannot be read: {error}") from None
         shown, label = page.rect, self._label(index)
         width, height = shown.width, shown.height
         if not words:
             return PageWords.blank(width, height, rotation, label)
         x0, y0, x1, y1, texts, blocks, lines, _ = zip(*words, strict=True)
         block, line = np.array((blocks, lines), dtype=np.int64)
-        return PageWords(
+        found = PageWords(
             list(texts),
             np.array((x0, y0, x1, y1), dtype=np.float32).T,
             block * (int(line.max()) + 1) + line,
@@ -87,6 +93,9 @@ class Pdf:
             rotation,
             label,
         )
+        if has_single(texts) or _letter_by_letter(found):
+            return _cut(found, textpage.extractRAWDICT())
+        return found
 
     def _textpage(self, page: Any, rotation: int) -> Any:
         if rotation == 0:
@@ -97,14 +106,72 @@ class Pdf:
     def _load(self, index: int) -> Any:
         try:
             return self._document[index]
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise LoadError(f"page {index + 1} cannot be read: {error}") from None
+        except self._failure as error:
+            raise LoadError(f"cannot be read: {error}") from None
 
     def render(self, index: int, scale: float) -> tuple[int, int, bytes]:
         """Width and height in pixels, and the RGB bytes, row by row."""
         matrix = self._pymupdf.Matrix(scale, scale)
         pixmap = self._load(index).get_pixmap(matrix=matrix, alpha=False, colorspace=self._pymupdf.csRGB)
         return int(pixmap.width), int(pixmap.height), bytes(pixmap.samples)
+
+
+def _letter_by_letter(page: PageWords) -> bool:
+    """Whether most lines are a single letter, as they are in vertical writing."""
+    _, counts = np.unique(page.lines, return_counts=True)
+    return (
+        len(counts) >= 4
+        and 2 * sum(len(text) == 1 for text in page.texts) > len(page.texts)
+        and 2 * (counts == 1).sum() > len(counts)
+    )
+
+
+def _cut(found: PageWords, raw: Mapping[str, Any]) -> PageWords:
+    """The page's words with those of scripts without spaces cut into letters, and letters of vertical writing put together
+    to lines and boxed where they stand."""
+    lines = [line for block in raw["blocks"] for line in block.get("lines", ())]
+    letters = [letter for line in lines for letter in _letters(line)]
+    texts, owners, ranges, glued = cut(found.texts)
+    if sum(map(len, found.texts)) != len(letters):  # MuPDF left some out, or took one apart: equal parts of the word's box
+        return replace(found, texts=texts, boxes=_shares(found, owners, ranges), lines=found.lines[owners], glued=glued)
+    lengths = np.fromiter(map(len, found.texts), dtype=np.int64, count=len(found.texts))
+    first = (np.cumsum(lengths) - lengths)[owners] + ranges[:, 0]
+    each = np.array(letters, dtype=np.float32)
+    boxes = np.concatenate((np.minimum.reduceat(each[:, :2], first), np.maximum.reduceat(each[:, 2:4], first)), axis=1)
+    numbers, vertical = found.lines[owners], each[first, 4]
+    if vertical.any():
+        below = boxes[1:, 1] - boxes[:-1, 1]
+        under = (vertical[1:] * vertical[:-1] > 0) & (np.abs(boxes[1:] - boxes[:-1])[:, [0, 2]].max(axis=1) < 0.5 * vertical[1:])
+        numbers = np.cumsum(
+            np.append(0, np.where(under & (below < 2.5 * vertical[1:]) & (below > 0), 0, numbers[1:] != numbers[:-1]))
+        )
+        glued[1:] |= under & (below < 1.4 * vertical[1:]) & (below > 0)
+    return replace(found, texts=texts, boxes=boxes, lines=numbers, glued=glued)
+
+
+def _letters(line: Mapping[str, Any]) -> Iterator[tuple[float, float, float, float, float]]:
+    """The boxes of a line's letters, blanks left out, and with each its size where the line is vertical, else 0."""
+    for span in line["spans"]:
+        size = span["size"] if line["wmode"] else 0.0
+        for char in span["chars"]:
+            if char["c"].isspace():
+                continue
+            x0, y0, x1, y1 = char["bbox"]
+            if size:
+                # The origin MuPDF reports in vertical writing is one advance, an em, below the letter's own, and the
+                # letter stands 0.88 em above and 0.12 em below that (the default vertical origin, ISO 32000-2, 9.7.4.3).
+                y0 = char["origin"][1] - 1.88 * size
+                y1 = y0 + size
+            yield x0, y0, x1, y1, size
+
+
+def _shares(page: PageWords, owners: Ints, ranges: Ints) -> Floats:
+    lengths = np.fromiter(map(len, page.texts), dtype=np.int64, count=len(page.texts))[owners]
+    boxes = page.boxes[owners].copy()
+    width = boxes[:, 2] - boxes[:, 0]
+    left = boxes[:, 0].copy()
+    boxes[:, 0], boxes[:, 2] = left + width * ranges[:, 0] / lengths, left + width * ranges[:, 1] / lengths
+    return boxes
 
 
 def _printed(rule: Mapping[str, Any], index: int) -> str | None:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from ragkit.errors import EncryptedDocument, LoadError, MissingExtra, UnsupportedFormat
 from ragkit.load.part import Part
-from ragkit.load.pdf import PageWords
+from ragkit.load.pdf_text import PageWords
+from ragkit.load.scripts import cut, has_single
 from ragkit.types import Floats, Ints
 
 _HYPHEN = (0x02, 0xFFFE)  # what PDFium puts for a hyphen at a line's end, joining the two lines
@@ -59,22 +60,28 @@ class Pdf:
         try:
             textpage = page.get_textpage()
         except self._failure as error:
-            raise LoadError(f"page {index + 1} cannot be read: {error}") from None
+            raise LoadError(f"cannot be read: {error}") from None
         width, height = page.get_size()
         rotation, label = int(page.get_rotation()), self._document.get_page_label(index) or None
         codes = self._codes(textpage)
         starts, ends, lines, codes = _cut(codes)
         if not len(starts):
             return PageWords.blank(width, height, rotation, label)
+        text = codes.astype("<u4").tobytes().decode("utf-32-le", errors="replace")
+        glued = None
+        if has_single([text]):
+            words = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+            _, owners, ranges, glued = cut(words)
+            starts, ends, lines = starts[owners] + ranges[:, 0], starts[owners] + ranges[:, 1], lines[owners]
         x0, y0, x1, y1 = page.get_bbox()
         turn = _Displayed(x0, y0, x1, y1, rotation)
         boxes = turn(self._boxes(textpage, starts, ends))
         edge = (boxes[:, 0] < 0) | (boxes[:, 1] < 0) | (boxes[:, 2] > width) | (boxes[:, 3] > height)
         if edge.any():
-            starts, ends, lines, boxes = self._visible(textpage, turn, (starts, ends, lines, boxes), np.flatnonzero(edge))
-        text = codes.astype("<u4").tobytes().decode("utf-32-le", errors="replace")
+            starts, ends, lines, boxes, kept = self._visible(textpage, turn, (starts, ends, lines, boxes), np.flatnonzero(edge))
+            glued = None if glued is None else glued[kept]
         texts = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-        return PageWords(texts, boxes, lines, width, height, rotation, label)
+        return PageWords(texts, boxes, lines, width, height, rotation, label, glued)
 
     def _codes(self, textpage: Any) -> npt.NDArray[np.uint32]:
         """The code point of each character of the page, by PDFium's own character numbers."""
@@ -107,8 +114,8 @@ class Pdf:
 
     def _visible(
         self, textpage: Any, turn: _Displayed, words: tuple[Ints, Ints, Ints, Floats], cut: Ints
-    ) -> tuple[Ints, Ints, Ints, Floats]:
-        """The words with those at `cut` shortened to the characters that show, and left out where none do."""
+    ) -> tuple[Ints, Ints, Ints, Floats, npt.NDArray[np.bool_]]:
+        """The words with those at `cut` shortened to the characters that show, and left out where none do; and which are kept."""
         starts, ends, lines, boxes = words[0].copy(), words[1].copy(), words[2], words[3].copy()
         keep = np.ones(len(starts), dtype=bool)
         for i in cut:
@@ -123,13 +130,13 @@ class Pdf:
             first, last = int(inside[0]), int(inside[-1]) + 1
             starts[i], ends[i] = each[first], each[last - 1] + 1
             boxes[i] = [*letters[first:last, :2].min(axis=0), *letters[first:last, 2:].max(axis=0)]
-        return starts[keep], ends[keep], lines[keep], boxes[keep]
+        return starts[keep], ends[keep], lines[keep], boxes[keep], keep
 
     def _load(self, index: int) -> Any:
         try:
             return self._document[index]
         except (self._failure, IndexError) as error:
-            raise LoadError(f"page {index + 1} cannot be read: {error}") from None
+            raise LoadError(f"cannot be read: {error}") from None
 
     def render(self, index: int, scale: float) -> tuple[int, int, bytes]:
         """Width and height in pixels, and the RGB bytes, row by row."""

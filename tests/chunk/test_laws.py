@@ -37,7 +37,7 @@ def texts(draw: st.DrawFn, max_words: int = 60) -> str:
 def documents(draw: st.DrawFn) -> Document:
     text = draw(texts())
     edges = sorted(draw(st.lists(st.integers(0, len(text)), max_size=8)))
-    kinds = st.sampled_from(["heading", "paragraph", "list", "table", "row", "code", "quote", "caption"])
+    kinds = st.sampled_from(["heading", "paragraph", "list", "table", "row", "code", "quote", "caption", "header", "footer"])
     blocks = tuple(Block(draw(kinds), Span(a, b), draw(st.integers(0, 3))) for a, b in pairwise(edges))
     pages = [a for a in edges if can_cut(text, a)]
     empty = Words(np.empty((0, 2), np.int64), np.empty((0, 4), np.float32))
@@ -68,8 +68,13 @@ def assert_lawful(document: Document, chunks: Sequence[Chunk], counter: PieceCou
         assert span.start in edges or text[span.start - 1].isspace()
         assert span.end in edges or text[span.end].isspace()
         covered[span.start : span.end] = True
+    repeats = np.zeros(len(text), bool)
+    for block in document.blocks:
+        if block.kind in ("header", "footer") and block.level:
+            repeats[block.span.start : block.span.end] = True
     for start, end in counter.token_spans(text).tolist():
-        assert covered[start:end].all(), text[start:end]
+        assert (covered | repeats)[start:end].all(), text[start:end]
+    covered |= repeats
     lost = [c for c, seen in zip(text, covered, strict=True) if not seen and not c.isspace()]
     assert set(lost) <= {"\u200b", "\u00ad"}  # which no token holds
 
@@ -92,6 +97,16 @@ def test_every_chunker_keeps_the_laws(document: Document, chunker: str, tokens: 
     counter = Visible()
     chunks = chunk_document(document, chunker=chunker, tokens=tokens, overlap=overlap, encoder_tokens=counter)
     assert_lawful(document, chunks, counter, tokens)
+
+
+@settings(max_examples=70, deadline=None)
+@given(documents(), st.sampled_from(["sentences", "structure", "page"]), st.integers(8, 40))
+def test_no_chunk_holds_a_running_header_that_repeats_an_earlier_one(document: Document, chunker: str, tokens: int) -> None:
+    chunks = chunk_document(document, chunker=chunker, tokens=tokens, encoder_tokens=PieceCounter())
+    edges = grapheme_edges(document.text)
+    for block in document.blocks:
+        if block.kind in ("header", "footer") and block.level and {*block.span} <= edges:
+            assert not any(chunk.span.overlaps(block.span) for chunk in chunks)
 
 
 @settings(max_examples=70, deadline=None)

@@ -18,6 +18,7 @@ from ragkit.load import Limits
 from ragkit.load.pdf import PAGE_BREAK, iso_date, render_page
 from ragkit.types import Document
 from tests.load.pages import HEIGHT, WIDTH, Text, draw, places, shown
+from tests.load.rawpdf import pdf, show, simple
 
 Read = Callable[..., Document]
 Crop = tuple[float, float, float, float] | None
@@ -271,6 +272,26 @@ def test_limits_on_pages_and_characters_hold(read: Read, tmp_path: Path) -> None
         read(path, limits=Limits(pages=2))
     with pytest.raises(LimitExceeded, match="by page 2"):
         read(path, limits=Limits(characters=150))
+
+
+def test_a_page_that_cannot_be_read_costs_that_page_only(read: Read, tmp_path: Path) -> None:
+    objects = simple([show(b"one"), show(b"two"), b"q " * 100_000 + show(b"three"), show(b"four")])
+    del objects[12]  # page 2: PDFium finds none; page 3: MuPDF gives up
+    (tmp_path / "a.pdf").write_bytes(pdf(objects))
+    document = read(tmp_path / "a.pdf")
+    assert len(document.pages) == 4
+    assert {"one", "four"} <= set(document.text.split())
+    (reason,) = document.meta["unread"]
+    assert reason.startswith(("page 2: cannot be read", "page 3: cannot be read"))
+
+
+def test_a_document_without_a_readable_page_fails(read: Read, engine: str, tmp_path: Path) -> None:
+    objects = simple([b"q " * 100_000 + show(b"one")])
+    if engine == "pypdfium2":
+        del objects[10]
+    (tmp_path / "a.pdf").write_bytes(pdf(objects))
+    with pytest.raises(LoadError, match="no page can be read"):
+        read(tmp_path / "a.pdf")
 
 
 @pytest.mark.parametrize("size", [0, 5, 300, -200])
