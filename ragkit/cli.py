@@ -72,6 +72,7 @@ def add(
     chunk_tokens: Annotated[int | None, typer.Option(help="Tokens per chunk, at most.")] = None,
     chunk_overlap: Annotated[int | None, typer.Option(help="Tokens shared by neighbouring chunks.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens the encoder takes, at most.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Pixels of an image that the encoder sees, at most.")] = None,
     overflow: Annotated[str | None, typer.Option(help="What to do with longer units: error, truncate or window.")] = None,
     late_chunking: Annotated[
         bool | None, typer.Option("--late-chunking/--no-late-chunking", help="Each chunk's vector from its document's states.")
@@ -101,6 +102,7 @@ def add(
         "chunk_tokens": chunk_tokens,
         "chunk_overlap": chunk_overlap,
         "max_tokens": max_tokens,
+        "max_pixels": max_pixels,
         "overflow": overflow,
         "late_chunking": late_chunking,
         "contextual_headers": contextual_headers,

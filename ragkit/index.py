@@ -134,6 +134,7 @@ class Index:
         chunk_tokens: int | None = None,
         chunk_overlap: int | None = None,
         max_tokens: int | None = None,
+        max_pixels: int | None = None,
         overflow: str | None = None,
         late_chunking: str | bool | None = None,
         contextual_headers: bool | None = None,
@@ -149,7 +150,8 @@ class Index:
         (or "structure", "page", "whole", or a callable from Document to spans), chunk_tokens 256, chunk_overlap 0,
         overflow "error" (or "truncate", "window": what happens to `whole` units beyond the model's limit),
         late_chunking "auto" (off; True for models with mean pooling and token states), contextual_headers False (True
-        embeds a chunk behind its document's title and headings), recall 0.99. None means the default at creation and the
+        embeds a chunk behind its document's title and headings), max_pixels the model's own (of an image, for models that
+        see), recall 0.99. None means the default at creation and the
         stored value later; a value that disagrees with the stored recipe raises RecipeMismatch.
         `device` is this process's choice, not the recipe's.
         Raises NotAnIndex for a folder that holds something else, or for none when `create` is False.
@@ -161,6 +163,7 @@ class Index:
             "task": task,
             "dims": dims,
             "max_tokens": max_tokens,
+            "max_pixels": max_pixels,
             "overflow": overflow,
             "dtype": dtype,
             "late_chunking": late_chunking,
@@ -213,6 +216,7 @@ class Index:
                     dtype=stage.dtype,
                     task=stage.task,
                     max_tokens=stage.max_tokens,
+                    max_pixels=stage.max_pixels,
                 )
             if not self._encoder_checked:
                 _check_fingerprint(self.path, self._catalog, self._encoder, self.recipe.encode)
@@ -873,7 +877,12 @@ def _create(
         raise StorageError(f"cannot create {path}: {error.strerror}") from error
     # A wrong model or recipe must leave nothing behind, so both are settled before the first file is written.
     encoder = encoder or load_encoder(
-        name, device=device, dtype=given["dtype"], task=given["task"], max_tokens=given["max_tokens"]
+        name,
+        device=device,
+        dtype=given["dtype"],
+        task=given["task"],
+        max_tokens=given["max_tokens"],
+        max_pixels=given["max_pixels"],
     )
     recipe = _new_recipe(given, encoder)
     settings = _settings(recipe, encoder)
@@ -926,6 +935,7 @@ def _new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
                 task=given["task"],
                 dims=given["dims"],
                 max_tokens=max_tokens,
+                max_pixels=given["max_pixels"],
                 overflow=chosen("overflow", "error"),
                 dtype=card.dtype,
                 contextual_headers=headers,

@@ -54,6 +54,7 @@ class EncodeStage(_Stage):
     task: str | None = None
     dims: int | None = Field(default=None, ge=1)
     max_tokens: int = Field(ge=8)
+    max_pixels: int | None = Field(default=None, ge=1)  # of an image, for models that see; None for the model's own
     overflow: Overflow = "error"
     dtype: str = "float32"
     late_chunking: bool = False
@@ -96,6 +97,7 @@ KEYWORDS: dict[str, tuple[str, str]] = {
     "task": ("encode", "task"),
     "dims": ("encode", "dims"),
     "max_tokens": ("encode", "max_tokens"),
+    "max_pixels": ("encode", "max_pixels"),
     "overflow": ("encode", "overflow"),
     "dtype": ("encode", "dtype"),
     "late_chunking": ("encode", "late_chunking"),

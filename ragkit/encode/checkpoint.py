@@ -133,7 +133,12 @@ class StoredTensors:
 
     def __getitem__(self, name: str) -> Any:
         """A torch tensor, float32; float16 and bfloat16 widen exactly."""
-        return self._file.get_tensor(name).float()
+        return self.mapped(name).float()
+
+    def mapped(self, name: str) -> Any:
+        """A torch tensor as stored, a window into the file: what is read of it takes memory, and can be given back. Not to be
+        written to."""
+        return self._file.get_tensor(name)
 
 
 def digest_of(paths: Sequence[Path], *, root: Path) -> str:

@@ -366,25 +366,31 @@ class Towers:
         return kernels, kernels.place(self._weights)
 
 
+def _linear(kernels: TorchKernels, w: Weights, x: Tensor, weight: str, bias: str) -> Tensor:
+    """With a bias where there is one of that name."""
+    own = w.get(bias)
+    own = own if own is None else own.to(kernels.dtype)
+    return kernels.torch.nn.functional.linear(x.to(kernels.dtype), w[weight], own)
+
+
 def _read(kernels: TorchKernels, w: Weights, shape: ClipShape, ids: Sequence[Row], tasks: Sequence[str]) -> Tensor:
     """Token ids of several texts -> the last layer's states, packed (sum of lengths, d)."""
     torch, text, runs = kernels.torch, shape.text, runs_of([len(row) for row in ids])
-    functional = torch.nn.functional
 
     def linear(x: Tensor, name: str) -> Tensor:
-        return functional.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+        return _linear(kernels, w, x, f"{name}.weight", f"{name}.bias")
 
-    def norm(x: Tensor, name: str) -> Tensor:
-        return functional.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], text.layer_norm_eps)
+    def norm_of_sum(x: Tensor, y: Tensor, name: str) -> Tensor:
+        return kernels.norm_of_sum(x, y, w[f"{name}.weight"], w[f"{name}.bias"], text.layer_norm_eps)
 
     words = kernels.gather(w[f"{TEXT}.embeddings.word_embeddings.weight"], np.concatenate(ids))
-    x = norm(words + w[f"{TEXT}.embeddings.token_type_embeddings.weight"][0], f"{TEXT}.emb_ln")
+    x = norm_of_sum(words, w[f"{TEXT}.embeddings.token_type_embeddings.weight"][0], f"{TEXT}.emb_ln")
     for layer in range(text.num_hidden_layers):
         own = f"{TEXT}.encoder.layers.{layer}"
         mixed = _attention(torch, linear(x, f"{own}.mixer.Wqkv"), runs, text.num_attention_heads)
-        x = norm(x + linear(mixed, f"{own}.mixer.out_proj"), f"{own}.norm1")
+        x = norm_of_sum(linear(mixed, f"{own}.mixer.out_proj"), x, f"{own}.norm1")
         activated, gate = linear(x, f"{own}.mlp.gated_layers").chunk(2, dim=-1)
-        x = norm(x + linear(functional.gelu(activated) * gate, f"{own}.mlp.wo"), f"{own}.norm2")
+        x = norm_of_sum(linear(kernels.gelu(activated) * gate, f"{own}.mlp.wo"), x, f"{own}.norm2")
     return linear(x, "text_projection") if shape.add_projections else x  # linear: before or after the mean is the same
 
 
@@ -424,19 +430,20 @@ def _see(kernels: TorchKernels, w: Weights, shape: ClipShape, pixels: Floats) ->
     turn = _rotation(torch, vision, kernels.device)
 
     def linear(x: Tensor, name: str) -> Tensor:
-        return functional.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+        return _linear(kernels, w, x, f"{name}.weight", f"{name}.bias")
 
     def norm(x: Tensor, name: str) -> Tensor:
-        return functional.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], 1e-6)
+        return functional.layer_norm(x.float(), x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], 1e-6)
 
     def heads(x: Tensor, own: str, letter: str) -> Tensor:
-        x = functional.linear(x, w[f"{own}.attn.{letter}_proj.weight"], w.get(f"{own}.attn.{letter}_bias"))
+        x = _linear(kernels, w, x, f"{own}.attn.{letter}_proj.weight", f"{own}.attn.{letter}_bias")
         return x.view(n, -1, vision.width // vision.head_width, vision.head_width).transpose(1, 2)
 
     images = torch.from_numpy(np.ascontiguousarray(pixels)).to(kernels.device, kernels.dtype)
-    at = f"{VISION}.patch_embed.proj"
-    patches = functional.conv2d(images, w[f"{at}.weight"], w[f"{at}.bias"], stride=vision.patch_size).flatten(2).transpose(1, 2)
-    x = torch.cat([w[f"{VISION}.cls_token"].expand(n, -1, -1), patches], dim=1) + w[f"{VISION}.pos_embed"]
+    at, step = f"{VISION}.patch_embed.proj", vision.patch_size
+    patches = functional.conv2d(images, w[f"{at}.weight"], w[f"{at}.bias"].to(kernels.dtype), stride=step)
+    patches = patches.flatten(2).transpose(1, 2).float()
+    x = torch.cat([w[f"{VISION}.cls_token"].float().expand(n, -1, -1), patches], dim=1) + w[f"{VISION}.pos_embed"]
     for block in range(vision.layers):
         own = f"{VISION}.blocks.{block}"
         y = norm(x, f"{own}.norm1")

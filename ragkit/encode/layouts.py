@@ -16,6 +16,7 @@ from typing import Any
 
 from ragkit.encode.checkpoint import has_bert_layout, read_json, refuse_code
 from ragkit.encode.jina_v3_files import is_v3
+from ragkit.encode.jina_v4_files import is_v4
 from ragkit.errors import CheckpointError
 
 HEADER = 1 << 27  # bytes; the format's own limit is 100 MB
@@ -73,6 +74,7 @@ def _is_jina_clip_v1(folder: Path, config: dict[str, Any], names: frozenset[str]
 LAYOUTS = (
     Layout("bert", _is_bert, frozenset({"multi"})),
     Layout("jina_v3", is_v3, frozenset({"merge_adapters"})),
+    Layout("jina_v4", is_v4, frozenset({"max_pixels"})),
     Layout("jina_clip", _is_jina_clip_v1),
 )
 OTHERS = Layout("sentence_transformers", lambda folder, config, names: True)
