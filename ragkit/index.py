@@ -40,7 +40,7 @@ from ragkit.recipe import KEYWORDS, ChunkStage, EncodeStage, LoadStage, Recipe, 
 from ragkit.refine import CANDIDATES, Refinement, refine
 from ragkit.retrieve import Candidate, SearchOptions, citation, mean_vector, rank, read_hits, search
 from ragkit.store import DENSE, Snapshot, Store, Writer
-from ragkit.types import AddReport, Citation, Document, Floats, Hit, Hits, Page, Reason, Span
+from ragkit.types import AddReport, Citation, Document, Floats, Hit, Hits, Ints, Page, Reason, Span
 
 if TYPE_CHECKING:
     from ragkit.backup import BackupReport
@@ -55,6 +55,7 @@ PROBES = (
     "東京は日本の首都です。",
 )
 PROBE_COSINE = 0.999  # two builds of one model agree better than this, in bfloat16 too; two models do not
+LISTED = 500  # rows of documents read together
 LOCK_TIMEOUT = 10.0  # seconds
 CHUNK_TOKENS = 256
 STREAMED = 16  # hits, or documents, read from the catalog together when they are streamed
@@ -696,11 +697,17 @@ class Index:
         return self._documents(self._store.snapshot(), filters)
 
     def _documents(self, snapshot: Snapshot, filters: Filters | None) -> Iterator[DocumentRow]:
-        rows = self._catalog.documents(snapshot.commit.number)
         if filters is None:
-            return rows
-        allowed = set(self._columns.allowed(filters).tolist())
-        return (row for row in rows if row.id in allowed)
+            return self._catalog.documents(snapshot.commit.number)
+        allowed = self._columns.allowed(filters)
+        return self._visible(snapshot, allowed)
+
+    def _visible(self, snapshot: Snapshot, ids: Ints) -> Iterator[DocumentRow]:
+        """The document versions of the ids, ascending, that a snapshot sees."""
+        seen = np.setdiff1d(ids, snapshot.deleted, assume_unique=True)
+        for start in range(0, len(seen), LISTED):
+            rows = self._catalog.documents_by_id(seen[start : start + LISTED].tolist())
+            yield from (rows[id] for id in sorted(rows) if rows[id].added <= snapshot.commit.number)
 
     def stored(self, filters: Filters | None = None) -> Iterator[StoredDocument]:
         """The documents, or those that match a filter, with their texts and vectors, all of one commit, streamed."""

@@ -235,6 +235,7 @@ def read_hits(candidates: Sequence[Candidate], catalog: Catalog, *, scale: str, 
                 headings=unit.headings,
                 meta=document.meta,
                 via=candidate.via,
+                whole=document.units == 1,
                 reader=reader,
             )
         )

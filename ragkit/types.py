@@ -206,6 +206,7 @@ class Hit:
     headings: tuple[str, ...]
     meta: Mapping[str, Any]
     via: tuple[Reason, ...]
+    whole: bool = False  # the document has no other units
     reader: HitReader | None = field(default=None, repr=False)
 
     def expand(self, to: str | None = None, *, before: int = 0, after: int = 0) -> Hit:
