@@ -121,7 +121,7 @@ def disagreements(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
     """The keywords given (None means not given) that differ from the recipe, each as "name: stored X, given Y"."""
     result = []
     for name, value in given.items():
-        if value is None or (name == "late_chunking" and value == "auto"):
+        if value is None or (name in ("late_chunking", "dtype") and value == "auto"):
             continue
         stage, field = KEYWORDS[name]
         stored = getattr(getattr(recipe, stage), field)

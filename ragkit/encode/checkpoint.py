@@ -23,8 +23,8 @@ from ragkit.types import Floats
 
 # What modules.json of a sentence-transformers model may name: classes of that package, by their last component.
 KNOWN_MODULES = frozenset({
-    "Asym", "BoW", "CLIPModel", "CNN", "Dense", "Dropout", "LSTM", "LayerNorm", "Normalize", "Pooling", "Router",
-    "StaticEmbedding", "Transformer", "WeightedLayerPooling", "WordEmbeddings", "WordWeights",
+    "Asym", "BoW", "CLIPModel", "CNN", "Dense", "Dropout", "HierarchicalTokenPooling", "LSTM", "LayerNorm", "MultiVectorMask",
+    "Normalize", "Pooling", "Router", "StaticEmbedding", "Transformer", "WeightedLayerPooling", "WordEmbeddings", "WordWeights",
 })  # fmt: skip
 _LEGACY_POOLING = [
     f"pooling_mode_{kind}" for kind in
@@ -228,7 +228,11 @@ def has_bert_layout(folder: Path) -> bool:
     kinds = [module["type"].rpartition(".")[2] for module in modules]
     if not plain or kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or modules[0]["path"]:
         return False
-    if any((read_json(folder / "config_sentence_transformers.json", optional=True).get("prompts") or {}).values()):
+    settings = read_json(folder / "config_sentence_transformers.json", optional=True)
+    if (
+        any((settings.get("prompts") or {}).values())
+        or settings.get("model_type", "SentenceTransformer") != "SentenceTransformer"
+    ):
         return False
     pooling = read_json(folder / modules[1]["path"] / "config.json")
     if "pooling_mode" in pooling:
