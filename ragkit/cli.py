@@ -86,6 +86,9 @@ def add(
     exclude: Annotated[list[str] | None, typer.Option(help="No files that match this glob; may be repeated.")] = None,
     password: Annotated[str | None, typer.Option(envvar="RAGKIT_PASSWORD", help="For encrypted documents.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Parsing processes.")] = 1,
+    limit: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="What one document may cost (docs/limits.md); may be repeated.")
+    ] = None,
     prune: Annotated[
         bool, typer.Option("--prune", help="Then delete documents whose files beneath these sources are gone.")
     ] = False,
@@ -110,14 +113,17 @@ def add(
         "device": device,
     }
     from ragkit.ingest import paths_of
+    from ragkit.load import Limits
 
     paths_of(sources)  # what is not there is told before anything is made or loaded for it
+    limits = Limits.parse(limit or ())
     with _opened(index, **settings) as opened, _progress(quiet=quiet or as_json) as callback:
         report = opened.add(
             sources,
             include=include or (),
             exclude=exclude or (),
             password=password,
+            limits=limits,
             workers=workers,
             prune=prune,
             progress=callback,

@@ -1,13 +1,14 @@
 """How much one document may take before it is given up, and what a loader is told.
 
-Values only. The parent counts time from outside the child (`sandbox`); the child's own kernel limits hold memory; the
-rest is checked where the bytes are read and again, before anything is allocated, where the answer is received (`wire`).
+Values only; docs/limits.md is their table. The parent counts time from outside the child (`sandbox`); the child's own
+kernel limits hold memory; the rest is checked where the bytes are read and again, before anything is allocated, where the
+answer is received (`wire`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 
 from ragkit.errors import LimitExceeded
 
@@ -20,6 +21,9 @@ class Limits:
 
     seconds: float = 300.0  # wall time per document (per record of a JSONL file), while its results are being taken
     page_seconds: float = 30.0  # wall time per page
+    cpu_seconds: float = 240.0  # processor time per document
+    page_cpu_seconds: float = 25.0  # processor time per page
+    lost_pages: int = 3  # that may end their child; the document is read again without each. One more, and it fails
     memory: int = 4096 * MIB  # bytes of address space of the child
     file_bytes: int = 1024 * MIB  # of one file; of one line, where a file is read line by line
     pages: int = 10_000
@@ -27,12 +31,31 @@ class Limits:
     pixels: int = 50_000_000  # of one rendered page, and of an image that is a page
     inflated_bytes: int = 4096 * MIB  # that one file unpacks to, counted while unpacking, archives within archives included
     nesting: int = 4  # archives and messages within each other
+    output_bytes: int = 2048 * MIB  # of one answer of the child: a document's text, words and boxes, or a picture
     documents_per_child: int = 500  # a child is replaced after as many, so that what a parser leaks is given back
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
             if not getattr(self, name) > 0:
                 raise ValueError(f"Limits.{name} must be above 0, got {getattr(self, name)}")
+
+    @classmethod
+    def parse(cls, settings: Iterable[str]) -> Limits:
+        """Limits from "name=value" texts, as the command line takes them; the others stay at their defaults."""
+        given: dict[str, float] = {}
+        known = {one.name: one.type for one in fields(cls)}
+        for setting in settings:
+            name, _, value = setting.partition("=")
+            if name.strip() not in known:
+                raise ValueError(f"there is no limit {name.strip()!r}; they are {', '.join(known)}")
+            number = int if known[name.strip()] == "int" else float
+            try:
+                given[name.strip()] = number(value.strip().replace("_", ""))
+            except ValueError:
+                raise ValueError(
+                    f"the limit {name.strip()} needs a {number.__name__}, as {name.strip()}=60; got {value!r}"
+                ) from None
+        return cls(**given)  # type: ignore[arg-type]
 
 
 class Budget:
@@ -58,7 +81,8 @@ def _ignore(_page: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a loader is told beside the path. `on_page(number)` is called before each page, for the clock outside."""
+    """What a loader is told beside the path. `on_page(number)` is called before each page, for the clock
+    outside, and with 0 when no page is being read any more."""
 
     limits: Limits = field(default_factory=Limits)
     pdf_engine: str = "auto"  # "pymupdf", "pypdfium2", or "auto": the first of them that is installed

@@ -116,7 +116,7 @@ def _document(pdf: Engine, options: Options) -> Document:
     title = found["title"].strip()
     meta: dict[str, Any] = {"pages": count}
     if unread:
-        meta["unread"] = [f"page {number}: {reason}" for number, reason in unread.items()]
+        meta["unread"] = [why if why.startswith("page ") else f"page {number}: {why}" for number, why in unread.items()]
     if found["author"].strip().lower() not in _PLACEHOLDERS:
         meta["author"] = found["author"].strip()
     for name in ("created", "modified"):

@@ -63,15 +63,15 @@ class _Read:
 
 
 def assemble(pages: list[PageWords], *, on_page: Callable[[int], None]) -> tuple[str, tuple[Page, ...], tuple[Block, ...]]:
-    """The document's text, pages and blocks. `on_page(number)` is called as the work goes on."""
+    """The document's text, pages and blocks. `on_page(0)` says that no page is being read any more."""
+    on_page(0)
     pages = [_mended(page) for page in pages]
     parts = [_segments(pages[at : at + BATCH]) for at in range(0, len(pages), BATCH)]
     found = _furniture(parts, pages)
     vocabulary: set[str] = set()
     read: list[_Read] = []
     at = 0
-    for number, part in enumerate(parts):
-        on_page(min((number + 1) * BATCH, len(pages)))
+    for part in parts:
         size = len(part.segments.first)
         own = furniture.Furniture(found.roles[at : at + size], found.repeated[at : at + size])
         read += _read(part, own, lambda: vocabulary or _fill(vocabulary, pages))

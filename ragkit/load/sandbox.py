@@ -17,7 +17,7 @@ import sysconfig
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from typing import Any
 from ragkit.errors import LimitExceeded, LoadError
 from ragkit.load import wire
 from ragkit.load.discover import Source
+from ragkit.load.formats import format_of
 from ragkit.load.limits import Limits
 from ragkit.types import Document
 
@@ -65,9 +66,11 @@ class Child:
             self._selector.register(file, selectors.EVENT_READ)
         try:
             self.send({"kind": "limits", "limits": asdict(limits)})
-            header, _ = self.receive(time.monotonic() + _START_SECONDS)
+            began = time.monotonic()
+            header, _ = self.receive(lambda: began + _START_SECONDS - time.monotonic())
             if header["kind"] != "ready":
                 raise _ChildDied("the parser process did not start")
+            self.confined = tuple(header["confined"])
         except BaseException:
             self.close()
             raise
@@ -86,13 +89,22 @@ class Child:
         except OSError:
             raise _ChildDied(self._epitaph()) from None
 
-    def receive(self, deadline: float) -> tuple[dict[str, Any], memoryview]:
-        """The next frame. Raises TimeoutError at the deadline (monotonic seconds), _ChildDied, or LimitExceeded."""
-        head, body = wire.sizes(bytes(self._take(wire.PREFIX.size, deadline)), limits=self._limits)
-        header = wire.header_of(self._take(head, deadline))
-        return header, memoryview(self._take(body, deadline))
+    def cpu(self) -> float:
+        """Processor seconds the child has used so far; 0 where the system does not tell."""
+        if sys.platform != "linux":
+            return 0.0
+        with contextlib.suppress(OSError):
+            return time.clock_gettime(~self.pid << 3 | 2)  # the clock of a process, by its id (clock_getcpuclockid(3))
+        return 0.0
 
-    def _take(self, size: int, deadline: float) -> bytearray:
+    def receive(self, left: Callable[[], float]) -> tuple[dict[str, Any], memoryview]:
+        """The next frame. `left` tells how many seconds may pass until it is asked again; it may raise, and where it
+        gives none this raises TimeoutError. Also raises _ChildDied and LimitExceeded."""
+        head, body = wire.sizes(bytes(self._take(wire.PREFIX.size, left)), limits=self._limits)
+        header = wire.header_of(self._take(head, left))
+        return header, memoryview(self._take(body, left))
+
+    def _take(self, size: int, left: Callable[[], float]) -> bytearray:
         buffer = bytearray(size)
         view, got = memoryview(buffer), 0
         while got < size:
@@ -100,16 +112,15 @@ class Child:
             if count == 0:
                 raise _ChildDied(self._epitaph())
             if count is None:
-                self._wait(deadline)
+                self._wait(left())
             else:
                 got += count
         return buffer
 
-    def _wait(self, deadline: float) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0:
+    def _wait(self, seconds: float) -> None:
+        if seconds <= 0:
             raise TimeoutError
-        for key, _ in self._selector.select(left):
+        for key, _ in self._selector.select(seconds):
             if key.fileobj is self._errors:
                 self._listen()
 
@@ -147,6 +158,12 @@ class Child:
                 file.close()
 
 
+def _has_pages(source: Source) -> bool:
+    """Whether its loader can leave pages out."""
+    kind = format_of(source.path)
+    return kind is not None and kind.loader == "pdf"
+
+
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
@@ -163,6 +180,62 @@ def _environment() -> dict[str, str]:
     # One thread each: there is a child per worker, and every thread costs address space.
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return kept | threads | {"PYTHONIOENCODING": "utf-8", "PYTHONNOUSERSITE": os.environ.get("PYTHONNOUSERSITE", "")}
+
+
+class _Clock:
+    """Wall and processor time of a document and of the page it is at, against the limits."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.restart()
+
+    def restart(self, child: Child | None = None) -> None:
+        """A new document begins."""
+        self.page = 0
+        self._began = time.monotonic()
+        self._spent = 0.0  # processor time, in children before this one
+        self._from = child.cpu() if child else 0.0
+
+    def follow(self, child: Child) -> None:
+        """The document goes on, in this child."""
+        self._child, self.page = child, 0
+        self._from = self._seen = child.cpu()
+
+    def pause(self) -> None:
+        """The document goes on in another child than the one so far."""
+        self._spent += max(self._seen - self._from, 0.0)
+
+    def turn(self, page: int) -> None:
+        self.page, self._page_began, self._page_from = page, time.monotonic(), self._child.cpu()
+
+    def left(self) -> float:
+        """Seconds until the next limit could be reached. Raises LimitExceeded at the first that was."""
+        now, limits = time.monotonic(), self._limits
+        cpu = self._seen = self._child.cpu()
+        bounds = [
+            (limits.seconds, now - self._began, "s", "seconds"),
+            (limits.cpu_seconds, self._spent + cpu - self._from, "s of processor time", "cpu_seconds"),
+        ]
+        if self.page:
+            bounds += [
+                (limits.page_seconds, now - self._page_began, "s", "page_seconds"),
+                (limits.page_cpu_seconds, cpu - self._page_from, "s of processor time", "page_cpu_seconds"),
+            ]
+        for bound, used, unit, name in bounds:
+            if used >= bound:
+                whole = not name.startswith("page")
+                what = "" if whole else f"page {self.page} "
+                raise _OutOfTime(f"{what}took longer than {bound:g} {unit} (Limits.{name})", whole=whole)
+        # Processor time may pass faster than the clock on the wall, by as many threads as the child has.
+        return max(min((bound - used) / (4 if "cpu" in name else 1) for bound, used, _, name in bounds), 0.01)
+
+
+class _OutOfTime(LimitExceeded):
+    """`whole`: the document is, not only the page."""
+
+    def __init__(self, message: str, *, whole: bool) -> None:
+        super().__init__(message)
+        self.whole = whole
 
 
 class _Task:
@@ -319,25 +392,38 @@ class Parser:
             task.end(failure)
 
     def _results(self, task: _Task) -> Iterator[Result]:
-        request = {
-            "kind": "load",
-            "path": str(task.source.path),
-            "pdf_engine": self._pdf_engine,
-            "password": self._password,
-        }
-        for header, payload in self._conversation(request, task):
-            if header["kind"] == "document":
-                try:
-                    document = wire.unpack_document(header, payload, limits=self.limits)
-                except (wire.BrokenFrame, LimitExceeded) as error:
-                    yield error if isinstance(error, LimitExceeded) else LoadError(str(error))
-                    return  # what else this child says is not to be trusted: leaving puts it away
-                name = task.source.name
-                yield replace(document, id=f"{name}#{document.id}" if document.id else name)
-            elif header["kind"] == "error":
-                yield wire.unpack_error(header)
-            elif header["kind"] == "failed":
-                yield header["error"]
+        skip: dict[int, str] = {}
+        clock = _Clock(self.limits)
+        while True:
+            request = {
+                "kind": "load",
+                "path": str(task.source.path),
+                "pdf_engine": self._pdf_engine,
+                "password": self._password,
+                "skip": skip,
+            }
+            lost, reason = 0, ""
+            for header, payload in self._conversation(request, task, clock):
+                if header["kind"] == "document":
+                    try:
+                        document = wire.unpack_document(header, payload, limits=self.limits)
+                    except (wire.BrokenFrame, LimitExceeded) as error:
+                        yield error if isinstance(error, LimitExceeded) else LoadError(str(error))
+                        return  # what else this child says is not to be trusted: leaving puts it away
+                    name = task.source.name
+                    yield replace(document, id=f"{name}#{document.id}" if document.id else name)
+                elif header["kind"] == "error":
+                    yield wire.unpack_error(header)
+                elif header["kind"] == "failed":
+                    end, lost = header["error"], header["page"]
+                    reason = str(end)
+                    whole = isinstance(end, _OutOfTime) and end.whole
+                    if not lost or whole or lost in skip or len(skip) >= self.limits.lost_pages or not _has_pages(task.source):
+                        yield LimitExceeded(reason) if isinstance(end, _OutOfTime) else end
+                        return
+            if not lost:
+                return
+            skip[lost] = reason  # the document again, without the page that ended its child
 
     def render(self, path: str | Path, page_number: int, *, dpi: float | None = None, max_pixels: int | None = None) -> bytes:
         """A page of a file, counted from 1, as PNG bytes, rendered in a child. Raises LoadError or one of its kinds."""
@@ -353,57 +439,55 @@ class Parser:
             "password": self._password,
         }
         image: bytes | None = None
-        for header, payload in self._conversation(request, None):
+        for header, payload in self._conversation(request, None, _Clock(self.limits)):
             if header["kind"] == "image":
                 image = bytes(payload)
             elif header["kind"] == "error":
                 raise wire.unpack_error(header)
             elif header["kind"] == "failed":
-                raise header["error"]
+                raise LimitExceeded(str(header["error"])) if isinstance(header["error"], _OutOfTime) else header["error"]
         if image is None or not image.startswith(b"\x89PNG\r\n\x1a\n"):
             raise LoadError("the parser process sent no picture")
         return image
 
-    def _conversation(self, request: dict[str, Any], task: _Task | None) -> Iterator[tuple[dict[str, Any], memoryview]]:
-        """A request's answers up to its end. A child that fails is put away, and a frame "failed" with the error is last."""
+    def _conversation(
+        self, request: dict[str, Any], task: _Task | None, clock: _Clock
+    ) -> Iterator[tuple[dict[str, Any], memoryview]]:
+        """A request's answers up to its end. A child that fails is put away, and a frame "failed" with the error and the page
+        it was at is last."""
         child = None
-        page = 0
         try:
             child = self._borrow()
+            clock.follow(child)
             child.send(request)
-            document_began = page_began = time.monotonic()
+            if request["kind"] == "render":
+                clock.turn(request["page"])
             while True:
-                limits = self.limits
-                deadline = min(document_began + limits.seconds, page_began + limits.page_seconds if page else float("inf"))
-                header, payload = child.receive(deadline)
+                header, payload = child.receive(clock.left)
                 if header["kind"] == "end":
                     break
                 if header["kind"] == "page":
-                    page, page_began = int(header["page"]), time.monotonic()
+                    clock.turn(int(header["page"]))
                     continue
                 yield header, payload
                 if task is not None and task.dropped:
                     return  # the child is in the middle of something nobody wants: it is put away below
-                document_began, page = time.monotonic(), 0
+                clock.restart(child)
             child.served += 1
             self._give_back(child)
             child = None
-        except TimeoutError:
-            yield {"kind": "failed", "error": self._late(page)}, memoryview(b"")
         except (_ChildDied, wire.BrokenFrame, LimitExceeded) as error:
-            own = error if isinstance(error, LimitExceeded) else LoadError(str(error) + (f", on page {page}" if page else ""))
-            yield {"kind": "failed", "error": own}, memoryview(b"")
+            own = (
+                error
+                if isinstance(error, LimitExceeded)
+                else LoadError(str(error) + (f", on page {clock.page}" if clock.page else ""))
+            )
+            if child is not None:
+                clock.pause()
+            yield {"kind": "failed", "error": own, "page": clock.page}, memoryview(b"")
         finally:
             if child is not None:
                 self._put_away(child)
-
-    def _late(self, page: int) -> LimitExceeded:
-        limits = self.limits
-        if not page:
-            return LimitExceeded(f"took longer than {limits.seconds:g} s (Limits.seconds)")
-        return LimitExceeded(
-            f"took longer than {limits.page_seconds:g} s a page or {limits.seconds:g} s in all, at page {page} (Limits)"
-        )
 
     def _borrow(self) -> Child:
         with self._lock:

@@ -57,10 +57,9 @@ def sizes(prefix: bytes, *, limits: Limits) -> tuple[int, int]:
     magic, head, payload = PREFIX.unpack(prefix)
     if magic != MAGIC:
         raise BrokenFrame(f"the parser's answer does not begin a frame: {magic!r}")
-    # A character takes at most 4 bytes, and at most half of a text's characters begin a word (32 bytes of span and box).
-    most = limits.characters * 24 + limits.pages * 48 + (1 << 20)
-    if head > _HEADER or payload > max(most, limits.pixels * 4):
-        raise LimitExceeded(f"the parser's answer of {head + payload} bytes is over the limits on characters and pages")
+    if head > _HEADER or payload > limits.output_bytes:
+        most = min(_HEADER if head > _HEADER else limits.output_bytes, limits.output_bytes)
+        raise LimitExceeded(f"the parser's answer of {head + payload} bytes is over {most} (Limits.output_bytes)")
     return head, payload
 
 

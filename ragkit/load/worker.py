@@ -1,7 +1,7 @@
 """The child: reads files that nobody vouches for, so that nothing they do to a parser reaches the parent.
 
 `python -m ragkit.load.worker` reads requests from stdin and answers on stdout, in the frames of `wire`. It first takes
-from itself what parsing does not need: writing to files, gaining privileges, more memory than the limit. It ignores
+from itself what parsing does not need (`confine`): writing to files, the network, more memory than the limit. It ignores
 Ctrl-C, which is the parent's to decide, and ends when the parent does.
 """
 
@@ -11,21 +11,18 @@ import contextlib
 import fcntl
 import importlib
 import os
-import resource
 import signal
 import stat
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ragkit.errors import LimitExceeded, LoadError, UnsupportedFormat
 from ragkit.load import wire
+from ragkit.load.confine import confine
 from ragkit.load.formats import format_of, supported
 from ragkit.load.limits import Limits, Options
 from ragkit.types import Document
-
-_PR_SET_NO_NEW_PRIVS = 38
 
 
 def main() -> None:
@@ -38,8 +35,8 @@ def main() -> None:
         if first is None:
             return
         limits = Limits(**first["limits"])
-        _confine(limits)
-        _send(answers, wire.frame({"kind": "ready"}))
+        taken = confine(limits.memory)
+        _send(answers, wire.frame({"kind": "ready", "confined": taken}))
         while (request := _request(requests)) is not None:
             with _leash():
                 _answer(request, limits, answers)
@@ -72,26 +69,6 @@ def _send(answers: BinaryIO, frame: list[bytes | memoryview]) -> None:
         view = memoryview(part)
         while len(view):
             view = view[answers.write(view) :]
-
-
-def _confine(limits: Limits) -> None:
-    """Takes rights away, as far as the system knows how; none of it is needed to read a file."""
-    _lower(resource.RLIMIT_AS, limits.memory)
-    _lower(resource.RLIMIT_FSIZE, 0)  # writing to any file fails; pipes are not files
-    _lower(resource.RLIMIT_CORE, 0)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    if sys.platform == "linux":
-        import ctypes
-
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-
-
-def _lower(which: int, to: int) -> None:
-    _, hard = resource.getrlimit(which)
-    most = to if hard == resource.RLIM_INFINITY else min(to, hard)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(which, (most, most))
 
 
 @contextlib.contextmanager
@@ -167,7 +144,13 @@ def _load(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Iterato
     def on_page(number: int) -> None:
         _send(answers, wire.frame({"kind": "page", "page": number}))
 
-    options = Options(limits=limits, pdf_engine=request["pdf_engine"], password=request["password"], on_page=on_page)
+    options = Options(
+        limits=limits,
+        pdf_engine=request["pdf_engine"],
+        password=request["password"],
+        on_page=on_page,
+        skip={int(number): reason for number, reason in request["skip"].items()},
+    )
     from ragkit.load.finish import finished, iso
 
     loader = importlib.import_module(f"ragkit.load.{kind.loader}")

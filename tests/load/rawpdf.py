@@ -56,3 +56,21 @@ def simple(contents: list[bytes], *, page: bytes = b"", resources: bytes = b"", 
 def show(text: bytes, *, x: int = 50, y: int = 500, size: int = 11, before: bytes = b"") -> bytes:
     """Content that shows a line of text."""
     return b"BT %s /F1 %d Tf %d %d Td (%s) Tj ET\n" % (before, size, x, y, text)
+
+
+def nested_forms(depth: int, fan: int, *, number: int = 100) -> dict[int, bytes]:
+    """Form XObjects /X0 to /X{depth-1}, objects `number` and on: each shows the next `fan` times, the last a line of text."""
+    objects = {}
+    for level in range(depth):
+        last = level == depth - 1
+        content = show(b"deep", y=300) if last else b"/X%d Do " % (level + 1) * fan
+        inner = b"" if last else b"/XObject << /X%d %d 0 R >>" % (level + 1, number + level + 1)
+        head = b"/Type /XObject /Subtype /Form /BBox [0 0 400 600] /Resources << /Font << /F1 3 0 R >> %s >>" % inner
+        objects[number + level] = stream(content, head)
+    return objects
+
+
+def bomb(pages: list[bytes], *, at: int, depth: int = 9, fan: int = 12) -> bytes:
+    """A PDF of a few kilobytes whose page at index `at` shows fan ** (depth - 1) lines of text."""
+    contents = [content + (b"/X0 Do" if number == at else b"") for number, content in enumerate(pages)]
+    return pdf(simple(contents, resources=b"/XObject << /X0 100 0 R >>", more=nested_forms(depth, fan)))

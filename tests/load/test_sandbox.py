@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ import pytest
 from ragkit.errors import EncryptedDocument, LimitExceeded, LoadError, UnsupportedFormat
 from ragkit.load import Limits, Parser, Source, discover, wire
 from ragkit.load.pdf import ENGINES
+from ragkit.load.sandbox import Child
 from ragkit.types import Block, Document, Page, Span, Words
 from tests.load.conftest import source
 from tests.load.pages import Text, draw
+from tests.load.rawpdf import bomb, show
 
 Result = Document | LoadError
 
@@ -312,6 +315,122 @@ def test_a_child_has_few_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         child.send_signal(signal.SIGINT)
         assert text_of(one(parser, tmp_path / "a.txt")) == "hello there"
         assert parser.children() == (child.pid,)
+
+
+def test_a_page_that_ends_its_child_costs_that_page_only(tmp_path: Path, engine: str) -> None:
+    """A bomb of 5 KB: text extraction would take hours."""
+    path = write(tmp_path / "a.pdf", bomb([show(b"one"), show(b"two"), show(b"three")], at=1))
+    assert path.stat().st_size < 6000
+    began = time.monotonic()
+    with Parser(pdf_engine=engine, limits=Limits(page_seconds=1.5)) as parser:
+        result = one(parser, path)
+        assert isinstance(result, Document), result
+        assert result.text.split() == ["one", "three"]
+        assert result.meta["unread"] == ["page 2 took longer than 1.5 s (Limits.page_seconds)"]
+        assert len(result.pages) == 3
+        with pytest.raises(LimitExceeded, match="page 2 took longer"):
+            parser.render(path, 2)
+    assert time.monotonic() - began < 1.5 * 2 + 15  # children start between
+
+
+def test_processor_time_is_limited_by_page_and_by_document(tmp_path: Path, engine: str) -> None:
+    path = write(tmp_path / "a.pdf", bomb([show(b"one"), show(b"two")], at=1))
+    with Parser(pdf_engine=engine, limits=Limits(page_cpu_seconds=0.5)) as parser:
+        result = one(parser, path)
+    assert isinstance(result, Document), result
+    assert result.meta["unread"] == ["page 2 took longer than 0.5 s of processor time (Limits.page_cpu_seconds)"]
+    with Parser(pdf_engine=engine, limits=Limits(cpu_seconds=0.5)) as parser:
+        assert "0.5 s of processor time (Limits.cpu_seconds)" in str(one(parser, path))
+
+
+def test_time_is_counted_over_all_attempts_and_so_are_lost_pages(tmp_path: Path, engine: str) -> None:
+    pages = [show(b"page") + b"/X0 Do"] * 6
+    path = write(tmp_path / "a.pdf", bomb(pages, at=-1))
+    began = time.monotonic()
+    with Parser(pdf_engine=engine, limits=Limits(seconds=2.0, page_seconds=0.6)) as parser:
+        assert "took longer than 2 s (Limits.seconds)" in str(one(parser, path))
+    assert time.monotonic() - began < 2.0 + 10  # children start between
+    with Parser(pdf_engine=engine, limits=Limits(lost_pages=1, page_seconds=0.3)) as parser:
+        result = one(parser, path)
+    assert isinstance(result, LimitExceeded)
+    assert "page 2 took longer" in str(result)
+
+
+RIGHTS = """
+import errno, os, socket, sys
+from ragkit.load.confine import confine
+folder, parent = sys.argv[1], int(sys.argv[2])
+print(*confine(4 << 30))
+def tried(name, act):
+    try:
+        act()
+        print(name, "allowed")
+    except OSError as error:
+        print(name, errno.errorcode[error.errno])
+tried("read", lambda: open(folder + "/kept").read())
+tried("write", lambda: os.write(os.open(folder + "/kept", os.O_WRONLY), b"x"))
+tried("create", lambda: open(folder + "/new", "w"))
+tried("truncate", lambda: os.truncate(folder + "/kept", 0))
+tried("remove", lambda: os.unlink(folder + "/kept"))
+tried("rename", lambda: os.rename(folder + "/kept", folder + "/moved"))
+tried("folder", lambda: os.mkdir(folder + "/sub"))
+tried("null", lambda: open("/dev/null", "w").close())
+tried("internet", lambda: socket.socket(socket.AF_INET))
+tried("unix", lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+tried("signal", lambda: os.kill(parent, 0))
+tried("self", lambda: os.kill(os.getpid(), 0))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp are Linux's")
+def test_a_confined_process_changes_no_files_opens_no_sockets_and_signals_nobody(tmp_path: Path) -> None:
+    from ragkit.load.confine import landlock_version
+
+    write(tmp_path / "kept")
+    script = write(tmp_path / "rights.py", RIGHTS)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, str(script), str(tmp_path), str(os.getpid())]
+    lines = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
+    taken, found = lines[0].split(), dict(line.split() for line in lines[1:])
+    assert (tmp_path / "kept").read_text() == "hello there"
+    assert (found["read"], found["null"], found["self"]) == ("allowed", "allowed", "allowed")
+    if not {"landlock", "seccomp"} <= set(taken):
+        pytest.skip(f"this kernel gives only {taken}")
+    refused = ["write", "create", "remove", "rename", "folder", *(["truncate"] if landlock_version() >= 3 else [])]
+    assert {found[name] for name in refused} <= {"EACCES", "EXDEV"}, found
+    assert {found["internet"], found["unix"]} == {"EPERM"}
+    if landlock_version() >= 6:
+        assert found["signal"] == "EPERM"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
+def test_a_child_says_truly_how_it_is_confined() -> None:
+    child = Child(Limits())
+    try:
+        status = Path(f"/proc/{child.pid}/status").read_text()
+    finally:
+        child.close()
+    assert ("seccomp" in child.confined) == ("Seccomp:\t2" in status)
+
+
+def test_limits_are_read_from_the_command_line() -> None:
+    assert Limits.parse(["seconds=60", "pages = 1_000"]) == Limits(seconds=60, pages=1000)
+    for wrong, reason in (
+        ("page=3", "no limit 'page'"),
+        ("pages=many", "needs a int"),
+        ("pages", "needs a int"),
+        ("pages=0", "above 0"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            Limits.parse([wrong])
+
+
+def test_the_table_of_limits_is_true() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "limits.md").read_text()
+    units = {"s": 1, "": 1, "GiB": 1 << 30}
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) ?(\w*) \|", page, flags=re.MULTILINE)
+    told = {name: int(value.replace(",", "")) * units[unit] for name, value, unit in rows}
+    assert told == asdict(Limits())
 
 
 SCRIPT = """

@@ -1,0 +1,141 @@
+"""What a parser process may not do: it takes these rights from itself before it sees the first file, and cannot get them back.
+
+Resource limits hold everywhere; the rest as far as the kernel knows it, and `confine` says how far that was:
+
+- no writing: RLIMIT_FSIZE 0 (every POSIX system), and on Linux ≥ 5.13 Landlock, under which nothing can be created, removed,
+  renamed or truncated either. There is no scratch folder: no loader needs one. /dev/null may be written.
+- no network: on Linux a seccomp filter, under which there are no sockets, Unix ones included. TCP is refused by Landlock
+  too (Linux ≥ 6.7).
+- no other process: no tracing, no reading of others' memory (seccomp), no signals to them (Landlock, Linux ≥ 6.12).
+
+What stays possible: reading what the user may read. A parser taken over by a file can lie about it, and no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import platform
+import resource
+import signal
+import struct
+import sys
+from typing import Any
+
+_NO_NEW_PRIVS, _SET_SECCOMP, _FILTER = 38, 22, 2  # prctl(2)
+_LOAD, _EQUAL, _AT_LEAST, _GIVE = 0x20, 0x15, 0x35, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_RET|K
+_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000  # SECCOMP_RET_*
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
+_BENEATH = 1  # LANDLOCK_RULE_PATH_BENEATH
+
+# Landlock's rights to change files, by the version that brought them (landlock(7)).
+_WRITE_FILE, _TRUNCATE = 1 << 1, 1 << 14
+_CHANGES = {1: _WRITE_FILE | sum(1 << bit for bit in range(4, 13)), 2: 1 << 13, 3: _TRUNCATE, 5: 1 << 15}
+_TCP = 0b11  # bind, connect; version 4
+_SCOPE = 0b11  # abstract Unix sockets, signals; version 6
+
+# name: system call numbers on x86_64 and aarch64 (asm/unistd.h)
+_REFUSED = {
+    "socket": (41, 198),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "ptrace": (101, 117),
+    "mount": (165, 40),
+    "unshare": (272, 97),
+    "perf_event_open": (298, 241),
+    "setns": (308, 268),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "bpf": (321, 280),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),  # or it would make sockets unseen
+    "pidfd_getfd": (438, 438),
+}
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above; AUDIT_ARCH_*
+_X32 = 0x40000000  # x86_64's second set of numbers for the same calls
+
+
+def confine(memory: int) -> list[str]:
+    """Takes the rights away; `memory` in bytes of address space. Returns what this kernel took: "landlock", "seccomp"."""
+    _lower(resource.RLIMIT_AS, memory)
+    _lower(resource.RLIMIT_FSIZE, 0)  # writing to any file fails; pipes are not files
+    _lower(resource.RLIMIT_CORE, 0)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    taken: list[str] = []
+    if sys.platform != "linux":
+        return taken
+    libc = ctypes.CDLL(None, use_errno=True)
+    for name, take in (("landlock", _landlock), ("seccomp", _seccomp)):
+        with contextlib.suppress(OSError, AttributeError):
+            _call(libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))  # neither is given without
+            if take(libc):
+                taken.append(name)
+    return taken
+
+
+def landlock_version() -> int:
+    """The version of Landlock that the kernel knows, 0 for none."""
+    if sys.platform != "linux":
+        return 0
+    libc = ctypes.CDLL(None, use_errno=True)
+    return max(int(libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))), 0)
+
+
+def _lower(which: int, to: int) -> None:
+    _, hard = resource.getrlimit(which)
+    most = to if hard == resource.RLIM_INFINITY else min(to, hard)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(which, (most, most))
+
+
+def _call(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _landlock(libc: Any) -> bool:
+    """Every change to files is handled, and none allowed but writing to /dev/null."""
+    version = landlock_version()
+    if not version:
+        return False
+    rights = sum(right for since, right in _CHANGES.items() if since <= version)
+    fields = [rights, *([_TCP] if version >= 4 else []), *([_SCOPE] if version >= 6 else [])]
+    attributes = struct.pack(f"={len(fields)}Q", *fields)
+    ruleset = _call(libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
+    try:
+        null = os.open(os.devnull, os.O_PATH)
+        try:
+            rule = struct.pack("=Qi", rights & (_WRITE_FILE | _TRUNCATE), null)
+            _call(libc.syscall(_ADD_RULE, ruleset, _BENEATH, rule, ctypes.c_uint32(0)))
+        finally:
+            os.close(null)
+        _call(libc.syscall(_RESTRICT_SELF, ruleset, ctypes.c_uint32(0)))
+    finally:
+        os.close(ruleset)
+    return True
+
+
+def _seccomp(libc: Any) -> bool:
+    """A classic BPF program over the architecture and number of each system call: those refused fail with EPERM."""
+    if platform.machine() not in _ARCHITECTURES:
+        return False
+    column, architecture = _ARCHITECTURES[platform.machine()]
+    numbers = [row[column] for row in _REFUSED.values()]
+    refuse = 5 + len(numbers)  # the position of the last instruction; a jump counts from the one after it
+    program = [
+        (_LOAD, 0, 0, 4),
+        (_EQUAL, 0, refuse - 2, architecture),
+        (_LOAD, 0, 0, 0),
+        (_AT_LEAST, refuse - 4, 0, _X32),
+        *((_EQUAL, refuse - at, 0, number) for at, number in enumerate(numbers, start=5)),
+        (_GIVE, 0, 0, _ALLOW),
+        (_GIVE, 0, 0, _ERRNO | errno.EPERM),
+    ]
+    code = b"".join(struct.pack("=HBBI", *step) for step in program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    _call(libc.prctl(_SET_SECCOMP, _FILTER, struct.pack("@HP", len(program), ctypes.addressof(buffer)), 0, 0))
+    return True
