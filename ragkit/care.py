@@ -1,10 +1,10 @@
-"""The commands that keep an index whole: verify, compact, backup. `ragkit.cli` adds them to its own."""
+"""The commands that keep an index whole, and change it. `ragkit.cli` adds them to its own."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -86,4 +86,55 @@ def repair(
         raise typer.Exit(PARTLY)
 
 
-COMMANDS = (verify, repair, compact, backup)
+def migrate(
+    index: IndexPath,
+    model: Annotated[str | None, typer.Option(help="Another encoder, or the same where it became another.")] = None,
+    task: Annotated[str | None, typer.Option(help="The encoder's task, where it has several.")] = None,
+    dims: Annotated[int | None, typer.Option(help="Keep the first DIMS of each vector.")] = None,
+    chunker: Annotated[str | None, typer.Option(help="sentences, structure, page or whole.")] = None,
+    chunk_tokens: Annotated[int | None, typer.Option(help="Tokens per chunk, at most.")] = None,
+    chunk_overlap: Annotated[int | None, typer.Option(help="Tokens shared by neighbouring chunks.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens the encoder takes, at most.")] = None,
+    overflow: Annotated[str | None, typer.Option(help="What to do with longer units: error, truncate or window.")] = None,
+    late_chunking: Annotated[bool | None, typer.Option("--late-chunking/--no-late-chunking")] = None,
+    contextual_headers: Annotated[bool | None, typer.Option("--contextual-headers/--no-contextual-headers")] = None,
+    pdf_engine: Annotated[str | None, typer.Option(help="auto, pymupdf or pypdfium2.")] = None,
+    recall: Annotated[float | None, typer.Option(help="The share of the best ten that a compressed search must find.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, …")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Change what an index was built with, redoing only what the change reaches. Searches go on meanwhile."""
+    changes: dict[str, Any] = {
+        "model": model,
+        "task": task,
+        "dims": dims,
+        "chunker": chunker,
+        "chunk_tokens": chunk_tokens,
+        "chunk_overlap": chunk_overlap,
+        "max_tokens": max_tokens,
+        "overflow": overflow,
+        "late_chunking": late_chunking,
+        "contextual_headers": contextual_headers,
+        "pdf_engine": pdf_engine,
+        "recall": recall,
+        "dtype": dtype,
+    }
+    with opened(index, create=False, device=device) as library, bar("migrating", quiet=quiet or as_json) as progress:
+        report = library.rebuild(**changes, progress=progress)
+    if as_json:
+        print_json(asdict(report))
+        return
+    told = {
+        "nothing": "nothing to do: the index is as asked for",
+        "settings": "done: no vector had to change",
+        "rows": "done: the stored vectors were rewritten, and nothing was embedded",
+        "embedded": f"done: {report.documents} documents were embedded again, as {report.units} units",
+    }
+    print(told[report.done])
+    if report.to_parse:
+        print(f"{report.to_parse} PDF documents are parsed anew when their files are next added: ragkit add {index} FILES")
+
+
+COMMANDS = (verify, repair, compact, backup, migrate)

@@ -44,6 +44,7 @@ from ragkit.types import AddReport, Citation, Document, Floats, Hit, Hits, Ints,
 
 if TYPE_CHECKING:
     from ragkit.backup import BackupReport
+    from ragkit.rebuild import RebuildReport
     from ragkit.repair import RepairReport
     from ragkit.verify import Finding
 
@@ -115,6 +116,7 @@ class Index:
         self._encoder = encoder
         self._chunker = chunker
         self._device = device
+        self._followed: Mapping[str, Any] | None = None  # the stored recipe that `recipe` was read from
         self._encoder_checked = False
         self._encoder_lock = threading.Lock()
         self._columns = FieldColumns(lambda after: catalog.versions(after=after))
@@ -181,7 +183,7 @@ class Index:
             if differing := disagreements(recipe, given):
                 raise RecipeMismatch(
                     f"{path} was built with other settings ({'; '.join(differing)}). Leave them out to use the stored ones, "
-                    "or build a new index with these in another folder."
+                    f"or change the index: {_migrate_command(path, recipe, given)}"
                 )
         except BaseException:
             catalog.close()
@@ -264,6 +266,8 @@ class Index:
             return self._ingest(writer, options).run(target)
 
     def _ingest(self, writer: Writer, options: AddOptions) -> Ingest:
+        if not writer.mending:
+            self._view()  # nobody else changes the recipe while we hold the lock
         chunker = self._chunker_or_name()
         return Ingest(self._store, writer, recipe=self.recipe, encoder=self.encoder, chunker=chunker, options=options)
 
@@ -304,6 +308,72 @@ class Index:
         """Rewrite all segments as one, without deleted rows. Searching goes on meanwhile; answers do not change."""
         with self._store.writer(timeout=lock_timeout) as writer:
             writer.commit("compact", recipe_hash=self.recipe.hash, merge=True)
+
+    def rebuild(
+        self,
+        *,
+        chunker: str | Callable[[Document], Iterable[Any]] | None = None,
+        model: str | Encoder | None = None,
+        progress: Callback | None = None,
+        lock_timeout: float = LOCK_TIMEOUT,
+        **changes: Any,
+    ) -> RebuildReport:
+        """Change the recipe of the index, by the keywords of `open`, redoing only what the change reaches.
+
+        Fewer `dims` cut the stored vectors; another `chunker` or `model` embeds again, from the stored texts, beside the
+        index, and takes its place in one commit. Searches go on meanwhile. `model` alone, with the name it has, embeds again
+        where the model itself became another. Raises ValueError, and StorageError where a document cannot be made by the
+        new recipe: then nothing is changed.
+        """
+        from ragkit.rebuild import PDF, RebuildReport, reach, rebuild_beside, rewrite
+
+        if unknown := set(changes) - set(KEYWORDS):
+            raise TypeError(f"rebuild() takes the settings {', '.join(KEYWORDS)}; got {sorted(unknown)[0]!r}")
+        given = {name: value for name, value in changes.items() if value is not None}
+        if chunker is not None:
+            given["chunker"] = chunker_name(chunker)
+        with self._store.writer(timeout=lock_timeout) as writer:
+            self._view()
+            old = self.recipe
+            encoder = self._encoder_for(old, model, given)
+            new = _new_recipe(_changed(old, encoder, given), encoder)
+            settings = _settings(new, encoder)
+            same_model = encoder.card.fingerprint == self._catalog.setting("fingerprint") and (
+                model is None or _probes_agree(self._catalog, encoder, old.encode) >= PROBE_COSINE
+            )
+            done = reach(old, new, width=old.encode.dims or encoder.card.dims, same_model=same_model)
+            if done == "nothing":
+                return RebuildReport(done)
+            if done != "embedded":
+                rewrite(self._store, writer, old, new, settings, rows=done == "rows")
+            else:
+                how = chunker if callable(chunker) else self._chunker_or_name() if old.chunk == new.chunk else new.chunk.chunker
+                options = AddOptions(progress=progress)
+
+                def ingest(store: Store, writer: Writer) -> Ingest:
+                    return Ingest(store, writer, recipe=new, encoder=encoder, chunker=how, options=options)
+
+                counts = rebuild_beside(self._store, old, new, settings, ingest=ingest, lock_timeout=lock_timeout)
+        self._chunker = chunker if callable(chunker) else self._chunker
+        self._view()
+        with self._encoder_lock:
+            self._encoder, self._encoder_checked = encoder, True
+        to_parse = sum(row.mime == PDF for row in self.documents()) if old.load != new.load else 0
+        return RebuildReport(done, *(counts if done == "embedded" else (0, 0)), to_parse=to_parse)
+
+    def _encoder_for(self, recipe: Recipe, model: str | Encoder | None, given: Mapping[str, Any]) -> Encoder:
+        """The encoder that a changed recipe asks for: the index's own, unless the change is of the model."""
+        if model is not None and not isinstance(model, str):
+            return model
+        if model is None and not given.keys() & {"task", "max_tokens", "dtype"}:
+            return self.encoder
+        stage = recipe.encode
+        name = resolve_name(model) if model is not None else stage.model
+        same = name == stage.model
+        kept = {"task": stage.task, "max_tokens": stage.max_tokens, "dtype": stage.dtype} if same else {}
+        chosen = {**kept, **{name: given[name] for name in ("task", "max_tokens", "dtype") if name in given}}
+        revision = stage.revision or None if same and model is None else None
+        return load_encoder(name, device=self._device, revision=revision, **chosen)
 
     def _named(self, reference: str) -> list[DocumentRow]:
         rows = self._catalog.resolve(reference)
@@ -399,8 +469,9 @@ class Index:
             raise ValueError("phrasings are of one query; with a list of queries, search once for each")
         options = self._options(mode, dims, min_score, group_by, weights, rrf, exact, degraded)
         asked = _checked_queries([*queries, *refinement.phrasings])
-        vectors = self._query_vectors(asked, vector, single=isinstance(query, str)) if DENSE in options.spaces and asked else None
-        snapshot = self._store.intact() if degraded else self._store.snapshot()
+        snapshot, vectors = self._asked(
+            asked, options, given=vector if vector is None or not isinstance(query, str) else [vector]
+        )
         allowed = None if filters is None else self._columns.allowed(filters)
         found = search(
             snapshot,
@@ -466,8 +537,7 @@ class Index:
         _check_k(k)
         options = self._options(mode, dims, min_score, group_by, weights, rrf, exact)
         queries = _checked_queries([query])
-        vectors = self._encode_queries(queries) if DENSE in options.spaces else None
-        snapshot = self._store.snapshot()
+        snapshot, vectors = self._asked(queries, options)
         allowed = None if filters is None else self._columns.allowed(filters)
         [(ranked, _)] = rank(snapshot, self._catalog, queries=queries, vectors=vectors, k=k, allowed=allowed, options=options)
         return self._stream(snapshot, ranked, options.scale)
@@ -502,14 +572,36 @@ class Index:
         """`delete` in a thread."""
         return await asyncio.to_thread(self.delete, reference, **options)
 
-    def _query_vectors(self, queries: Sequence[str], given: Any, *, single: bool) -> Floats:
+    def _query_vectors(self, queries: Sequence[str], given: Any) -> Floats:
         """(q, d) unit rows: those given, or the queries embedded."""
         if given is None:
             return self._encode_queries(queries)
-        rows = unit_vectors([given] if single else given, self.recipe.encode.dims or self.encoder.card.dims)
+        rows = unit_vectors(given, self.recipe.encode.dims or self.encoder.card.dims)
         if len(rows) != len(queries):
             raise ValueError(f"{len(queries)} queries and phrasings need as many vectors, got {len(rows)}")
         return rows
+
+    def _asked(self, queries: Sequence[str], options: SearchOptions, *, given: Any = None) -> tuple[Snapshot, Floats | None]:
+        """One commit, and the queries' vectors by the very model that its vectors are of, should that change meanwhile."""
+        while True:
+            snapshot = self._view(degraded=options.degraded)
+            recipe = self.recipe
+            vectors = self._query_vectors(queries, given) if DENSE in options.spaces and queries else None
+            if self.recipe is recipe:
+                return snapshot, vectors
+
+    def _view(self, *, degraded: bool = False) -> Snapshot:
+        """The newest commit; where it changed the recipe, the index goes by the new one from here on."""
+        snapshot = self._store.intact() if degraded else self._store.snapshot()
+        with self._encoder_lock:
+            if snapshot.recipe != self._followed:
+                recipe = Recipe.model_validate(snapshot.recipe)
+                if recipe != self.recipe:
+                    self.recipe = recipe
+                    self._store.recall = recipe.store.recall
+                    self._encoder, self._encoder_checked = None, False
+                self._followed = snapshot.recipe
+        return snapshot
 
     def _encode_queries(self, queries: Sequence[str]) -> Floats:
         stage = self.recipe.encode
@@ -533,11 +625,9 @@ class Index:
         """The k best hits in one document, by the row that `documents()` or `find()` gave: names may be shared, rows are not."""
         _check_k(k)
         options = SearchOptions(mode=mode)
-        vectors = self._encode_queries([query]) if DENSE in options.spaces else None
+        snapshot, vectors = self._asked([query], options)
         allowed = np.array([row.id], dtype=np.int64)
-        return search(
-            self._store.snapshot(), self._catalog, queries=[query], vectors=vectors, k=k, allowed=allowed, options=options
-        )[0]
+        return search(snapshot, self._catalog, queries=[query], vectors=vectors, k=k, allowed=allowed, options=options)[0]
 
     def similar(self, reference: str | int, k: int = 10, *, filters: Filters | None = None, dims: int | None = None) -> list[Hit]:
         """The documents most like one in the index, each by its best unit; the document itself is left out.
@@ -754,6 +844,12 @@ def _checked_queries(queries: Sequence[Any]) -> list[str]:
     return list(queries)
 
 
+def _migrate_command(path: Path, recipe: Recipe, given: Mapping[str, Any]) -> str:
+    from ragkit.rebuild import command
+
+    return command(path, [(name, given[name]) for name in (one.partition(":")[0] for one in disagreements(recipe, given))])
+
+
 def _check_k(k: int) -> None:
     if isinstance(k, bool) or not isinstance(k, int):
         raise TypeError(f"k is a number of hits, an int, got {k!r}")
@@ -796,7 +892,7 @@ def _create(
         max_pixels=given["max_pixels"],
     )
     recipe = _new_recipe(given, encoder)
-    settings = {"recipe": recipe.model_dump(), "fingerprint": encoder.card.fingerprint, "probes": _probes(encoder, recipe.encode)}
+    settings = _settings(recipe, encoder)
     with writer_lock(path / "LOCK", timeout=LOCK_TIMEOUT):
         existing = _existing(path)  # another process may have been quicker
         if existing is None:
@@ -858,11 +954,24 @@ def _new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
         raise ValueError("; ".join(_complaint(one) for one in error.errors())) from None
 
 
+def _changed(old: Recipe, encoder: Encoder, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of `open` that make the changed recipe; what belongs to a model goes with it."""
+    stored = {name: getattr(getattr(old, stage), field) for name, (stage, field) in KEYWORDS.items()}
+    if encoder.card.name != old.encode.model:
+        stored |= dict.fromkeys(("task", "dims", "max_tokens", "dtype"))
+    return {**stored, **given}
+
+
 def _complaint(error: Any) -> str:
     """What pydantic says of a stage's field, under the keyword of Index.open that set it."""
     field = str(error["loc"][-1]) if error["loc"] else ""
     name = next((name for name, (_, known) in KEYWORDS.items() if known == field), field)
     return f"{name}: {error['msg']}, got {error['input']!r}" if name else str(error["msg"])
+
+
+def _settings(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
+    """What the catalog keeps of a recipe and its encoder."""
+    return {"recipe": recipe.model_dump(), "fingerprint": encoder.card.fingerprint, "probes": _probes(encoder, recipe.encode)}
 
 
 def _probes(encoder: Encoder, stage: EncodeStage) -> dict[str, str]:
@@ -879,18 +988,25 @@ def _check_fingerprint(path: Path, catalog: Catalog, encoder: Encoder, stage: En
     if encoder.card.fingerprint != stored:
         raise FingerprintMismatch(
             f"{path} was built with {stage.model} ({stored[:12]}), but this encoder is {encoder.card.name} "
-            f"({encoder.card.fingerprint[:12]}). Open it with the first, or build a new index in another folder."
+            f"({encoder.card.fingerprint[:12]}). Open it with the first, or embed its documents again with this one: "
+            f"ragkit migrate {path} --model {encoder.card.name}"
         )
+    cosine = _probes_agree(catalog, encoder, stage)
+    if cosine < PROBE_COSINE:
+        raise FingerprintMismatch(
+            f"{encoder.card.name} calls itself the model that built {path}, but a probe text comes out at cosine "
+            f"{cosine:.4f} to the stored vector, below {PROBE_COSINE}: its weights or its software differ. "
+            f"Put back what it was, or embed all documents again: ragkit migrate {path} --model {encoder.card.name}"
+        )
+
+
+def _probes_agree(catalog: Catalog, encoder: Encoder, stage: EncodeStage) -> float:
+    """The least cosine between the stored vectors of the probe texts and those that this encoder makes."""
     probes = catalog.setting("probes")
     texts = list(probes)
     if not texts:
-        return
+        return 1.0
     expected = np.stack([np.frombuffer(base64.b64decode(probes[text]), dtype="<f4") for text in texts])
     rows = encoder.encode_document(texts, task=stage.task, truncate_dim=stage.dims, truncate=True).dense
     assert rows is not None
-    cosines = (rows * expected).sum(axis=1)
-    if cosines.min() < PROBE_COSINE:
-        raise FingerprintMismatch(
-            f"{encoder.card.name} calls itself the model that built {path}, but a probe text comes out at cosine "
-            f"{cosines.min():.4f} to the stored vector, below {PROBE_COSINE}: its weights or its software differ."
-        )
+    return float((rows * expected).sum(axis=1).min())

@@ -131,10 +131,11 @@ class Ingest:
         fields = {name: tuple(outcomes) for name, outcomes in self._outcomes.items()}
         return AddReport(**fields, truncated=self._truncated, seconds=time.monotonic() - started)
 
-    def run_stored(self, source: Catalog, rows: Iterable[DocumentRow], *, replaces: bool) -> AddReport:
+    def run_stored(self, source: Catalog, rows: Iterable[DocumentRow], *, replaces: bool, total: int = 0) -> AddReport:
         """Documents that a catalog holds, chunked and encoded anew, not parsed: each a new version of itself in this index
         where `replaces`, else of the one that has its identity here, unless that is the same already."""
         started = time.monotonic()
+        self._total = total or None
         for row in rows:
             former = row if replaces else self._former(row.identity)
             if replaces or not self._settled(former, row.content_hash):

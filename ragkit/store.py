@@ -30,7 +30,7 @@ from ragkit.catalog.catalog import Catalog, Change, Commit, NewDocument, Origin,
 from ragkit.checked import CheckedFolder, FileRecord, seal, sync_file, write_array, writing
 from ragkit.errors import Damaged, IndexLocked, StorageError
 from ragkit.locks import Pin, remove_unused, writer_lock
-from ragkit.ragged import top_k
+from ragkit.ragged import top_k, truncate_dims
 from ragkit.types import Chunk, Document, Floats, Ints
 from ragkit.vectors.dense import DenseReader, near_duplicates, write_dense
 from ragkit.vectors.lexical import LexicalReader, write_generation
@@ -122,8 +122,10 @@ class Snapshot:
         lexical_pin: Pin | None,
         deleted: Ints,
         missing: Sequence[str] = (),
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
         self.commit = commit
+        self.recipe = recipe  # what made its vectors
         self.segments = tuple(segments)
         self.lexical = lexical  # None where it is damaged, which only `Store.intact` lets pass
         self.missing = tuple(missing)  # what `Store.intact` left out
@@ -220,10 +222,12 @@ def _best(parts: Sequence[tuple[Ints, Floats]], k: int) -> tuple[Ints, Floats]:
 class Store:
     """The folder of an index. Thread-safe for readers; `writer()` admits one at a time, across processes."""
 
-    def __init__(self, path: Path, catalog: Catalog, *, recall: float) -> None:
+    def __init__(self, path: Path, catalog: Catalog, *, recall: float, numbers: Catalog | None = None) -> None:
+        """`numbers` is whose counters give out ids and keys, where that is another index: see `ragkit.rebuild`."""
         self.path = path
         self.catalog = catalog
-        self._recall = recall
+        self.recall = recall
+        self.numbers = numbers or catalog
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._snapshot: Snapshot | None = None
@@ -267,9 +271,12 @@ class Store:
             segments = [known.get(row.id) or self._open_segment(row) for row in rows]
             deleted = self.catalog.deleted_documents(commit.number)
             lexical_folder = CheckedFolder(folder, self.catalog.files(commit.lexical), mend=f"ragkit repair {self.path}")
+            recipe = self.catalog.setting("recipe")
             if self.catalog.latest().number != commit.number:
                 return None
-            return Snapshot(commit, segments, lexical=LexicalReader(lexical_folder), lexical_pin=pin, deleted=deleted)
+            return Snapshot(
+                commit, segments, lexical=LexicalReader(lexical_folder), lexical_pin=pin, deleted=deleted, recipe=recipe
+            )
         except (FileNotFoundError, StorageError) as error:
             if self.catalog.latest().number != commit.number:
                 return None
@@ -308,7 +315,8 @@ class Store:
         deleted, doubtful = self.catalog.deleted_or_damaged(commit.number)
         if doubtful:
             missing.append(f"{doubtful} documents: their rows in the catalog are damaged")
-        return Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, missing=missing)
+        recipe = self.catalog.setting("recipe")
+        return Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, missing=missing, recipe=recipe)
 
     def _open_segment(self, row: SegmentRow) -> Segment:
         return Segment(self.path / "segments" / row.id, row, self.catalog.files(row.id))
@@ -366,7 +374,7 @@ class Writer:
 
     def __init__(self, store: Store, *, mending: bool = False) -> None:
         self._store = store
-        self._mending = mending
+        self.mending = mending
 
     def commit(
         self,
@@ -378,17 +386,24 @@ class Writer:
         merge: bool = False,
         salvaged: Mapping[str, Salvaged | None] | None = None,
         fresh_words: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        dims: int | None = None,
+        unmade: Sequence[str] = (),
     ) -> None:
         """Make documents and deletions visible, all at once. `delete` are ids of versions; `merge` all segments into one.
 
         salvaged: damaged segments to retire, by id, each with the rows that were saved of it. fresh_words: make the lexical
-        index anew from the catalog, as is done where it is damaged.
+        index anew from the catalog, as is done where it is damaged. settings: change them too; dims: cut the rows to as many,
+        with `merge`; unmade: see `Change`.
         """
         store = self._store
-        snapshot = store.intact() if self._mending else store.snapshot()
+        snapshot = store.intact() if self.mending else store.snapshot()
         salvaged = salvaged or {}
         documents, dense = self._reserve(prepared)
         deleted = sorted({*delete, *(one.replaces for one in prepared if one.replaces is not None)})
+        if merge and dims is not None:
+            for segment in snapshot.segments:
+                segment.verify()  # one that is damaged must not stay behind as wide as it was
         absorbed: list[Segment | Salvaged] = [*self._absorbed(snapshot, rows=dense, deleted=deleted, merge=merge)]
         retired = [segment.row.id for segment in absorbed if isinstance(segment, Segment)]
         absorbed += [rows for rows in salvaged.values() if rows is not None]
@@ -401,14 +416,16 @@ class Writer:
             documents=documents,
             deleted_documents=deleted,
             retired_segments=[*retired, *salvaged],
+            settings=settings or {},
+            unmade=unmade,
         )
         with writing(store.path):
             if dense is not None or absorbed:
-                change = self._write_segment(change, absorbed, dense)
+                change = self._write_segment(change, absorbed, dense, dims=dims)
             change = self._write_lexical(change, snapshot, fresh=fresh_words or snapshot.lexical is None)
         store.catalog.commit(change)
         del snapshot, absorbed  # they hold the folders that refresh is about to remove
-        if not self._mending:
+        if not self.mending:
             store.refresh()
 
     def _reserve(self, prepared: Sequence[Prepared]) -> tuple[list[NewDocument], Floats | None]:
@@ -416,7 +433,7 @@ class Writer:
         counts = [len(one.chunks) for one in prepared]
         if not prepared:
             return [], None
-        document, key = self._store.catalog.reserve(documents=len(prepared), units=sum(counts))
+        document, key = self._store.numbers.reserve(documents=len(prepared), units=sum(counts))
         documents = []
         for one in prepared:
             units = tuple(UnitRow(key + at, document, "chunk", chunk.span, chunk.headings) for at, chunk in enumerate(one.chunks))
@@ -439,7 +456,9 @@ class Writer:
         segments = snapshot.segments
         return [segments[position] for position in chosen if shares[position] == 1 or segments[position].readable()]
 
-    def _write_segment(self, change: Change, absorbed: Sequence[Segment | Salvaged], dense: Floats | None) -> Change:
+    def _write_segment(
+        self, change: Change, absorbed: Sequence[Segment | Salvaged], dense: Floats | None, *, dims: int | None = None
+    ) -> Change:
         store = self._store
         dead = np.union1d(store.catalog.deleted_documents(change.number - 1), np.array(change.deleted_documents, dtype=np.int64))
         live = [np.flatnonzero(~np.isin(segment.documents, dead)) for segment in absorbed]
@@ -456,7 +475,7 @@ class Writer:
         folder.mkdir()
         write_array(folder / "keys.npy", np.concatenate(keys))
         write_array(folder / "documents.npy", np.concatenate(documents))
-        write_dense(folder, DENSE, _dense_blocks(absorbed, live, dense), recall=store._recall)
+        write_dense(folder, DENSE, _cut(_dense_blocks(absorbed, live, dense), dims), recall=store.recall)
         records = seal(folder)
         sync_file(folder.parent)
         row = SegmentRow(name, total, sum(record.size for record in records), (DENSE,))
@@ -506,6 +525,10 @@ def _dense_blocks(
             yield segment.dense.rows(positions[start : start + ROWS])
     if dense is not None:
         yield dense
+
+
+def _cut(blocks: Iterator[Floats], dims: int | None) -> Iterator[Floats]:
+    return blocks if dims is None else (truncate_dims(block, dims) for block in blocks)
 
 
 def merge_policy(sizes: Sequence[int], *, new: int, dead: Sequence[float]) -> list[int]:

@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -141,6 +141,8 @@ class Change:
     segment: SegmentRow | None = None
     segment_files: Sequence[FileRecord] = ()
     retired_segments: Sequence[str] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)  # that change with it; with a recipe, all documents get its hash
+    unmade: Sequence[str] = ()  # media types of documents that the new recipe would parse otherwise: they get none
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,10 +251,10 @@ class Catalog:
         catalog = cls(path)
         with catalog.writing() as connection:
             s.metadata.create_all(connection)
-            _store_settings(connection, {"format": s.FORMAT, **settings})
+            store_settings(connection, {"format": s.FORMAT, **settings})
             insert_rows(connection, s.counters, [{"name": "document", "next": 1}, {"name": "key", "next": 1}])
-            _insert_files(connection, lexical, lexical_files)
-            insert_rows(connection, s.commits, [_commit_row(1, "create", lexical, documents=0, units=0)])
+            insert_files(connection, lexical, lexical_files)
+            insert_rows(connection, s.commits, [commit_row(1, "create", lexical, documents=0, units=0)])
         catalog.close()
 
     @property
@@ -280,28 +282,22 @@ class Catalog:
                 f"commit {change.number} was prepared on top of {change.number - 1}, but the index is at {before.number}"
             )
         with self.writing() as connection:
-            gone = _end_lives(connection, s.documents, change.deleted_documents, change.number)
-            _end_lives(connection, s.segments, change.retired_segments, change.number)
+            gone = end_lives(connection, s.documents, change.deleted_documents, change.number)
+            end_lives(connection, s.segments, change.retired_segments, change.number)
+            if change.settings:
+                store_settings(connection, change.settings)
+                _stamp(connection, change)
             for document in change.documents:
                 _insert_document(connection, document, change)
             if change.segment is not None:
-                row = change.segment
-                fields = {
-                    "id": row.id,
-                    "rows": row.rows,
-                    "bytes": row.bytes,
-                    "spaces": json.dumps(row.spaces),
-                    "added": change.number,
-                }
-                insert_rows(connection, s.segments, [fields])
-                _insert_files(connection, row.id, change.segment_files)
-            _insert_files(connection, change.lexical, change.lexical_files)
+                insert_segment(connection, change.segment, change.segment_files, commit=change.number)
+            insert_files(connection, change.lexical, change.lexical_files)
             added_units = sum(len(document.units) for document in change.documents)
             totals = {
                 "documents": before.documents + len(change.documents) - len(gone),
                 "units": before.units + added_units - sum(row["units"] for row in gone),
             }
-            insert_rows(connection, s.commits, [_commit_row(change.number, change.kind, change.lexical, **totals)])
+            insert_rows(connection, s.commits, [commit_row(change.number, change.kind, change.lexical, **totals)])
             _clear_failures(connection, [document.origin.identity for document in change.documents])
 
     def purge(self, *, before: int, keep: Ints) -> None:
@@ -681,14 +677,32 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str
         connection.execute(insert(table), [s.summed(table, row) for row in rows])
 
 
-def _insert_files(connection: Connection, folder: str, records: Sequence[FileRecord]) -> None:
+def insert_segment(connection: Connection, row: SegmentRow, files: Sequence[FileRecord], *, commit: int) -> None:
+    fields = {"id": row.id, "rows": row.rows, "bytes": row.bytes, "spaces": json.dumps(row.spaces), "added": commit}
+    insert_rows(connection, s.segments, [fields])
+    insert_files(connection, row.id, files)
+
+
+def _stamp(connection: Connection, change: Change) -> None:
+    """Give every live document the hash of the new recipe, which its vectors now follow."""
+    ids = connection.execute(select(s.documents.c.id).where(s.documents.c.deleted.is_(None))).scalars().all()
+    for batch in in_batches(ids):
+        for row in connection.execute(select(s.documents).where(s.documents.c.id.in_(batch))).mappings().all():
+            fields = dict(s.checked(s.documents, row))
+            fields["recipe_hash"] = "" if row["mime"] in change.unmade else change.recipe_hash
+            fresh = s.summed(s.documents, fields)
+            values = {name: fresh[name] for name in ("recipe_hash", "sum")}
+            connection.execute(update(s.documents).where(s.documents.c.id == row["id"]).values(**values))
+
+
+def insert_files(connection: Connection, folder: str, records: Sequence[FileRecord]) -> None:
     fields = ("name", "size", "block", "sums")
     insert_rows(
         connection, s.files, [{"folder": folder, **{field: getattr(record, field) for field in fields}} for record in records]
     )
 
 
-def _store_settings(connection: Connection, settings: Mapping[str, Any]) -> None:
+def store_settings(connection: Connection, settings: Mapping[str, Any]) -> None:
     connection.execute(delete(s.settings).where(s.settings.c.name.in_(list(settings))))
     insert_rows(connection, s.settings, [{"name": name, "value": json.dumps(value)} for name, value in settings.items()])
 
@@ -698,11 +712,11 @@ def _clear_failures(connection: Connection, identities: Sequence[str]) -> None:
         connection.execute(delete(s.failures).where(s.failures.c.identity.in_(batch)))
 
 
-def _commit_row(number: int, kind: str, lexical: str, **totals: int) -> dict[str, Any]:
+def commit_row(number: int, kind: str, lexical: str, **totals: int) -> dict[str, Any]:
     return {"number": number, "made": now(), "kind": kind, "lexical": lexical, **totals}
 
 
-def _end_lives(connection: Connection, table: Table, ids: Sequence[int | str], commit: int) -> list[RowMapping]:
+def end_lives(connection: Connection, table: Table, ids: Sequence[int | str], commit: int) -> list[RowMapping]:
     ended: list[RowMapping] = []
     for batch in in_batches(ids):
         rows = connection.execute(select(table).where(table.c.id.in_(batch), table.c.deleted.is_(None))).mappings().all()

@@ -1,0 +1,171 @@
+"""Changing one's mind: another recipe for an index that is there, redoing only what the change reaches.
+
+    recall, pdf_engine      nothing is embedded; PDF files are parsed anew when they are next added
+    dims, fewer             the rows are cut and renormalised, nothing is embedded
+    anything else           documents are chunked and embedded again, from their stored texts: nothing is parsed again
+
+What is embedded again is built beside, in `rebuild/`, an index of its own with the numbers of this one, and takes its place
+in one commit. Searches go on meanwhile, with the former recipe; adding waits. Interrupted, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragkit.catalog.adopt import adopt
+from ragkit.catalog.catalog import Catalog, Change
+from ragkit.checked import CheckedFolder, sync_file, writing
+from ragkit.errors import Damaged, StorageError
+from ragkit.ingest import Ingest
+from ragkit.recipe import Recipe
+from ragkit.store import Store, Writer
+
+STAGING = "rebuild"
+PDF = "application/pdf"
+Settings = Mapping[str, Any]
+MakeIngest = Callable[[Store, Writer], Ingest]
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildReport:
+    """What a change of the recipe did: "nothing", "settings", "rows" (rewritten) or "embedded"."""
+
+    done: str
+    documents: int = 0  # embedded again
+    units: int = 0
+    to_parse: int = 0  # PDF documents that are parsed anew when they are next added
+
+
+def reach(old: Recipe, new: Recipe, *, width: int, same_model: bool) -> str:
+    """How far a change reaches, as `RebuildReport.done` says it. `width` is that of the stored vectors."""
+    fewer = new.encode.dims is not None and new.encode.dims < width and old.encode.overflow != "window"
+    same = old.encode.model_copy(update={"dims": None}) == new.encode.model_copy(update={"dims": None})
+    cut = (new.encode.dims or 0) == (old.encode.dims or 0) or new.encode.dims == width or fewer
+    if not same_model or not same or old.chunk != new.chunk or not cut:
+        return "embedded"
+    if new.encode.dims not in (old.encode.dims, width) or old.store != new.store:
+        return "rows"
+    return "settings" if old != new else "nothing"
+
+
+def rewrite(store: Store, writer: Writer, old: Recipe, new: Recipe, settings: Settings, *, rows: bool) -> None:
+    """The new recipe in one commit, with the stored rows cut to it where `rows`."""
+    dims = new.encode.dims if rows else None
+    unmade = (PDF,) if old.load != new.load else ()
+    former, store.recall = store.recall, new.store.recall
+    try:
+        writer.commit("rebuild", recipe_hash=new.hash, merge=rows, dims=dims, settings=settings, unmade=unmade)
+    except BaseException:
+        store.recall = former
+        raise
+
+
+def rebuild_beside(
+    store: Store, old: Recipe, new: Recipe, settings: Settings, *, ingest: MakeIngest, lock_timeout: float
+) -> tuple[int, int]:
+    """Build everything anew beside and swap it in; how many documents and units. The caller holds the writer's lock.
+
+    StorageError where a document cannot be made by the new recipe: then nothing is changed.
+    """
+    staged = _staging(store, settings, recall=new.store.recall)
+    try:
+        with staged.writer(timeout=lock_timeout) as writer:
+            _fill(store, staged, writer, ingest(staged, writer))
+        _swap(store, staged, old, new, settings)
+        commit = staged.catalog.latest()
+    finally:
+        staged.close()
+    shutil.rmtree(staged.path)
+    return commit.documents, commit.units
+
+
+def _staging(store: Store, settings: Settings, *, recall: float) -> Store:
+    """The index that is being built beside: the one that was begun, if it has the same recipe, or a new one."""
+    path = store.path / STAGING
+    with writing(path):
+        if not _begun(path, settings):
+            if path.exists():
+                shutil.rmtree(path)
+            path.mkdir()
+            Store.create(path, settings)
+    return Store(path, Catalog(path / "catalog.db"), recall=recall, numbers=store.catalog)
+
+
+def _begun(path: Path, settings: Settings) -> bool:
+    if not (path / "catalog.db").exists():
+        return False
+    catalog = Catalog(path / "catalog.db")
+    try:
+        return catalog.exists and all(catalog.setting(name) == value for name, value in settings.items())
+    except Damaged:
+        return False
+    finally:
+        catalog.close()
+
+
+def _fill(store: Store, staged: Store, writer: Writer, ingest: Ingest) -> None:
+    """Bring the staged index to what the index holds now, whatever of it was there already."""
+    number = store.catalog.latest().number
+    identities = {row.identity for row in store.catalog.documents(number)}
+    gone = [row.id for row in staged.catalog.documents(staged.catalog.latest().number) if row.identity not in identities]
+    if gone:
+        writer.commit("delete", delete=gone)
+    report = ingest.run_stored(store.catalog, store.catalog.documents(number), replaces=False, total=len(identities))
+    if report.failed:
+        shown = "; ".join(f"{one.source}: {one.reason}" for one in report.failed[:3])
+        raise StorageError(
+            f"{store.path} was not changed: {len(report.failed)} of {len(identities)} documents cannot be made by the new "
+            f"recipe ({shown}). Choose other settings, or delete these documents first."
+        )
+
+
+def _swap(store: Store, staged: Store, old: Recipe, new: Recipe, settings: Settings) -> None:
+    snapshot = staged.snapshot()
+    lexical = uuid.uuid4().hex
+    records = staged.catalog.files(snapshot.commit.lexical)
+    with writing(store.path):
+        _link(CheckedFolder(staged.path / "lexical" / snapshot.commit.lexical, records), store.path / "lexical" / lexical)
+        for segment in snapshot.segments:
+            _link(segment.folder, store.path / "segments" / segment.row.id)
+        for parent in ("lexical", "segments"):
+            sync_file(store.path / parent)
+    change = Change(
+        number=store.catalog.latest().number + 1,
+        kind="rebuild",
+        recipe_hash=new.hash,
+        lexical=lexical,
+        lexical_files=records,
+        settings=settings,
+        unmade=(PDF,) if old.load != new.load else (),
+    )
+    del snapshot
+    adopt(store.catalog, staged.catalog, change)
+    store.refresh()
+
+
+def _link(folder: CheckedFolder, target: Path) -> None:
+    """The folder's files under another name: links, or checked copies where the file system has none."""
+    if target.exists():  # an earlier try got so far
+        shutil.rmtree(target)
+    target.mkdir()
+    for name in folder.records:
+        try:
+            (target / name).hardlink_to(folder.file(name))
+        except OSError:
+            for _ in folder.copy(name, target / name):
+                pass
+    sync_file(target)
+
+
+def command(path: Path, changes: Sequence[tuple[str, Any]]) -> str:
+    """The command line that changes an index so."""
+    words = []
+    for name, value in changes:
+        flag = name.replace("_", "-")
+        words.append(f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {value}")
+    return " ".join([f"ragkit migrate {path}", *words])
