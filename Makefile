@@ -14,7 +14,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long crash lint types bench docs clean
+.PHONY: help demo test test-long crash kill lint types bench docs clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 20
@@ -46,8 +46,11 @@ test: $(READY)  ## run the default tests
 test-long: $(READY)  ## run the long proofs and measurements too
 	$(PYTEST) $(ARGS)
 
-crash: $(READY)  ## kill an addition and a deletion at every single system call that writes
-	$(BIN)/python -m pytest -s -m slow tests/index/test_crash.py $(ARGS)
+crash: $(READY)  ## kill, fail and lose the power at every change that add, replace, delete, compact, rebuild and backup make
+	$(BIN)/python -m pytest -s -m slow tests/safe/test_interrupted.py -k "not random" $(ARGS)
+
+kill: $(READY)  ## kill a writer a thousand times, at any moment
+	$(BIN)/python -m pytest -s -m slow tests/safe/test_interrupted.py -k random $(ARGS)
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .

@@ -29,7 +29,7 @@ from ragkit.catalog.catalog import Catalog, DocumentRow, Failure, UnitRow
 from ragkit.chunk import CHUNKERS
 from ragkit.encode import load_encoder, resolve_name
 from ragkit.encode.contract import Encoder
-from ragkit.encode.given import embeds_text, unit_vectors
+from ragkit.encode.given import PREFIX, embeds_text, unit_vectors
 from ragkit.encode.late import why_not_late
 from ragkit.errors import FingerprintMismatch, NotAnIndex, RecipeMismatch, StorageError
 from ragkit.filters import FieldColumns, Filters
@@ -56,6 +56,7 @@ PROBES = (
 )
 PROBE_COSINE = 0.999  # two builds of one model agree better than this, in bfloat16 too; two models do not
 LISTED = 500  # rows of documents read together
+OF_MODEL = ("task", "max_tokens", "dtype", "max_pixels")  # settings that a model is loaded with, and that go with it
 LOCK_TIMEOUT = 10.0  # seconds
 CHUNK_TOKENS = 256
 STREAMED = 16  # hits, or documents, read from the catalog together when they are streamed
@@ -344,6 +345,8 @@ class Index:
             done = reach(old, new, width=old.encode.dims or encoder.card.dims, same_model=same_model)
             if done == "nothing":
                 return RebuildReport(done)
+            if done == "embedded" and not embeds_text(encoder.card):
+                raise ValueError(f"{self.path} would keep vectors that were made elsewhere, and nobody here can make them")
             if done != "embedded":
                 rewrite(self._store, writer, old, new, settings, rows=done == "rows")
             else:
@@ -365,13 +368,13 @@ class Index:
         """The encoder that a changed recipe asks for: the index's own, unless the change is of the model."""
         if model is not None and not isinstance(model, str):
             return model
-        if model is None and not given.keys() & {"task", "max_tokens", "dtype"}:
+        if model is None and not given.keys() & set(OF_MODEL):
             return self.encoder
         stage = recipe.encode
         name = resolve_name(model) if model is not None else stage.model
         same = name == stage.model
-        kept = {"task": stage.task, "max_tokens": stage.max_tokens, "dtype": stage.dtype} if same else {}
-        chosen = {**kept, **{name: given[name] for name in ("task", "max_tokens", "dtype") if name in given}}
+        kept = {one: getattr(stage, one) for one in OF_MODEL} if same else {}
+        chosen = {**kept, **{one: given[one] for one in OF_MODEL if one in given}}
         revision = stage.revision or None if same and model is None else None
         return load_encoder(name, device=self._device, revision=revision, **chosen)
 
@@ -469,9 +472,8 @@ class Index:
             raise ValueError("phrasings are of one query; with a list of queries, search once for each")
         options = self._options(mode, dims, min_score, group_by, weights, rrf, exact, degraded)
         asked = _checked_queries([*queries, *refinement.phrasings])
-        snapshot, vectors = self._asked(
-            asked, options, given=vector if vector is None or not isinstance(query, str) else [vector]
-        )
+        given = [vector] if vector is not None and isinstance(query, str) else vector
+        snapshot, vectors = self._asked(asked, options, given=given)
         allowed = None if filters is None else self._columns.allowed(filters)
         found = search(
             snapshot,
@@ -767,7 +769,9 @@ class Index:
         def again(writer: Writer, rows: Sequence[DocumentRow]) -> AddReport:
             return self._ingest(writer, AddOptions(progress=progress)).run_stored(self._catalog, rows, replaces=True)
 
-        return repair(self._store, embed=again if embed else None, lock_timeout=lock_timeout, progress=progress)
+        given = self.recipe.encode.model.startswith(PREFIX)
+        how = again if embed and not given else None
+        return repair(self._store, embed=how, bare=given, lock_timeout=lock_timeout, progress=progress)
 
     def backup(self, target: str | Path, *, progress: Callback | None = None) -> BackupReport:
         """Copy the index, as of its newest commit, to the new folder `target`, while others add and search.
@@ -958,7 +962,7 @@ def _changed(old: Recipe, encoder: Encoder, given: Mapping[str, Any]) -> dict[st
     """The keywords of `open` that make the changed recipe; what belongs to a model goes with it."""
     stored = {name: getattr(getattr(old, stage), field) for name, (stage, field) in KEYWORDS.items()}
     if encoder.card.name != old.encode.model:
-        stored |= dict.fromkeys(("task", "dims", "max_tokens", "dtype"))
+        stored |= dict.fromkeys(("dims", *OF_MODEL))
     return {**stored, **given}
 
 

@@ -45,15 +45,18 @@ class RepairReport:
     quarantined: tuple[str, ...] = ()  # the folders that damaged segments were moved to
 
 
-def repair(store: Store, *, embed: Embed | None, lock_timeout: float, progress: Callback | None = None) -> RepairReport:
+def repair(
+    store: Store, *, embed: Embed | None, bare: bool = False, lock_timeout: float, progress: Callback | None = None
+) -> RepairReport:
     """Make the index whole; Damaged, with the way out, where it cannot be done from the index itself.
 
     `embed` makes new versions of stored documents, with new vectors; without it documents that lost vectors are lost.
+    `bare`: documents may be there without vectors, and are not lost for that.
     """
     with store.writer(timeout=lock_timeout, mending=True) as writer:
         findings = verify(store, progress=progress)
         problems = tuple(one.problem for one in findings if not one.remedy.startswith("none needed"))
-        report = RepairReport(problems) if not problems else _mend(store, writer, problems, embed, progress)
+        report = RepairReport(problems) if not problems else _mend(store, writer, problems, embed, bare, progress)
     with store.writer(timeout=lock_timeout):
         pass  # what crashes left is removed
     if problems and (left := verify(store)):
@@ -62,7 +65,7 @@ def repair(store: Store, *, embed: Embed | None, lock_timeout: float, progress: 
 
 
 def _mend(
-    store: Store, writer: Writer, problems: tuple[str, ...], embed: Embed | None, progress: Callback | None
+    store: Store, writer: Writer, problems: tuple[str, ...], embed: Embed | None, bare: bool, progress: Callback | None
 ) -> RepairReport:
     catalog = store.catalog
     rows = list(catalog.damaged_rows())
@@ -78,7 +81,10 @@ def _mend(
     bury_unknown(catalog, np.unique(np.concatenate([np.asarray(one.documents) for one in holders])).tolist() if holders else [])
     held = np.concatenate([np.asarray(one.keys) for one in holders]) if holders else np.empty(0, dtype=np.int64)
     keys, owners = live_units(catalog, commit.number)
-    lacking = {*np.unique(owners[~np.isin(keys, held)]).tolist(), *short_of_units(catalog)}
+    lacking = set(np.unique(owners[~np.isin(keys, held)]).tolist())
+    if bare:
+        lacking &= _documents_in(store, damaged, otherwise=lacking)
+    lacking |= short_of_units(catalog)
     documents = list(catalog.documents_by_id(sorted(lacking)).values())
     embedded: tuple[str, ...] = ()
     if documents and embed is not None:
@@ -139,6 +145,18 @@ def _salvage(store: Store, row: SegmentRow) -> Salvaged | None:
     first = start + np.arange(row.rows) * width
     good = np.flatnonzero(whole[first // record.block] & whole[(first + width - 1) // record.block])
     return Salvaged(keys[good], documents[good], _Rows(stored, good)) if len(good) else None
+
+
+def _documents_in(store: Store, rows: Sequence[SegmentRow], *, otherwise: set[int]) -> set[int]:
+    """The document versions of damaged segments; `otherwise` where one does not tell."""
+    found: set[int] = set()
+    for row in rows:
+        folder = CheckedFolder(store.path / "segments" / row.id, store.catalog.files(row.id))
+        try:
+            found |= set(_column(folder, "documents.npy").tolist())
+        except (StorageError, OSError, ValueError):
+            return otherwise
+    return found
 
 
 def _column(folder: CheckedFolder, name: str) -> Ints:

@@ -201,6 +201,7 @@ class Catalog:
         try:
             yield
         except OperationalError as error:
+            self._engine.dispose()  # SQLite opens a file that it may not write to for reading, and stays so: try anew next time
             raise StorageError(f"{self.path}: {error.orig}. Is the disk full, or the folder read-only or gone?") from error
         except Damaged as error:
             if "Run: " in str(error):

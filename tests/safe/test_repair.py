@@ -181,6 +181,24 @@ def test_what_the_catalog_can_tell_from_the_rest_is_made_anew(index: Index, dama
         assert again.verify() == []
 
 
+def test_vectors_that_were_made_elsewhere_are_lost_by_name_and_words_alone_stay(tmp_path: Path) -> None:
+    rows = {"a": [1.0, 0.0], "b": [0.0, 1.0]}
+    with Index.open(tmp_path / "library", model="vectors:2") as index:
+        index.add([{"id": name, "text": f"Words of {name}.", "vector": row} for name, row in rows.items()])
+        index.add([{"id": "bare", "text": "Words of nobody."}])
+        assert index.verify() == []
+    for path in (tmp_path / "library" / "lexical").glob("*/*.store"):
+        flip(path, 0)
+    with Index.open(tmp_path / "library") as index:
+        assert (index.repair().lost, index.verify()) == ((), [])
+    flip(only((tmp_path / "library" / "segments").glob("*/chunk.dense.npy")), -1)
+    with Index.open(tmp_path / "library") as index:
+        assert {one.source for one in index.repair().lost} == {"a", "b"}
+        assert [hit.document_id for hit in index.search("words", mode="lexical")] == ["bare"]
+        with pytest.raises(ValueError, match="made elsewhere"):
+            index.rebuild(chunk_tokens=9)
+
+
 def test_lost_settings_name_the_backup(index: Index) -> None:
     index.close()
     in_catalog(index.path, "UPDATE settings SET value = 'x' WHERE name = 'probes'")

@@ -1,0 +1,80 @@
+"""Stopped or failed anywhere, an index is as before or as after: the proofs of `prove`, sampled; `make crash` runs them whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.safe.operations import OPERATIONS
+
+
+def prove(*arguments: object, timeout: int = 7200) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.safe.prove", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=Path(__file__).parents[2], check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    counts: dict[str, Any] = json.loads(done.stdout)
+    if "skipped" in counts:
+        pytest.skip(counts["skipped"])
+    return counts
+
+
+@pytest.mark.parametrize(("operation", "step"), zip(OPERATIONS, (61, 61, 37, 37, 37, 97, 11), strict=True))
+def test_killed_at_a_change_it_is_as_before_or_as_after(operation: str, step: int) -> None:
+    assert prove("kill", operation, step // 2, step)["killed"] >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_killed_at_every_change_it_is_as_before_or_as_after(operation: str) -> None:
+    counts = prove("kill", operation, 1, 1)
+    print(counts)
+    assert counts["killed"] >= counts["changes"] - 20  # threads make the number of changes vary a little
+
+
+@pytest.mark.parametrize(("operation", "step"), [("add", 73), ("delete", 41), ("rebuild", 211), ("backup", 23)])
+def test_a_disk_that_fails_at_a_change_harms_nothing(operation: str, step: int) -> None:
+    counts = prove("fail", operation, step // 2, step)
+    assert counts["told"] >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_disk_that_fails_at_any_change_harms_nothing(operation: str) -> None:
+    print(prove("fail", operation, 1, 1))
+
+
+@pytest.mark.parametrize(("operation", "step"), [("add", 40), ("compact", 31)])
+def test_a_lost_power_leaves_it_as_before_or_as_after(operation: str, step: int) -> None:
+    assert prove("replay", operation, step, 2)["states"] >= 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_lost_power_anywhere_leaves_it_as_before_or_as_after(operation: str) -> None:
+    print(prove("replay", operation, 1, 4))
+
+
+@pytest.mark.parametrize("operation", ["add", "rebuild"])
+def test_data_and_folders_are_synced_before_the_commit(operation: str) -> None:
+    assert prove("durable", operation)["of data"] > 20
+
+
+def test_killed_at_random_nothing_that_was_done_is_lost() -> None:
+    counts = prove("random", 12)
+    assert counts["killed"] + counts["finished"] == 12
+
+
+@pytest.mark.slow
+def test_killed_a_thousand_times_at_random_nothing_that_was_done_is_lost() -> None:
+    counts = prove("random", 1000)
+    print(counts)
+    assert counts["killed"] > 700
