@@ -93,6 +93,7 @@ def add(
         bool, typer.Option("--prune", help="Then delete documents whose files beneath these sources are gone.")
     ] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
+    cache: Annotated[Path | None, typer.Option(help="A file of embeddings made before; made if it is not there.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -111,6 +112,7 @@ def add(
         "contextual_headers": contextual_headers,
         "pdf_engine": pdf_engine,
         "device": device,
+        "cache": cache,
     }
     from ragkit.ingest import paths_of
     from ragkit.load import Limits

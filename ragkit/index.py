@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from ragkit.catalog.catalog import Catalog, DocumentRow, Failure, UnitRow
 from ragkit.chunk import CHUNKERS
 from ragkit.encode import load_encoder, resolve_name
+from ragkit.encode.cache import EmbeddingCache, cached
 from ragkit.encode.contract import Encoder
 from ragkit.encode.given import PREFIX, embeds_text, unit_vectors
 from ragkit.encode.late import why_not_late
@@ -109,6 +110,7 @@ class Index:
         encoder: Encoder | None,
         chunker: Callable[..., Any] | None,
         device: str | None = None,
+        cache: EmbeddingCache | str | Path | None = None,
     ) -> None:
         self.path = path
         self.recipe = recipe
@@ -117,6 +119,7 @@ class Index:
         self._encoder = encoder
         self._chunker = chunker
         self._device = device
+        self._cache = cache
         self._followed: Mapping[str, Any] | None = None  # the stored recipe that `recipe` was read from
         self._encoder_checked = False
         self._encoder_lock = threading.Lock()
@@ -144,6 +147,7 @@ class Index:
         recall: float | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        cache: EmbeddingCache | str | Path | None = None,
         create: bool = True,
     ) -> Index:
         """Open the index in the folder `path`, or create it there.
@@ -155,7 +159,8 @@ class Index:
         embeds a chunk behind its document's title and headings), max_pixels the model's own (of an image, for models that
         see), recall 0.99. None means the default at creation and the
         stored value later; a value that disagrees with the stored recipe raises RecipeMismatch.
-        `device` is this process's choice, not the recipe's.
+        `device` is this process's choice, not the recipe's, and so is `cache`, a file of embeddings made before, shared by
+        indexes and processes (see `ragkit.encode.cache`).
         Raises NotAnIndex for a folder that holds something else, or for none when `create` is False.
         """
         path = Path(path).absolute()
@@ -190,7 +195,7 @@ class Index:
             catalog.close()
             raise
         own = chunker if callable(chunker) else None
-        return cls(path, catalog, recipe, encoder=encoder, chunker=own, device=device)
+        return cls(path, catalog, recipe, encoder=encoder, chunker=own, device=device, cache=cache)
 
     def close(self) -> None:
         """Let go of files and connections. Hits already returned stay valid."""
@@ -223,6 +228,8 @@ class Index:
             if not self._encoder_checked:
                 _check_fingerprint(self.path, self._catalog, self._encoder, self.recipe.encode)
                 self._encoder_checked = True
+                if self._cache is not None:  # behind the check, which must see what the model does now
+                    self._encoder = cached(self._encoder, self._cache)
             return self._encoder
 
     # Adding and deleting
