@@ -486,10 +486,7 @@ class Ingest:
         self._committed = time.monotonic()
         if not ready:
             return
-        # A segment has a row for every unit of its commit, so units without vectors are a commit of their own.
-        for bare in (False, True):
-            if prepared := [_prepared(item) for item in ready if (bool(item.chunks) and not item.dense) == bare]:
-                self._writer.commit("add", prepared, recipe_hash=self._recipe.hash)
+        self._writer.commit("add", [_prepared(item) for item in ready], recipe_hash=self._recipe.hash)
         for item in ready:
             outcome = Outcome(item.origin.source, units=len(item.chunks), warnings=item.warnings)
             self._finish("added" if item.replaces is None else "updated", outcome)

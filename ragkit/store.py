@@ -399,7 +399,7 @@ class Writer:
         store = self._store
         snapshot = store.intact() if self.mending else store.snapshot()
         salvaged = salvaged or {}
-        documents, dense = self._reserve(prepared)
+        documents, embedded, dense = self._reserve(prepared)
         deleted = sorted({*delete, *(one.replaces for one in prepared if one.replaces is not None)})
         if merge and dims is not None:
             for segment in snapshot.segments:
@@ -421,18 +421,18 @@ class Writer:
         )
         with writing(store.path):
             if dense is not None or absorbed:
-                change = self._write_segment(change, absorbed, dense, dims=dims)
+                change = self._write_segment(change, absorbed, embedded, dense, dims=dims)
             change = self._write_lexical(change, snapshot, fresh=fresh_words or snapshot.lexical is None)
         store.catalog.commit(change)
         del snapshot, absorbed  # they hold the folders that refresh is about to remove
         if not self.mending:
             store.refresh()
 
-    def _reserve(self, prepared: Sequence[Prepared]) -> tuple[list[NewDocument], Floats | None]:
-        """The documents under fresh ids and keys, and their dense rows in the order of the keys."""
+    def _reserve(self, prepared: Sequence[Prepared]) -> tuple[list[NewDocument], list[UnitRow], Floats | None]:
+        """The documents under fresh ids and keys; those of their units that have a vector, by key; and these, in that order."""
         counts = [len(one.chunks) for one in prepared]
         if not prepared:
-            return [], None
+            return [], [], None
         document, key = self._store.numbers.reserve(documents=len(prepared), units=sum(counts))
         documents = []
         for one in prepared:
@@ -440,7 +440,8 @@ class Writer:
             documents.append(NewDocument(document, one.origin, one.document, units))
             document, key = document + 1, key + len(units)
         dense = [one.dense for one in prepared if one.dense is not None and len(one.dense)]
-        return documents, np.concatenate(dense) if dense else None
+        embedded = [unit for new, one in zip(documents, prepared, strict=True) if one.dense is not None for unit in new.units]
+        return documents, embedded, np.concatenate(dense) if dense else None
 
     def _absorbed(self, snapshot: Snapshot, *, rows: Floats | None, deleted: Sequence[int], merge: bool) -> list[Segment]:
         """The segments that this commit rewrites together with its own rows."""
@@ -457,12 +458,17 @@ class Writer:
         return [segments[position] for position in chosen if shares[position] == 1 or segments[position].readable()]
 
     def _write_segment(
-        self, change: Change, absorbed: Sequence[Segment | Salvaged], dense: Floats | None, *, dims: int | None = None
+        self,
+        change: Change,
+        absorbed: Sequence[Segment | Salvaged],
+        new_units: Sequence[UnitRow],
+        dense: Floats | None,
+        *,
+        dims: int | None = None,
     ) -> Change:
         store = self._store
         dead = np.union1d(store.catalog.deleted_documents(change.number - 1), np.array(change.deleted_documents, dtype=np.int64))
         live = [np.flatnonzero(~np.isin(segment.documents, dead)) for segment in absorbed]
-        new_units = [unit for document in change.documents for unit in document.units] if dense is not None else []
         keys = [np.asarray(segment.keys)[at] for segment, at in zip(absorbed, live, strict=True)]
         documents = [np.asarray(segment.documents)[at] for segment, at in zip(absorbed, live, strict=True)]
         keys.append(np.array([unit.key for unit in new_units], dtype=np.int64))
