@@ -8,6 +8,7 @@
     ├── ChunkError                a chunker broke a law: out of range, out of order, over budget
     ├── EncodeError               a text or image could not be encoded
     │   ├── InputTooLong          beyond the model's limit, and truncation was not asked for
+    │   ├── RemoteError           an embeddings service refused, failed, or could not be reached
     │   └── CheckpointError       a model's files are missing, damaged, misshapen or would run code
     ├── StorageError              the index on disk refuses
     │   ├── IndexLocked           another process is writing
@@ -55,6 +56,17 @@ class EncodeError(RagkitError):
 
 class InputTooLong(EncodeError):
     """An input has more tokens than the model takes, and truncation was not asked for."""
+
+
+class RemoteError(EncodeError):
+    """An embeddings service refused, failed, or could not be reached. `status` of HTTP, 0 for none; `code` is the service's."""
+
+    def __init__(self, message: str, *, status: int = 0, code: str = "", again: bool = False) -> None:
+        """again: whether the same request may succeed later."""
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.again = again
 
 
 class CheckpointError(EncodeError):

@@ -111,6 +111,7 @@ class Index:
         chunker: Callable[..., Any] | None,
         device: str | None = None,
         cache: EmbeddingCache | str | Path | None = None,
+        api_keys: Mapping[str, str] | None = None,
     ) -> None:
         self.path = path
         self.recipe = recipe
@@ -120,6 +121,7 @@ class Index:
         self._chunker = chunker
         self._device = device
         self._cache = cache
+        self._api_keys = api_keys
         self._followed: Mapping[str, Any] | None = None  # the stored recipe that `recipe` was read from
         self._encoder_checked = False
         self._encoder_lock = threading.Lock()
@@ -146,6 +148,7 @@ class Index:
         pdf_engine: str | None = None,
         recall: float | None = None,
         device: str | None = None,
+        api_keys: Mapping[str, str] | None = None,
         dtype: str | None = None,
         cache: EmbeddingCache | str | Path | None = None,
         create: bool = True,
@@ -159,8 +162,8 @@ class Index:
         embeds a chunk behind its document's title and headings), max_pixels the model's own (of an image, for models that
         see), recall 0.99. None means the default at creation and the
         stored value later; a value that disagrees with the stored recipe raises RecipeMismatch.
-        `device` is this process's choice, not the recipe's, and so is `cache`, a file of embeddings made before, shared by
-        indexes and processes (see `ragkit.encode.cache`).
+        `device`, and `api_keys` for hosted models (see `ragkit.encode.remote`), are this process's choice, not the recipe's, and
+        so is `cache`, a file of embeddings made before, shared by indexes and processes (see `ragkit.encode.cache`).
         Raises NotAnIndex for a folder that holds something else, or for none when `create` is False.
         """
         path = Path(path).absolute()
@@ -182,7 +185,9 @@ class Index:
             "recall": recall,
         }
         encoder = None if model is None or isinstance(model, str) else model
-        catalog = _existing(path) or _create(path, given, name=name, encoder=encoder, device=device, create=create)
+        catalog = _existing(path) or _create(
+            path, given, name=name, encoder=encoder, device=device, api_keys=api_keys, create=create
+        )
         try:
             catalog.check_format()
             recipe = Recipe.model_validate(catalog.setting("recipe"))
@@ -195,7 +200,7 @@ class Index:
             catalog.close()
             raise
         own = chunker if callable(chunker) else None
-        return cls(path, catalog, recipe, encoder=encoder, chunker=own, device=device, cache=cache)
+        return cls(path, catalog, recipe, encoder=encoder, chunker=own, device=device, api_keys=api_keys, cache=cache)
 
     def close(self) -> None:
         """Let go of files and connections. Hits already returned stay valid."""
@@ -220,6 +225,7 @@ class Index:
                     stage.model,
                     revision=stage.revision or None,
                     device=self._device,
+                    api_keys=self._api_keys,
                     dtype=stage.dtype,
                     task=stage.task,
                     max_tokens=stage.max_tokens,
@@ -383,7 +389,7 @@ class Index:
         kept = {one: getattr(stage, one) for one in OF_MODEL} if same else {}
         chosen = {**kept, **{one: given[one] for one in OF_MODEL if one in given}}
         revision = stage.revision or None if same and model is None else None
-        return load_encoder(name, device=self._device, revision=revision, **chosen)
+        return load_encoder(name, device=self._device, api_keys=self._api_keys, revision=revision, **chosen)
 
     def _named(self, reference: str) -> list[DocumentRow]:
         rows = self._catalog.resolve(reference)
@@ -882,7 +888,14 @@ def _existing(path: Path) -> Catalog | None:
 
 
 def _create(
-    path: Path, given: Mapping[str, Any], *, name: str, encoder: Encoder | None, device: str | None, create: bool
+    path: Path,
+    given: Mapping[str, Any],
+    *,
+    name: str,
+    encoder: Encoder | None,
+    device: str | None,
+    api_keys: Mapping[str, str] | None,
+    create: bool,
 ) -> Catalog:
     if not create:
         raise NotAnIndex(f"there is no index at {path}. Make one: ragkit add {path} FILES")
@@ -897,6 +910,7 @@ def _create(
     encoder = encoder or load_encoder(
         name,
         device=device,
+        api_keys=api_keys,
         dtype=given["dtype"],
         task=given["task"],
         max_tokens=given["max_tokens"],

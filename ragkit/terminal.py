@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,13 +30,25 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
+def api_keys() -> dict[str, str]:
+    """What the environment says of hosted models: JINA_API_KEY, OPENAI_API_KEY, and an address with OPENAI_BASE_URL.
+
+    The key goes to that address then, and nowhere else; a server without keys needs the address alone.
+    """
+    keys = {name: os.environ[f"{name.upper()}_API_KEY"] for name in ("jina", "openai") if f"{name.upper()}_API_KEY" in os.environ}
+    for name in ("jina", "openai"):
+        if address := os.environ.get(f"{name.upper()}_BASE_URL"):
+            keys[address] = keys.pop(name, "")
+    return keys
+
+
 @contextmanager
 def opened(path: Path, **settings: Any) -> Iterator[Index]:
     """An index, closed at the end; Ctrl-C and SIGTERM become the exit code for interrupted."""
     try:
         from ragkit.index import Index
 
-        with Index.open(path, **settings) as index:
+        with Index.open(path, api_keys=api_keys(), **settings) as index:
             yield index
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None

