@@ -13,7 +13,7 @@ import shutil
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ragkit.errors import IndexLocked, StorageError
@@ -63,8 +63,9 @@ def writer_lock(path: Path, *, timeout: float) -> Iterator[None]:
         ) from error
     try:
         _acquire(handle, path, time.monotonic() + timeout)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
+        with suppress(OSError):  # who holds it is for others' messages; the lock itself needs no disk
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps({"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
         yield
     finally:
         os.close(handle)

@@ -80,7 +80,8 @@ def rebuild_beside(
         commit = staged.catalog.latest()
     finally:
         staged.close()
-    shutil.rmtree(staged.path)
+    with writing(staged.path):
+        shutil.rmtree(staged.path)
     return commit.documents, commit.units
 
 

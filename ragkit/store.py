@@ -236,14 +236,15 @@ class Store:
     @classmethod
     def create(cls, path: Path, settings: Mapping[str, Any]) -> None:
         """A new, empty index in the existing folder `path`. Cut short, it left no index, and may be called again."""
-        for name in ("segments", "lexical"):
-            (path / name).mkdir(exist_ok=True)
         generation = uuid.uuid4().hex
-        records = write_generation(None, path / "lexical" / generation, add=(), delete_documents=())
-        for folder in (path / "lexical", path / "segments", path):
-            sync_file(folder)
-        Catalog.create(path / "catalog.db", settings, lexical=generation, lexical_files=records)
-        sync_file(path)
+        with writing(path):
+            for name in ("segments", "lexical"):
+                (path / name).mkdir(exist_ok=True)
+            records = write_generation(None, path / "lexical" / generation, add=(), delete_documents=())
+            for folder in (path / "lexical", path / "segments", path):
+                sync_file(folder)
+            Catalog.create(path / "catalog.db", settings, lexical=generation, lexical_files=records)
+            sync_file(path)
 
     def close(self) -> None:
         with self._lock:
@@ -342,14 +343,16 @@ class Store:
         latest = self.catalog.latest()
         live = {row.id for row in self.catalog.segments(latest.number)} | {latest.lexical}
         kept = set(live)
-        folders = [*(self.path / "segments").iterdir(), *(self.path / "lexical").iterdir()]
+        with writing(self.path):
+            folders = [*(self.path / "segments").iterdir(), *(self.path / "lexical").iterdir()]
         if {folder.name for folder in folders} - self.catalog.folders():
             # A commit that failed at its sync may have left its frames in the write-ahead log, and a crash of the machine
             # would revive them, without their folders. This writes over them.
             self.catalog.reserve(documents=1, units=1)
         for folder in folders:
-            if folder.name not in live and folder.is_dir() and not remove_unused(folder):
-                kept.add(folder.name)
+            with writing(folder):
+                if folder.name not in live and folder.is_dir() and not remove_unused(folder):
+                    kept.add(folder.name)
         # All that is recorded and not there, so that what a crash kept this from forgetting is forgotten now.
         gone = sorted(self.catalog.folders() - kept)
         if gone:
