@@ -84,6 +84,10 @@ def add(
     pdf_engine: Annotated[str | None, typer.Option(help="auto, pymupdf or pypdfium2.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only files that match this glob; may be repeated.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No files that match this glob; may be repeated.")] = None,
+    ignore_file: Annotated[
+        list[str] | None,
+        typer.Option(help="Heed files of this name too, with rules as in .gitignore; may be repeated. .ragkitignore always is."),
+    ] = None,
     password: Annotated[str | None, typer.Option(envvar="RAGKIT_PASSWORD", help="For encrypted documents.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Parsing processes.")] = 1,
     limit: Annotated[
@@ -115,7 +119,7 @@ def add(
         "cache": cache,
     }
     from ragkit.ingest import paths_of
-    from ragkit.load import Limits
+    from ragkit.load import IGNORE_FILES, Limits
 
     paths_of(sources)  # what is not there is told before anything is made or loaded for it
     limits = Limits.parse(limit or ())
@@ -124,6 +128,7 @@ def add(
             sources,
             include=include or (),
             exclude=exclude or (),
+            ignore_files=(*IGNORE_FILES, *(ignore_file or ())),
             password=password,
             limits=limits,
             workers=workers,
@@ -132,6 +137,43 @@ def add(
         )
     _print_report(report, as_json=as_json)
     if report.failed:
+        raise typer.Exit(PARTLY)
+
+
+@app.command()
+def retry(
+    index: IndexPath,
+    password: Annotated[str | None, typer.Option(envvar="RAGKIT_PASSWORD", help="For encrypted documents.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Parsing processes.")] = 1,
+    limit: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="What one document may cost (docs/limits.md); may be repeated.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Try again what failed, as `ragkit status` lists it: with a password, more time, or the missing package installed."""
+    from ragkit.load import Limits
+
+    limits = Limits.parse(limit or ())
+    with _opened(index, create=False) as opened, _progress(quiet=quiet or as_json) as callback:
+        report = opened.retry(password=password, workers=workers, limits=limits, progress=callback)
+    _print_report(report, as_json=as_json)
+    if report.failed:
+        raise typer.Exit(PARTLY)
+
+
+@app.command()
+def status(index: IndexPath, as_json: AsJson = False) -> None:
+    """What became of all that was added: counts by kind and language, failures with their reasons, files that are gone."""
+    from ragkit.status import lines
+
+    with _opened(index, create=False) as opened:
+        found = opened.status()
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        print("\n".join(lines(found, index)))
+    if found.failures:
         raise typer.Exit(PARTLY)
 
 

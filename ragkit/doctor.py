@@ -20,6 +20,7 @@ PACKAGES: dict[str, tuple[str, str, str]] = {
     "xxhash": ("checksums", "BSD-2-Clause", ""),
     "selectolax": ("HTML", "MIT", ""),
     "markdown-it-py": ("Markdown", "MIT", ""),
+    "pathspec": ("ignore rules", "MPL-2.0", ""),
     "PyStemmer": ("stemming", "MIT / BSD-3-Clause", ""),
     "py3langid": ("languages", "BSD-3-Clause", ""),
     "torch": ("models", "BSD-3-Clause", "cpu"),

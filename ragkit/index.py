@@ -34,8 +34,8 @@ from ragkit.encode.given import PREFIX, embeds_text, unit_vectors
 from ragkit.encode.late import why_not_late
 from ragkit.errors import FingerprintMismatch, NotAnIndex, RecipeMismatch, StorageError
 from ragkit.filters import FieldColumns, Filters
-from ragkit.ingest import AddOptions, Callback, Ingest, Target, paths_of, pruned_roots
-from ragkit.load import Limits
+from ragkit.ingest import AddOptions, Callback, Ingest, MetadataOf, Target, paths_of, pruned_roots
+from ragkit.load import IGNORE_FILES, Limits
 from ragkit.locks import writer_lock
 from ragkit.recipe import KEYWORDS, ChunkStage, EncodeStage, LoadStage, Recipe, StoreStage, chunker_name, disagreements
 from ragkit.refine import CANDIDATES, Refinement, refine
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ragkit.backup import BackupReport
     from ragkit.rebuild import RebuildReport
     from ragkit.repair import RepairReport
+    from ragkit.status import Status
     from ragkit.verify import Finding
 
 PROBES = (
@@ -246,6 +247,8 @@ class Index:
         *,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
+        ignore_files: Sequence[str] = IGNORE_FILES,
+        metadata: MetadataOf | None = None,
         limits: Limits | None = None,
         password: str | None = None,
         workers: int = 1,
@@ -258,14 +261,18 @@ class Index:
 
         What the index already holds, by content hash, is left alone; what changed replaces its former version in one
         commit. A document that fails leaves its former version in place and is reported. Stopped halfway, the same call
-        does the rest. `include` and `exclude` are glob patterns for folders; `limits` bound each document's parsing;
-        `workers` parse in parallel. `prune` then deletes the documents whose files are gone, beneath the folders and files
-        named in this call and nowhere else; it refuses where a folder came up empty.
+        does the rest. `include` and `exclude` are glob patterns for folders; `ignore_files` are names of files with rules in
+        the syntax of .gitignore. `metadata` is called with each file's path and returns fields for its documents, over those
+        of the file and of its sidecar ("a.pdf.meta.json"); a change of what is said is an update, without embedding again.
+        `limits` bound each document's parsing; `workers` parse in parallel. `prune` then deletes the documents whose files
+        are gone, beneath the folders and files named in this call and nowhere else; it refuses where a folder came up empty.
         Raises FileNotFoundError, IndexLocked, FingerprintMismatch; never for one document.
         """
         options = AddOptions(
             include=include,
             exclude=exclude,
+            ignore_files=ignore_files,
+            metadata=metadata,
             limits=limits or Limits(),
             password=password,
             workers=workers,
@@ -278,6 +285,24 @@ class Index:
         self.encoder  # noqa: B018 - loaded and checked before the writer's lock is taken
         with self._store.writer(timeout=lock_timeout) as writer:
             return self._ingest(writer, options).run(target)
+
+    def retry(
+        self,
+        *,
+        metadata: MetadataOf | None = None,
+        limits: Limits | None = None,
+        password: str | None = None,
+        workers: int = 1,
+        progress: Callback | None = None,
+        lock_timeout: float = LOCK_TIMEOUT,
+    ) -> AddReport:
+        """Try the files again that failed when they were last added: see `failures()`. The keywords are those of `add`."""
+        options = AddOptions(metadata=metadata, limits=limits or Limits(), password=password, workers=workers, progress=progress)
+        if not self.failures():
+            return AddReport()
+        self.encoder  # noqa: B018 - loaded and checked before the writer's lock is taken
+        with self._store.writer(timeout=lock_timeout) as writer:
+            return self._ingest(writer, options).run_failed()
 
     def _ingest(self, writer: Writer, options: AddOptions) -> Ingest:
         if not writer.mending:
@@ -798,6 +823,12 @@ class Index:
     def failures(self) -> list[Failure]:
         """The documents that failed when they were last added, with their reasons."""
         return self._catalog.failures()
+
+    def status(self) -> Status:
+        """What became of all that was added: documents by kind and language, failures by reason, files gone from the disk."""
+        from ragkit.status import status
+
+        return status(self)
 
     def stats(self) -> Stats:
         """Counts, bytes on disk by part, the recipe, and per segment the structure and its measured recall."""

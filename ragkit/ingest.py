@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,11 +27,24 @@ from ragkit.encode.contract import Encoder
 from ragkit.encode.given import embeds_text, unit_vectors
 from ragkit.encode.late import late_chunk_documents
 from ragkit.errors import LoadError, RagkitError, StorageError, UnsupportedFormat
-from ragkit.load import Limits, Parser, Source, content_hash, discover, file_hash, format_of, record
+from ragkit.load import (
+    IGNORE_FILES,
+    Limits,
+    Parser,
+    Source,
+    content_hash,
+    discover,
+    fields,
+    file_hash,
+    format_of,
+    record,
+    sidecar,
+)
 from ragkit.load.language import language_of
 from ragkit.ragged import unit_rows
 from ragkit.recipe import Recipe
 from ragkit.store import Prepared, Store, Writer
+from ragkit.twins import Wanted, alike, twins
 from ragkit.types import AddReport, Chunk, Document, Floats, Outcome, Progress, Span
 
 POOL = 1024  # units encoded together: enough for batches of like length, few enough for a commit every half minute on a CPU
@@ -40,9 +53,12 @@ LATE_DOCUMENTS = 16  # documents late-chunked between two reports of progress
 SLICE = 64  # units between two reports of progress
 COMMIT_UNITS = 8192
 COMMIT_SECONDS = 30.0
+GIVEN = "given"  # the metadata field that keeps what the user said of a file, so that a change of it is seen
+CHANGED = "it changed while it was read; add it again"
 
 Target = str | Path | Iterable[Any]
 Callback = Callable[[Progress], None]
+MetadataOf = Callable[[Path], Mapping[str, Any] | None]
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +73,21 @@ class _Item:
     dense: list[Floats | None] = field(default_factory=list)
     failed: bool = False
     warnings: tuple[str, ...] = ()
+    duplicate_of: str = ""
+
+    @property
+    def wanted(self) -> Wanted:
+        return Wanted(self.document, self.chunks, self.origin.content_hash, self.replaces)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """A file that is being read: what it was when its hash was taken, and what the user says of it."""
+
+    digest: str
+    stamp: tuple[int, ...]
+    given: Mapping[str, Any]
+    former: DocumentRow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +96,8 @@ class AddOptions:
 
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
+    ignore_files: Sequence[str] = IGNORE_FILES
+    metadata: MetadataOf | None = None
     limits: Limits = field(default_factory=Limits)
     password: str | None = None
     workers: int = 1
@@ -85,6 +118,7 @@ class Ingest:
         chunker: str | Callable[..., Any],
         options: AddOptions,
     ) -> None:
+        self._store = store
         self._catalog: Catalog = store.catalog
         self._writer = writer
         self._recipe = recipe
@@ -105,8 +139,10 @@ class Ingest:
         self._done = 0
         self._encoded = 0
         self._total: int | None = None
+        self._more = 0  # records beyond the first of each file, which nobody counted
         self._failed_before = _by_file(one.identity for one in self._catalog.failures())
         self._bad_records = 0
+        self._reading: dict[Path, _Found] = {}
         self._broken: set[str] = set()
         self._read_whole: set[str] = set()  # files of many records, each of which was read
 
@@ -114,7 +150,25 @@ class Ingest:
         started = time.monotonic()
         targets = paths_of(target)
         roots = pruned_roots(targets) if self._options.prune else []
-        items = self._from_records(cast(Iterable[Any], target)) if targets is None else self._from_paths(targets)
+        self._take_all(self._from_records(cast(Iterable[Any], target)) if targets is None else self._from_paths(targets))
+        self._prune(roots)
+        return self._told(started)
+
+    def run_failed(self) -> AddReport:
+        """The files that failed before, once more. Records from Python cannot be asked for again, and are skipped."""
+        started = time.monotonic()
+        sources = {}
+        for failure in self._catalog.failures():
+            if (source := _source_of(failure)) is not None:
+                sources[source.path] = source
+            else:
+                reason = "it was handed in from Python; hand it in again"
+                self._outcomes["skipped"].append(Outcome(failure.source, reason=reason))
+        self._total = len(sources)
+        self._take_all(self._from_sources(sources.values()))
+        return self._told(started)
+
+    def _take_all(self, items: Iterable[_Item]) -> None:
         try:
             for item in items:
                 self._take(item)
@@ -124,8 +178,6 @@ class Ingest:
             raise
         self._encode_pool()
         self._commit()
-        self._prune(roots)
-        return self._told(started)
 
     def _told(self, started: float) -> AddReport:
         fields = {name: tuple(outcomes) for name, outcomes in self._outcomes.items()}
@@ -175,34 +227,45 @@ class Ingest:
     # Sources
 
     def _from_paths(self, targets: Sequence[str | Path]) -> Iterator[_Item]:
-        options = self._options
-        found = [discover(one, include=options.include, exclude=options.exclude, on_skip=self._skip) for one in targets]
+        found = [self._discover(one, on_skip=self._skip) for one in targets]
         threading.Thread(target=self._count, args=(targets,), daemon=True).start()
-        hashes: dict[Path, tuple[str, DocumentRow | None]] = {}
+        yield from self._from_sources(source for sources in found for source in sources)
 
-        def changed() -> Iterator[Source]:
-            for sources in found:
-                for source in sources:
-                    if self._is_new(source, hashes):
-                        yield source
+    def _discover(self, target: str | Path, *, on_skip: Callable[[Path, str], None] | None = None) -> Iterator[Source]:
+        options = self._options
+        return discover(
+            target, include=options.include, exclude=options.exclude, ignore_files=options.ignore_files, on_skip=on_skip
+        )
 
-        with Parser(
-            workers=options.workers, limits=options.limits, pdf_engine=self._recipe.load.pdf_engine, password=options.password
-        ) as parser:
-            for source, loaded in parser.parse(changed()):
+    def _from_sources(self, sources: Iterable[Source]) -> Iterator[_Item]:
+        options, engine = self._options, self._recipe.load.pdf_engine
+        changed = (source for source in sources if self._is_new(source))
+        with Parser(workers=options.workers, limits=options.limits, pdf_engine=engine, password=options.password) as parser:
+            for source, loaded in parser.parse(changed):
                 if _is_container(source):
                     self._note_read(source, loaded)
                     yield from self._from_container(source, loaded)
                     continue
-                digest, former = hashes.pop(source.path)
+                found = self._reading.pop(source.path)
+                if not isinstance(loaded, RagkitError) and self._changed(source, found):
+                    loaded = LoadError(CHANGED)
                 if isinstance(loaded, RagkitError):
-                    self._fail(str(source.path), source.name, digest, str(loaded))
+                    self._fail(str(source.path), source.name, found.digest, str(loaded))
                 else:
-                    yield self._item(source, loaded, name=source.name, digest=digest, former=former)
+                    yield self._item(source, loaded, found, name=source.name, digest=found.digest, former=found.former)
+
+    def _changed(self, source: Source, found: _Found) -> bool:
+        """Whether a file is not what it was when its hash was taken: then nobody knows what was read."""
+        try:
+            return _stamp(source.path) != found.stamp and file_hash(source.path) != found.digest
+        except OSError:
+            return True
 
     def _note_read(self, source: Source, loaded: Document | LoadError) -> None:
         """Remember whether every record of a file could be read: of one that could not, nobody knows which it was."""
         path = str(source.path)
+        if path in self._read_whole or path in self._broken:
+            self._more += 1
         if isinstance(loaded, LoadError) and not isinstance(loaded, UnsupportedFormat):
             self._broken.add(path)
         self._read_whole.add(path)
@@ -217,16 +280,26 @@ class Ingest:
             self._bad_records += 1
             self._fail(f"{source.path}#bad {self._bad_records}", source.name, "", str(loaded))
             return
+        found = self._reading[source.path]
         identity = str(source.path) + loaded.id.removeprefix(source.name)
         digest = str(loaded.meta.get("sha256") or content_hash(loaded))
         former = self._former(identity)
-        if not self._settled(former, digest):
-            yield self._item(source, loaded, name=loaded.id, digest=digest, former=former, identity=identity)
+        if not self._settled(former, digest, found.given):
+            yield self._item(source, loaded, found, name=loaded.id, digest=digest, former=former, identity=identity)
 
     def _item(
-        self, source: Source, document: Document, *, name: str, digest: str, former: DocumentRow | None, identity: str = ""
+        self,
+        source: Source,
+        document: Document,
+        found: _Found,
+        *,
+        name: str,
+        digest: str,
+        former: DocumentRow | None,
+        identity: str = "",
     ) -> _Item:
         """A document under the name it had before, if it had one: names stay, whichever folder it is added through."""
+        document = described(document, found.given, sha256=found.digest)
         origin = Origin(
             identity=identity or str(source.path),
             source=name if former is None else former.source,
@@ -250,10 +323,7 @@ class Ingest:
         total = 0
         try:
             for target in targets:
-                for source in discover(target, include=self._options.include, exclude=self._options.exclude):
-                    if _is_container(source):
-                        return
-                    total += 1
+                total += sum(1 for _ in self._discover(target))
         except (OSError, RagkitError):
             return
         self._total = total
@@ -261,30 +331,41 @@ class Ingest:
     def _skip(self, path: Path, reason: str) -> None:
         self._outcomes["skipped"].append(Outcome(_printable(str(path)), reason=reason))
 
-    def _is_new(self, source: Source, hashes: dict[Path, tuple[str, DocumentRow | None]]) -> bool:
+    def _is_new(self, source: Source) -> bool:
         """Whether the file must be parsed: it is not, byte for byte, what the index already holds."""
         identity = str(source.path)
         if identity in self._seen:
             return False
         self._seen.add(identity)
         problem = self._refused(source)
-        digest = ""
         if not problem:
             self._forgive(identity)
-            if _is_container(source):
-                return True
             try:
-                digest = file_hash(source.path)
+                stamp, given = _stamp(source.path), self._given(source)
+                found = _Found("" if _is_container(source) else file_hash(source.path), stamp, given)
             except OSError as error:
                 problem = error.strerror or str(error)
+            except LoadError as error:
+                problem = str(error)
         if problem:
             self._fail(identity, source.name, "", problem)
             return False
-        former = self._catalog.find(identity)
-        if self._settled(former, digest):
-            return False
-        hashes[source.path] = (digest, former)
+        if found.digest:
+            found = replace(found, former=self._catalog.find(identity))
+            if self._settled(found.former, found.digest, given):
+                return False
+        self._reading[source.path] = found
         return True
+
+    def _given(self, source: Source) -> dict[str, Any]:
+        """What the user says of a file: its sidecar, and over it the callback. LoadError says what is wrong with either."""
+        beside = sidecar(source.path)
+        if self._options.metadata is None:
+            return beside
+        try:
+            return beside | fields(dict(self._options.metadata(source.path) or {}))
+        except Exception as error:  # the callback is the user's own, and may raise anything
+            raise LoadError(f"the metadata callback failed: {type(error).__name__}: {error}") from error
 
     def _refused(self, source: Source) -> str:
         """Why the file is not even opened, or nothing."""
@@ -326,9 +407,12 @@ class Ingest:
                 origin = Origin(identity=f"id:{source}", source=source, content_hash=digest, lang=language_of(document))
                 yield _Item(origin, document, former)
 
-    def _settled(self, former: DocumentRow | None, digest: str) -> bool:
-        """Whether the index holds this content, made by this recipe, already; then it is reported as unchanged."""
+    def _settled(self, former: DocumentRow | None, digest: str, given: Mapping[str, Any] | None = None) -> bool:
+        """Whether the index holds this content, made by this recipe, and all that the user says of it; then it is reported as
+        unchanged."""
         if former is None or former.content_hash != digest or former.recipe_hash != self._recipe.hash:
+            return False
+        if given is not None and not says(former.meta, given):
             return False
         self._finish("unchanged", Outcome(former.source, units=former.units))
         return True
@@ -395,13 +479,36 @@ class Ingest:
             return
         pool, self._pool = self._pool, []
         self._pool_units = self._pool_characters = 0
-        if not self._embeds:
-            self._keep(pool)
-            return
+        if self._embeds:
+            self._encode_items(pool)
+        self._keep(pool)
+
+    def _encode_items(self, pool: Sequence[_Item]) -> None:
+        """Vectors for the pool: those of twins where there are any, and each content embedded once."""
+        unknown: list[_Item] = []
+        copies: list[tuple[_Item, _Item]] = []
+        met = {item.origin.content_hash: item for item in self._ready if item.dense}
+        known = twins(self._store, [item.wanted for item in pool], recipe_hash=self._recipe.hash)
+        for item, twin in zip(pool, known, strict=True):
+            first = met.setdefault(item.origin.content_hash, item)
+            if twin is not None:
+                item.dense = list(twin.dense)
+                item.duplicate_of = "" if twin.row.identity == item.origin.identity else twin.row.source
+            elif first is not item and alike(first.wanted, item.wanted):
+                copies.append((item, first))
+            else:
+                unknown.append(item)
+        self._embed(unknown)
+        for item, first in copies:
+            if first.failed:
+                self._embed([item])
+            else:
+                item.dense, item.duplicate_of = list(first.dense), first.origin.source
+
+    def _embed(self, pool: Sequence[_Item]) -> None:
         if self._recipe.encode.late_chunking:
             for start in range(0, len(pool), LATE_DOCUMENTS):
                 self._encode_late(pool[start : start + LATE_DOCUMENTS])
-            self._keep(pool)
             return
         for item in pool:
             item.dense = [None] * len(item.chunks)
@@ -413,7 +520,6 @@ class Ingest:
             self._encode_slice(work[start : start + SLICE])
         for item in pool:
             item.texts = []
-        self._keep(pool)
 
     def _texts(self, item: _Item) -> list[str]:
         """The chunks' texts as they are embedded."""
@@ -488,7 +594,7 @@ class Ingest:
             return
         self._writer.commit("add", [_prepared(item) for item in ready], recipe_hash=self._recipe.hash)
         for item in ready:
-            outcome = Outcome(item.origin.source, units=len(item.chunks), warnings=item.warnings)
+            outcome = Outcome(item.origin.source, units=len(item.chunks), warnings=item.warnings, duplicate_of=item.duplicate_of)
             self._finish("added" if item.replaces is None else "updated", outcome)
         self._report("write", self._done, self._total, "documents")
 
@@ -510,6 +616,7 @@ class Ingest:
 
     def _report(self, stage: str, done: int, total: int | None, unit: str, source: str = "") -> None:
         if self._options.progress is not None:
+            total = total if total is None or unit != "documents" else total + self._more
             self._options.progress(Progress(stage, done, total, unit, source))
 
 
@@ -549,10 +656,45 @@ def pruned_roots(targets: Sequence[str | Path] | None) -> list[Path]:
     return roots
 
 
+def described(document: Document, given: Mapping[str, Any], *, sha256: str = "") -> Document:
+    """A document with the hash of its file, and over its own metadata what the user says: `given` names those fields."""
+    meta = {"sha256": sha256, **document.meta} if sha256 else dict(document.meta)
+    if not given:
+        return replace(document, meta=meta)
+    title = given.get("title")
+    return replace(
+        document,
+        title=title if isinstance(title, str) else document.title,
+        meta={**meta, **{name: value for name, value in given.items() if name != "title"}, GIVEN: dict(given)},
+    )
+
+
+def says(meta: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether stored metadata holds what the user says now, no less and no more."""
+    return bool(meta.get(GIVEN, {}) == dict(given))
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file does, nearly always: its size, times and inode."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
 def _is_container(source: Source) -> bool:
     """Whether a file holds many documents, each with an identity and a hash of its own."""
     kind = format_of(source.path)
     return kind is not None and kind.container
+
+
+def _source_of(failure: Failure) -> Source | None:
+    """The file that failed, or that holds what failed, under the name it is known by; None for a record from Python."""
+    parts = failure.identity.split("#")
+    paths = ["#".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    path = next((Path(one) for one in paths if Path(one).is_file()), Path(failure.identity))
+    if not path.is_absolute():
+        return None
+    name = next((one for one in (failure.source, failure.source.split("#")[0]) if str(path).endswith("/" + one)), path.name)
+    return Source(path, Path(str(path).removesuffix("/" + name) or "/"), name)
 
 
 def _by_file(identities: Iterable[str]) -> dict[str, list[str]]:

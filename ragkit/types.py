@@ -252,12 +252,14 @@ class Hits(list[Hit]):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one document in an `add`: `reason` for failed ones, `warnings` for those kept with less."""
+    """What became of one document in an `add`: `reason` for failed ones, `warnings` for those kept with less,
+    `duplicate_of` for those whose vectors were taken from a document of the same content."""
 
     source: str
     reason: str = ""
     units: int = 0
     warnings: tuple[str, ...] = ()
+    duplicate_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +282,8 @@ class AddReport:
             line += f", pruned {len(self.pruned)}"
         if self.skipped:
             line += f", skipped {len(self.skipped)}"
+        if linked := sum(1 for one in (*self.added, *self.updated) if one.duplicate_of):
+            line += f", duplicates {linked}"
         if self.truncated:
             line += f", truncated {self.truncated} units"
         return line

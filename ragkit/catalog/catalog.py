@@ -360,6 +360,17 @@ class Catalog:
             row = connection.execute(query).mappings().first()
             return None if row is None else _document(row)
 
+    def by_content(self, hashes: Iterable[str], *, recipe_hash: str) -> dict[str, list[DocumentRow]]:
+        """The live documents made by a recipe from contents with the given hashes, by hash, oldest first."""
+        found: dict[str, list[DocumentRow]] = {}
+        columns = s.documents.c
+        with self.reading() as connection:
+            for batch in in_batches(sorted(hashes)):
+                live = (columns.content_hash.in_(batch), columns.recipe_hash == recipe_hash, columns.deleted.is_(None))
+                for row in connection.execute(select(s.documents).where(*live).order_by(columns.id)).mappings():
+                    found.setdefault(row["content_hash"], []).append(_document(row))
+        return found
+
     def resolve(self, reference: str) -> list[DocumentRow]:
         """The live documents that a source, a record's id, a path or an identity names; several where roots share a name."""
         path = os.path.abspath(os.path.expanduser(reference))  # noqa: PTH100, PTH111 - Path.resolve would follow links

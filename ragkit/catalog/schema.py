@@ -71,6 +71,7 @@ documents = Table(
 )
 Index("documents_live", documents.c.identity, unique=True, sqlite_where=text("deleted IS NULL"))
 Index("documents_source", documents.c.source)
+Index("documents_content", documents.c.content_hash, sqlite_where=text("deleted IS NULL"))
 Index("documents_deleted", documents.c.deleted, sqlite_where=text("deleted IS NOT NULL"))
 
 texts = Table(

@@ -9,10 +9,24 @@ a failed document is a value, not an exception, and never takes others with it; 
 them. To add a loader, read `ragkit.load.formats`.
 """
 
-from ragkit.load.discover import Source, discover
+from ragkit.load.discover import IGNORE_FILES, Source, discover
 from ragkit.load.formats import format_of, supported
 from ragkit.load.limits import Limits
 from ragkit.load.records import content_hash, file_hash, record
 from ragkit.load.sandbox import Parser
+from ragkit.load.sidecar import fields, sidecar
 
-__all__ = ["Limits", "Parser", "Source", "content_hash", "discover", "file_hash", "format_of", "record", "supported"]
+__all__ = [
+    "IGNORE_FILES",
+    "Limits",
+    "Parser",
+    "Source",
+    "content_hash",
+    "discover",
+    "fields",
+    "file_hash",
+    "format_of",
+    "record",
+    "sidecar",
+    "supported",
+]

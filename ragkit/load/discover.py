@@ -11,11 +11,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ragkit.load.formats import format_of
+from ragkit.load.sidecar import is_sidecar
 
 OnSkip = Callable[[Path, str], None]
 _MAGIC = re.compile(r"[*?\[]")
+IGNORE_FILES = (".ragkitignore",)
 _SKIPPED_FOLDERS = {"CVS", "_darcs", "__pycache__"}  # besides hidden ones, such as .git
 
 
@@ -29,7 +32,12 @@ class Source:
 
 
 def discover(
-    target: str | Path, *, include: Sequence[str] = (), exclude: Sequence[str] = (), on_skip: OnSkip | None = None
+    target: str | Path,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    ignore_files: Sequence[str] = IGNORE_FILES,
+    on_skip: OnSkip | None = None,
 ) -> Iterator[Source]:
     """The sources of a file, a folder (recursively, sorted within each folder), or a glob ("papers/**/*.pdf").
 
@@ -41,6 +49,10 @@ def discover(
 
     `include` and `exclude` are globs over the name ("drafts/**", "*.pdf"); one without "/" speaks of the last part of
     the name, or of any folder. A file is taken if some `include` (or none is given) and no `exclude` matches.
+
+    `ignore_files` are names of files with rules in the syntax of .gitignore, for the folder they stand in and all below;
+    what they name is left out silently. Give (".ragkitignore", ".gitignore") to heed both. Sidecars, such as
+    "a.pdf.meta.json", are no sources.
     """
     if not str(target):
         raise ValueError("the target is empty. Name a file, a folder, or a glob such as 'papers/**/*.pdf'.")
@@ -51,18 +63,23 @@ def discover(
         return (not include or taken(name)) and not refused(name)
 
     if path.is_dir():
-        return _in_folder(path, keeps=keeps, refused=refused, on_skip=on_skip, depth=None)
+        return _in_folder(path, keeps=keeps, refused=refused, ignore_files=ignore_files, on_skip=on_skip, depth=None)
     if path.exists():
         return iter([Source(path, path.parent, path.name)] if keeps(path.name) else [])
     if _MAGIC.search(str(target)):
-        return _in_glob(path, keeps=keeps, refused=refused, on_skip=on_skip)
+        return _in_glob(path, keeps=keeps, refused=refused, ignore_files=ignore_files, on_skip=on_skip)
     near = next(parent for parent in path.parents if parent.exists())
     where = "" if near == path.parent else f" (the nearest folder that exists is {near})"
     raise FileNotFoundError(f"{path} does not exist{where}. Name a file, a folder, or a glob such as 'papers/**/*.pdf'.")
 
 
 def _in_glob(
-    path: Path, *, keeps: Callable[[str], bool], refused: Callable[[str], bool], on_skip: OnSkip | None
+    path: Path,
+    *,
+    keeps: Callable[[str], bool],
+    refused: Callable[[str], bool],
+    ignore_files: Sequence[str],
+    on_skip: OnSkip | None,
 ) -> Iterator[Source]:
     fixed = next(i for i, part in enumerate(path.parts) if _MAGIC.search(part))
     root, pattern = Path(*path.parts[:fixed]), "/".join(path.parts[fixed:])
@@ -81,7 +98,7 @@ def _in_glob(
                 on_skip(skipped_path, reason)
 
         both = lambda name: matches(name) is not None and keeps(name)  # noqa: E731
-        for source in _in_folder(root, keeps=both, refused=refused, on_skip=note, depth=depth):
+        for source in _in_folder(root, keeps=both, refused=refused, ignore_files=ignore_files, on_skip=note, depth=depth):
             found = True
             yield source
         if not found and not skipped:
@@ -90,43 +107,115 @@ def _in_glob(
     return walk()
 
 
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """The rules of one ignore file: for names that begin with `prefix`, the folder it stands in."""
+
+    prefix: str
+    spec: Any  # pathspec.GitIgnoreSpec
+
+
+def _ignored(name: str, rules: tuple[_Rules, ...]) -> bool:
+    """Whether a name, of a folder with "/" at its end, is ignored: the deepest rule that speaks of it decides."""
+    for one in reversed(rules):
+        verdict = one.spec.check_file(name.removeprefix(one.prefix))
+        if verdict.include is not None:
+            # "sub/**" speaks of all that is in the folder, and a later rule may take some of it back.
+            whole = name.endswith("/") and str(one.spec.patterns[verdict.index].pattern).endswith("/**")
+            return bool(verdict.include) and not whole
+    return False
+
+
+def _rules_of(folder: Path, prefix: str, names: Sequence[str], on_skip: OnSkip | None) -> Iterator[_Rules]:
+    """The rules that stand in a folder. A file of rules that cannot be read is told, since what it would leave out comes in."""
+    for name in names:
+        try:
+            lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if on_skip:
+                on_skip(folder / name, f"its rules cannot be read: {error.strerror}")
+            continue
+        import pathspec
+
+        yield _Rules(prefix, pathspec.GitIgnoreSpec.from_lines(lines))
+
+
 def _in_folder(
-    root: Path, *, keeps: Callable[[str], bool], refused: Callable[[str], bool], on_skip: OnSkip | None, depth: int | None
+    root: Path,
+    *,
+    keeps: Callable[[str], bool],
+    refused: Callable[[str], bool],
+    ignore_files: Sequence[str],
+    on_skip: OnSkip | None,
+    depth: int | None,
+) -> Iterator[Source]:
+    if isinstance(ignore_files, str):
+        raise TypeError(f"ignore_files is a sequence of names, got the string {ignore_files!r}")
+    return _walk(root, keeps=keeps, refused=refused, ignore_files=ignore_files, on_skip=on_skip, depth=depth)
+
+
+Rules = tuple[_Rules, ...]
+
+
+def _walk(
+    root: Path,
+    *,
+    keeps: Callable[[str], bool],
+    refused: Callable[[str], bool],
+    ignore_files: Sequence[str],
+    on_skip: OnSkip | None,
+    depth: int | None,
 ) -> Iterator[Source]:
     real_root = Path(os.path.realpath(root))
     seen = {_identity(real_root)}
 
-    def walk(folder: Path, prefix: str) -> Iterator[Source]:
+    def listed(folder: Path, prefix: str, above: Rules) -> tuple[Iterator[os.DirEntry[str]], str, Rules]:
+        """The entries of a folder, sorted, with the prefix of their names and the rules that hold for them."""
         try:
             with os.scandir(folder) as entries:
-                listed = sorted(entries, key=lambda entry: entry.name)
+                found = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             if on_skip:
                 on_skip(folder, f"cannot be listed: {error.strerror}")
-            return
-        for entry in listed:
-            name = prefix + entry.name
-            if entry.name.startswith(".") or (entry.is_symlink() and _leads_within(Path(entry.path), real_root)):
-                continue
-            if entry.is_dir():
-                if (
-                    _is_index(Path(entry.path))
-                    or entry.name in _SKIPPED_FOLDERS
-                    or refused(name)
-                    or (depth and name.count("/") + 1 >= depth)
-                ):
-                    continue
-                if (identity := _identity(Path(entry.path))) in seen:
-                    continue
-                seen.add(identity)
-                yield from walk(Path(entry.path), name + "/")
-            elif entry.is_file() and keeps(name):
-                if format_of(entry.name) is not None:
-                    yield Source(Path(entry.path), root, name)
-                elif on_skip:
-                    on_skip(Path(entry.path), "no loader takes this kind of file")
+            return iter(()), prefix, above
+        return iter(found), prefix, (*above, *_rules_of(folder, prefix, ignore_files, on_skip))
 
-    return walk(root, "")
+    def enters(entry: os.DirEntry[str], name: str, rules: Rules) -> bool:
+        if _is_index(Path(entry.path)) or entry.name in _SKIPPED_FOLDERS or refused(name):
+            return False
+        if (depth and name.count("/") + 1 >= depth) or _ignored(name + "/", rules):
+            return False
+        try:
+            identity = _identity(Path(entry.path))
+        except OSError as error:  # it went, or was locked, since it was listed
+            if on_skip:
+                on_skip(Path(entry.path), f"cannot be entered: {error.strerror}")
+            return False
+        if identity in seen:
+            return False
+        seen.add(identity)
+        return True
+
+    stack = [listed(root, "", ())]  # a list of our own, so that depth costs no stack
+    while stack:
+        entries, prefix, rules = stack[-1]
+        entry = next(entries, None)
+        if entry is None:
+            stack.pop()
+            continue
+        name = prefix + entry.name
+        if entry.name.startswith(".") or (entry.is_symlink() and _leads_within(Path(entry.path), real_root)):
+            continue
+        if entry.is_dir():
+            if enters(entry, name, rules):
+                stack.append(listed(Path(entry.path), name + "/", rules))
+        elif entry.is_file() and keeps(name) and not _ignored(name, rules) and not is_sidecar(entry.path):
+            if format_of(entry.name) is not None:
+                yield Source(Path(entry.path), root, name)
+            elif on_skip:
+                on_skip(Path(entry.path), "no loader takes this kind of file")
 
 
 def _is_index(folder: Path) -> bool:

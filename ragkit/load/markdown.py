@@ -13,6 +13,7 @@ from typing import Any
 from ragkit.load.decode import decode
 from ragkit.load.limits import Options
 from ragkit.load.records import record
+from ragkit.load.sidecar import plain_yaml
 from ragkit.types import Block, Document, Span
 
 _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
@@ -86,23 +87,13 @@ def _trimmed(body: str, first: int, end: int, *, keep_indent: bool) -> Span:
 
 def _front_matter(source: str) -> dict[str, Any]:
     """The fields of YAML front matter, as JSON can hold them; none where it is not a mapping or does not parse."""
-    import yaml
-
-    class Plain(yaml.SafeLoader):  # type: ignore[misc]
-        """Without aliases: a few of them unfold into gigabytes."""
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.events.AliasEvent):
-                raise yaml.YAMLError("aliases are not read")
-            return super().compose_node(parent, index)
-
     try:
-        found = yaml.load(source, Plain)
+        found = plain_yaml(source)
         if not isinstance(found, dict):
             return {}
         fields = {_OWN.get(str(key), str(key)): _joined(value) if key in _OWN else value for key, value in found.items()}
         return dict(record({"text": "", "meta": fields}).meta)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         return {}
 
 

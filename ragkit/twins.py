@@ -1,0 +1,73 @@
+"""Vectors that are known already: of a document whose content the index holds under another name, or held before.
+
+A document's vectors follow from its text, its title, its chunks and the recipe. Where all of these are those of a live
+document, its vectors are taken from there, exactly as they are stored, and nothing is embedded twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ragkit.catalog.catalog import Catalog, DocumentRow
+from ragkit.errors import Damaged
+from ragkit.store import Store
+from ragkit.types import Chunk, Document, Floats, Span
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wanted:
+    """A document whose vectors are asked for, the hash of its content, and the version that it replaces."""
+
+    document: Document
+    chunks: tuple[Chunk, ...]
+    content_hash: str
+    former: DocumentRow | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Twin:
+    """A live document version that has the same vectors: its row, and they, (n, d) float32, n chunks."""
+
+    row: DocumentRow
+    dense: Floats
+
+
+def twins(store: Store, wanted: Sequence[Wanted], *, recipe_hash: str) -> list[Twin | None]:
+    """For each document its twin in the index, or None where it must be embedded."""
+    try:
+        return list(_twins(store, wanted, recipe_hash))
+    except Damaged:  # what cannot be read is embedded anew; `ragkit verify` tells of the damage
+        return [None] * len(wanted)
+
+
+def _twins(store: Store, wanted: Sequence[Wanted], recipe_hash: str) -> Iterator[Twin | None]:
+    catalog = store.catalog
+    same = catalog.by_content({one.content_hash for one in wanted if one.chunks}, recipe_hash=recipe_hash)
+    chosen: list[DocumentRow | None] = []
+    for one in wanted:
+        former = [one.former] if one.former is not None and one.former.recipe_hash == recipe_hash else []
+        candidates = [*former, *same.get(one.content_hash, ())] if one.chunks else []
+        chosen.append(next((row for row in candidates if _alike(catalog, row, one)), None))
+    ids = sorted({row.id for row in chosen if row is not None})
+    rows = store.snapshot().rows_of(np.array(ids, dtype=np.int64)) if ids else {}
+    for one, row in zip(wanted, chosen, strict=True):
+        dense = None if row is None else rows.get(row.id)
+        yield None if row is None or dense is None or len(dense) != len(one.chunks) else Twin(row, dense)
+
+
+def alike(first: Wanted, second: Wanted) -> bool:
+    """Whether two documents at hand have the same vectors."""
+    same_text = first.document.title == second.document.title and first.document.text == second.document.text
+    return same_text and first.chunks == second.chunks
+
+
+def _alike(catalog: Catalog, row: DocumentRow, one: Wanted) -> bool:
+    """Whether a stored document has the title, chunks and text of one at hand; the text is read last."""
+    text = one.document.text
+    if (row.title, row.characters, row.units) != (one.document.title, len(text), len(one.chunks)):
+        return False
+    chunks = tuple(Chunk(unit.span, unit.headings) for unit in catalog.units_of(row.id))
+    return chunks == one.chunks and catalog.text(row.id, Span(0, row.characters)) == text
