@@ -60,7 +60,7 @@ PROBE_COSINE = 0.999  # two builds of one model agree better than this, in bfloa
 LISTED = 500  # rows of documents read together
 OF_MODEL = ("task", "max_tokens", "dtype", "max_pixels")  # settings that a model is loaded with, and that go with it
 LOCK_TIMEOUT = 10.0  # seconds
-CHUNK_TOKENS = 256
+CHUNK_TOKENS = 128  # what the default model was trained on; finds more per character read than 256: docs/measurements.md
 STREAMED = 16  # hits, or documents, read from the catalog together when they are streamed
 
 
@@ -157,7 +157,7 @@ class Index:
         """Open the index in the folder `path`, or create it there.
 
         The keywords make the recipe when the index is created: model "default" (all-MiniLM-L6-v2), chunker "sentences"
-        (or "structure", "page", "whole", or a callable from Document to spans), chunk_tokens 256, chunk_overlap 0,
+        (or "structure", "page", "whole", or a callable from Document to spans), chunk_tokens 128, chunk_overlap 0,
         overflow "error" (or "truncate", "window": what happens to `whole` units beyond the model's limit),
         late_chunking "auto" (off; True for models with mean pooling and token states), contextual_headers False (True
         embeds a chunk behind its document's title and headings), max_pixels the model's own (of an image, for models that

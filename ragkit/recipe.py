@@ -36,7 +36,7 @@ class ChunkStage(_Stage):
     """How a document becomes spans. `tokens` and `overlap` are the encoder's own tokens, special ones included."""
 
     chunker: str = "sentences"  # sentences, structure, page, whole; or callable:<module>.<name>
-    tokens: int = Field(default=256, ge=8)
+    tokens: int = Field(default=128, ge=8)
     overlap: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
