@@ -47,7 +47,7 @@ class Furniture:
 class _Line:
     segment: int
     page: int
-    y: float
+    y: float  # from the page's upper edge, or for a footer from its lower one
     zone: int
     text: str
 
@@ -66,7 +66,8 @@ def find(s: Segments, starts: Sequence[int], texts: Sequence[str], heights: Any,
     candidates = np.flatnonzero(zones)
     pages = (np.searchsorted(starts, candidates, side="right") - 1).tolist()
     bounds = zip(s.first[candidates].tolist(), s.end[candidates].tolist(), strict=True)
-    rows = zip(candidates.tolist(), pages, s.y1[candidates].tolist(), zones[candidates].tolist(), bounds, strict=True)
+    places = (s.y1 - np.where(zones == FOOTER, height, 0))[candidates]  # from the nearer edge: a page may be turned or cut
+    rows = zip(candidates.tolist(), pages, places.tolist(), zones[candidates].tolist(), bounds, strict=True)
     lines = [_Line(at, page, y, zone, " ".join(texts[a:b]).lower()) for at, page, y, zone, (a, b) in rows if b - a < _LONG // 2]
     for kept in _running(lines, least=2 if len(starts) - 1 <= _SHORT else 3):
         _mark(found, kept)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from reportlab.pdfgen.canvas import Canvas
 
 from ragkit.chunk import chunk_document
 from ragkit.types import Document
@@ -74,6 +75,18 @@ def test_even_and_odd_pages_have_headers_of_their_own(read: Read, tmp_path: Path
     assert [(level, text) for _, level, _, text in found] == [
         (int(n > 1), "The Book" if n % 2 else "Chapter One") for n in range(8)
     ]
+
+
+def test_a_footer_is_known_on_pages_of_another_height(read: Read, tmp_path: Path) -> None:
+    canvas = Canvas(str(tmp_path / "a.pdf"))
+    for n, size in enumerate([(400, 600), (600, 400), (400, 600)]):
+        canvas.setPageSize(size)
+        canvas.drawString(50, 20, f"Annual Report {n + 1}")
+        canvas.drawString(50, 250, f"the body of page {n + 1} says {TOPICS[n]}")
+        canvas.showPage()
+    canvas.save()
+    found = furniture(read(tmp_path / "a.pdf"))
+    assert [(kind, page, text) for kind, _, page, text in found] == [("footer", n, f"Annual Report {n}") for n in (1, 2, 3)]
 
 
 def test_roman_numbers_and_sampled_pages_count_as_numbers(read: Read, tmp_path: Path) -> None:
