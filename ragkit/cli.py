@@ -306,6 +306,8 @@ def _print_hit(hit: Hit, *, full: bool) -> None:
     console.print(head)
     if hit.headings:
         console.print(Text("   " + " › ".join(hit.headings), style="italic"))
+    if count := hit.meta.get("hidden_characters"):
+        console.print(Text(f"   {count} hidden characters in this document were left out", style="yellow"))
     text = hit.text if full else _shortened(" ".join(hit.text.split()))
     console.print(Text("   " + text.replace("\n", "\n   ")))
 

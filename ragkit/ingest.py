@@ -430,7 +430,7 @@ class Ingest:
             known = isinstance(error, (RagkitError, ValueError))
             self._fail_item(item, str(error) if known else f"{type(error).__name__}: {error}")
             return
-        item.warnings = tuple(map(str, item.document.meta.get("unread") or ()))
+        item.warnings = _warnings(item.document)
         if not item.chunks:
             item.warnings += ("no text was found in it",)
         self._pool.append(item)
@@ -628,6 +628,15 @@ def _prepared(item: _Item) -> Prepared:
         dense=np.stack(cast(list[Floats], item.dense)) if item.dense else None,
         replaces=None if item.replaces is None else item.replaces.id,
     )
+
+
+def _warnings(document: Document) -> tuple[str, ...]:
+    """What a loader kept a document without."""
+    unread = document.meta.get("unread")
+    found = [str(one) for one in unread] if isinstance(unread, list) else []
+    if hidden := document.meta.get("hidden_characters"):
+        found.append(f"{hidden} hidden characters were left out")
+    return tuple(found)
 
 
 def paths_of(target: Target) -> list[str | Path] | None:

@@ -100,7 +100,7 @@ class Page:
 class Block:
     """A piece of structure a loader saw: what it is, where, and how deep.
 
-    kind: heading, paragraph, list, table, row, code, quote, caption, header, footer, footnote.
+    kind: heading, paragraph, list, table, row, code, quote, caption, header, footer, footnote, annotation.
     level: 1-6 for headings, nesting depth for the others, from 0. A table's rows lie inside the table's span;
     a table row with `level` 1 is a header row; a page's header or footer with `level` 1 says nothing that an earlier
     page's does not (a page number, a running title), and is in no chunk. Blocks are ordered by start; a table comes

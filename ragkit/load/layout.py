@@ -7,7 +7,7 @@ page's few hundred words numpy costs more by the call than by the word; they do 
 The idea: lines are cut at wide gaps into segments. A vertical gutter that few segments cross, with running text on both
 sides, makes columns; the segments that do cross it (titles, wide figures) cut the page into bands, each read column by
 column. Everything else, tables included, is read row by row. Turned text keeps the engine's order and comes after the rest;
-running headers (`ragkit.load.furniture` finds them) come first of all, and running footers last.
+running headers (`ragkit.load.furniture` finds them) come first of all, and annotations and running footers last.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TURNED_PITCH = 2.5  # line heights from one turned line of a paragraph to the n
 _SIZE_CHANGE = 1.12  # ratio of line heights that starts a new paragraph
 
 SAME, LINE, BLOCK, COLUMN = 0, 1, 2, 3  # what lies before a word: nothing new, a new line, paragraph, column
-BODY, HEADER, FOOTER = 0, 1, 2  # what a segment is
+BODY, HEADER, FOOTER, NOTE = 0, 1, 2, 3  # what a segment is
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +69,7 @@ def read(s: Segments, boxes: Floats, starts: Sequence[int], roles: Bytes, *, rtl
     """The reading order of pages.
 
     boxes (w, 4) of the words the segments were made of; starts (p + 1,): where each page's segments begin; roles (s,)
-    BODY, HEADER or FOOTER; rtl (p,): whether a page's rows run from right to left.
+    BODY, HEADER, FOOTER or NOTE; rtl (p,): whether a page's rows run from right to left.
     """
     groups: list[Rows] = []
     owners: list[int] = []
@@ -80,8 +80,9 @@ def read(s: Segments, boxes: Floats, starts: Sequence[int], roles: Bytes, *, rtl
         region = np.arange(start, end)
         role = roles[start:end] if furnished else None
         if role is not None and role.any():
-            parts = [region[role == HEADER], region[role == BODY], region[role == FOOTER]]
-            found = _apart(s, parts[0], rtl=rtl[page]) + _page(s, parts[1], rtl=rtl[page]) + _apart(s, parts[2], rtl=rtl[page])
+            header, body, footer, notes = (region[role == one] for one in (HEADER, BODY, FOOTER, NOTE))
+            found = _apart(s, header, rtl=rtl[page]) + _page(s, body, rtl=rtl[page])
+            found += ([_one_each(notes)] if len(notes) else []) + _apart(s, footer, rtl=rtl[page])
         else:
             found = _page(s, region, rtl=rtl[page])
         groups += found

@@ -7,6 +7,7 @@ span; so is a page that cannot be read, and `meta["unread"]` then says why.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 import zlib
@@ -18,7 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from ragkit.errors import LimitExceeded, LoadError, MissingExtra, UnsupportedFormat
+from ragkit.load import asides
 from ragkit.load.limits import Limits, Options
+from ragkit.load.outline import Entry, with_outline
 from ragkit.load.pdf_text import PAGE_BREAK, PageWords, assemble
 from ragkit.types import Block, Document, Page
 
@@ -28,12 +31,15 @@ _PLACEHOLDERS = {"untitled", "anonymous", "(anonymous)", "(untitled)", "unspecif
 
 
 class Engine(Protocol):
-    """An open PDF. Pages count from 0 here, as in both engines; `render` gives width, height and RGB bytes."""
+    """An open PDF. Pages count from 0 here, as in both engines; `size` is in points as displayed; `render` gives width,
+    height and RGB bytes."""
 
     def close(self) -> None: ...
     def count(self) -> int: ...
     def metadata(self) -> dict[str, str]: ...
+    def size(self, index: int) -> tuple[float, float]: ...
     def page(self, index: int) -> PageWords: ...
+    def outline(self) -> list[Entry]: ...
     def render(self, index: int, scale: float) -> tuple[int, int, bytes]: ...
 
 
@@ -78,17 +84,22 @@ def render_page(
     try:
         if not 1 <= page_number <= pdf.count():
             raise LoadError(f"there is no page {page_number}: the document has {pdf.count()}")
-        words = pdf.page(page_number - 1)
+        width, height = _shown(*pdf.size(page_number - 1))
         scale = (150.0 if dpi is None else dpi) / 72
         if not 0 < scale < 100:
             raise ValueError(f"dpi must be above 0 and below 7200, got {dpi}")
         ceiling = Limits().pixels if max_pixels is None else max_pixels
-        if words.width * scale * words.height * scale > ceiling:
+        if width * scale * height * scale > ceiling:
             # A little under, since engines round each side up to whole pixels.
-            scale = max((ceiling / (words.width * words.height)) ** 0.5 - 1.0 / max(words.width, words.height), 1e-3)
+            scale = max((ceiling / (width * height)) ** 0.5 - 1.0 / max(width, height), 1e-3)
         return _png(*pdf.render(page_number - 1, scale))
     finally:
         pdf.close()
+
+
+def _shown(width: float, height: float) -> tuple[float, float]:
+    """A page whose crop box shows nothing has no size, and viewers show an empty sheet."""
+    return (width, height) if width > 0 and height > 0 else (612, 792)
 
 
 def _png(width: int, height: int, rgb: bytes) -> bytes:
@@ -112,9 +123,11 @@ def _document(pdf: Engine, options: Options) -> Document:
         raise LimitExceeded(f"the PDF has {count} pages, more than the limit of {options.limits.pages} (Limits.pages)")
     read, unread = _pages(pdf, count, options)
     found = pdf.metadata()
-    text, pages, blocks = assemble(read, on_page=options.on_page)
+    text, pages, blocks = assemble([asides.with_asides(page) for page in read], on_page=options.on_page)
+    blocks = with_outline(text, pages, blocks, pdf.outline())
     title = found["title"].strip()
     meta: dict[str, Any] = {"pages": count}
+    meta |= asides.hidden(read)
     if unread:
         meta["unread"] = [why if why.startswith("page ") else f"page {number}: {why}" for number, why in unread.items()]
     if found["author"].strip().lower() not in _PLACEHOLDERS:
@@ -140,6 +153,8 @@ def _pages(pdf: Engine, count: int, options: Options) -> tuple[list[PageWords], 
         options.on_page(number)
         try:
             page = pdf.page(number - 1)
+            if page.suspect and page.texts:
+                page = asides.without_hidden(page, *pdf.render(number - 1, _looking(page)))
         except LimitExceeded:
             raise
         except LoadError as error:
@@ -152,6 +167,11 @@ def _pages(pdf: Engine, count: int, options: Options) -> tuple[list[PageWords], 
     if len(unread) == count:
         raise LoadError(f"no page can be read; page 1: {unread[1]}")
     return read, unread
+
+
+def _looking(page: PageWords) -> float:
+    """The scale at which a page is looked at for its words: a dot a point, for pages of ordinary size."""
+    return min(1.0, math.sqrt(asides.PIXELS / (page.width * page.height)))
 
 
 def _first_title(text: str, pages: Sequence[Page], blocks: Sequence[Block]) -> str:

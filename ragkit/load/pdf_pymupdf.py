@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,21 @@ from typing import Any
 import numpy as np
 
 from ragkit.errors import EncryptedDocument, LoadError, MissingExtra, UnsupportedFormat
+from ragkit.load.asides import SMALLEST
+from ragkit.load.outline import Entry
 from ragkit.load.part import Part
-from ragkit.load.pdf_text import PageWords
+from ragkit.load.pdf_text import Aside, PageWords
 from ragkit.load.scripts import cut, has_single
 from ragkit.types import Floats, Ints
+
+_BEYOND = 1e9  # points
+_ANNOTATIONS = 10_000  # read of a page
+# Text modes 3 and 7 draw nothing; fills of white or nearly: one, three or four components (ISO 32000-2, 9.3.6 and 8.6.8).
+_LIGHT, _NONE = rb"(?:1(?:\.0*)?|0?\.9\d*)", rb"(?:0(?:\.0\d*)?|\.0\d*)"
+_HIDING = re.compile(
+    rb"(?<![\d.])(?:[37]\s+Tr\b|%s\s+(?:g|sc|scn)\b|%s\s+%s\s+%s\s+(?:rg|sc|scn)\b|%s\s+%s\s+%s\s+%s\s+(?:k|sc|scn)\b)"
+    % (_LIGHT, _LIGHT, _LIGHT, _LIGHT, _NONE, _NONE, _NONE, _NONE)
+)
 
 
 class Pdf:
@@ -30,7 +42,9 @@ class Pdf:
         self._pymupdf = pymupdf
         self._failure = (RuntimeError, ValueError, IndexError, pymupdf.mupdf.FzErrorBase)
         # Ligatures are taken apart, so that "ﬁ" is found as "fi".
-        self._flags = pymupdf.TEXTFLAGS_WORDS & ~pymupdf.TEXT_PRESERVE_LIGATURES
+        self._flags = pymupdf.TEXTFLAGS_WORDS & ~pymupdf.TEXT_PRESERVE_LIGATURES & ~pymupdf.TEXT_MEDIABOX_CLIP
+        kinds = (pymupdf.PDF_WIDGET_TYPE_TEXT, pymupdf.PDF_WIDGET_TYPE_COMBOBOX, pymupdf.PDF_WIDGET_TYPE_LISTBOX)
+        self._written = frozenset(kinds)
         if path.stat().st_size == 0:
             raise LoadError("the PDF is empty: 0 bytes")
         try:
@@ -70,18 +84,31 @@ class Pdf:
         names = {"title": "title", "author": "author", "created": "creationDate", "modified": "modDate"}
         return {ours: found.get(theirs) or "" for ours, theirs in names.items()}
 
+    def size(self, index: int) -> tuple[float, float]:
+        shown = self._load(index).rect
+        return shown.width, shown.height
+
+    def outline(self) -> list[Entry]:
+        try:
+            return [Entry(level, title, number - 1) for level, title, number, *_ in self._document.get_toc()]
+        except (*self._failure, TypeError, KeyError, RecursionError):  # a damaged outline is no reason to lose the text
+            return []
+
     def page(self, index: int) -> PageWords:
         page = self._load(index)
         rotation = int(page.rotation)
         try:
-            textpage = self._textpage(page, rotation)
-            words = textpage.extractWORDS()
+            asides = self._asides(page)
+            textpage = self._textpage(page, plain=not (rotation or asides))
+            words, outside = self._words(textpage)
+            suspect = bool(words) and self._suspect(page, words)
         except self._failure as error:
             raise LoadError(f"cannot be read: {error}") from None
         shown, label = page.rect, self._label(index)
         width, height = shown.width, shown.height
+        asides += [Aside("hidden", word[4], word[:4], "it lies outside the page") for word in outside]
         if not words:
-            return PageWords.blank(width, height, rotation, label)
+            return replace(PageWords.blank(width, height, rotation, label), asides=tuple(asides))
         x0, y0, x1, y1, texts, blocks, lines, _ = zip(*words, strict=True)
         block, line = np.array((blocks, lines), dtype=np.int64)
         found = PageWords(
@@ -92,16 +119,63 @@ class Pdf:
             height,
             rotation,
             label,
+            asides=tuple(asides),
+            suspect=suspect,
         )
         if has_single(texts) or _letter_by_letter(found):
             return _cut(found, textpage.extractRAWDICT())
         return found
 
-    def _textpage(self, page: Any, rotation: int) -> Any:
-        if rotation == 0:
+    def _textpage(self, page: Any, *, plain: bool) -> Any:
+        if plain:
             return page.get_textpage(flags=self._flags)
-        # Page.get_textpage undoes the rotation, and its way back misplaces odd crop boxes; a display list is as displayed.
+        # Page.get_textpage undoes the rotation, its way back misplaces odd crop boxes, and it takes in what fields show; a
+        # display list is as displayed, and may leave those out.
         return self._pymupdf.TextPage(page.get_displaylist(annots=0).get_textpage(self._flags))
+
+    def _words(self, textpage: Any) -> tuple[list[Any], list[Any]]:
+        """The words on the page, cut at its edge, and those wholly outside it."""
+        shown = textpage.this.m_internal.mediabox
+        x0, y0, x1, y1 = edges = shown.x0, shown.y0, shown.x1, shown.y1
+        shown.x0 = shown.y0 = -_BEYOND
+        shown.x1 = shown.y1 = _BEYOND
+        words = textpage.extractWORDS()
+        shown.x0, shown.y0, shown.x1, shown.y1 = edges
+        if all(word[0] >= x0 and word[1] >= y0 and word[2] <= x1 and word[3] <= y1 for word in words):
+            return words, []
+        outside = [word for word in words if word[2] <= x0 or word[3] <= y0 or word[0] >= x1 or word[1] >= y1]
+        return textpage.extractWORDS(), outside
+
+    def _suspect(self, page: Any, words: Sequence[Any]) -> bool:
+        """Whether the page's content has what hides text: the mode that draws none, white, tiny letters, pictures over words."""
+        content = page.read_contents()
+        if b" Do" in content:
+            streams = [self._document.xref_stream(xref) or b"" for xref, *_ in self._document.get_page_xobjects(page.number)]
+            content = b"\n".join((content, *streams))
+        if _HIDING.search(content) or any(word[3] - word[1] < SMALLEST for word in words):
+            return True
+        images = [found["bbox"] for found in page.get_image_info()] if b" Do" in content or b"BI" in content else []
+        if not images:
+            return False
+        turned = page.rotation_matrix
+        boxes = np.array([tuple(self._pymupdf.Rect(box) * turned) for box in images])
+        middles = np.array([((word[0] + word[2]) / 2, (word[1] + word[3]) / 2) for word in words])[:, None]
+        return bool(((middles > boxes[:, :2]) & (middles < boxes[:, 2:])).all(axis=2).any())
+
+    def _asides(self, page: Any) -> list[Aside]:
+        """Form fields with text in them, and annotations with a text."""
+        found: list[Aside] = []
+        annotation, field = page.first_annot, page.first_widget
+        turned = page.rotation_matrix
+        while annotation and len(found) < _ANNOTATIONS:
+            if annotation.type[0] != self._pymupdf.PDF_ANNOT_POPUP and (text := annotation.info.get("content")):
+                found.append(Aside("annotation", text, tuple(annotation.rect * turned)))
+            annotation = annotation.next
+        while field and len(found) < _ANNOTATIONS:
+            if field.field_type in self._written and isinstance(field.field_value, str) and field.field_value.strip():
+                found.append(Aside("field", field.field_value, tuple(field.rect * turned)))
+            field = field.next
+        return found
 
     def _load(self, index: int) -> Any:
         try:

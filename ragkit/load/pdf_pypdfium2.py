@@ -7,6 +7,7 @@ the first and the last character of a word, and for all of them only where the p
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ragkit.errors import EncryptedDocument, LoadError, MissingExtra, UnsupportedFormat
+from ragkit.load.asides import SMALLEST
+from ragkit.load.outline import Entry
 from ragkit.load.part import Part
-from ragkit.load.pdf_text import PageWords
+from ragkit.load.pdf_text import Aside, PageWords
 from ragkit.load.scripts import cut, has_single
 from ragkit.types import Floats, Ints
 
 _HYPHEN = (0x02, 0xFFFE)  # what PDFium puts for a hyphen at a line's end, joining the two lines
 _LINE_ENDS = (0x0A, 0x0D)
+_UNDRAWN = (3, 7)  # text modes (ISO 32000-2, 9.3.6)
+_LIGHT = 230  # of 255; a colour from here on may be that of the paper
+_OBJECTS = 100_000  # of a page that are looked at for hidden text
+_ANNOTATIONS = 10_000  # read of a page
 
 
 class Pdf:
@@ -55,6 +62,21 @@ class Pdf:
         names = {"title": "Title", "author": "Author", "created": "CreationDate", "modified": "ModDate"}
         return {ours: _mended(self._document.get_metadata_value(theirs) or "") for ours, theirs in names.items()}
 
+    def size(self, index: int) -> tuple[float, float]:
+        width, height = self._load(index).get_size()
+        return float(width), float(height)
+
+    def outline(self) -> list[Entry]:
+        found = []
+        try:
+            for item in self._document.get_toc():
+                place = item.get_dest()
+                if place is not None and (number := place.get_index()) is not None:
+                    found.append(Entry(item.level + 1, item.get_title(), number))
+        except (self._failure, ValueError, RecursionError):  # a damaged outline is no reason to lose the text
+            return []
+        return found
+
     def page(self, index: int) -> PageWords:
         page = self._load(index)
         try:
@@ -63,25 +85,88 @@ class Pdf:
             raise LoadError(f"cannot be read: {error}") from None
         width, height = page.get_size()
         rotation, label = int(page.get_rotation()), self._document.get_page_label(index) or None
+        x0, y0, x1, y1 = page.get_bbox()
+        turn = _Displayed(x0, y0, x1, y1, rotation)
+        asides = self._asides(page, turn)
         codes = self._codes(textpage)
         starts, ends, lines, codes = _cut(codes)
         if not len(starts):
-            return PageWords.blank(width, height, rotation, label)
+            return replace(PageWords.blank(width, height, rotation, label), asides=tuple(asides))
         text = codes.astype("<u4").tobytes().decode("utf-32-le", errors="replace")
         glued = None
         if has_single([text]):
             words = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
             _, owners, ranges, glued = cut(words)
             starts, ends, lines = starts[owners] + ranges[:, 0], starts[owners] + ranges[:, 1], lines[owners]
-        x0, y0, x1, y1 = page.get_bbox()
-        turn = _Displayed(x0, y0, x1, y1, rotation)
         boxes = turn(self._boxes(textpage, starts, ends))
         edge = (boxes[:, 0] < 0) | (boxes[:, 1] < 0) | (boxes[:, 2] > width) | (boxes[:, 3] > height)
         if edge.any():
+            whole = starts, ends, boxes
             starts, ends, lines, boxes, kept = self._visible(textpage, turn, (starts, ends, lines, boxes), np.flatnonzero(edge))
+            outside = zip(*(one[~kept].tolist() for one in whole), strict=True)
+            asides += [Aside("hidden", text[start:end], tuple(box), "it lies outside the page") for start, end, box in outside]
             glued = None if glued is None else glued[kept]
         texts = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-        return PageWords(texts, boxes, lines, width, height, rotation, label, glued)
+        suspect = bool(texts) and self._suspect(page, turn, boxes)
+        return PageWords(texts, boxes, lines, width, height, rotation, label, glued, tuple(asides), suspect)
+
+    def _suspect(self, page: Any, turn: _Displayed, boxes: Floats) -> bool:
+        """Whether the page's objects have what hides text: the mode that draws none, white, tiny letters, pictures over words."""
+        raw, handle = self._raw, page.raw
+        if (boxes[:, 3] - boxes[:, 1]).min() < SMALLEST:
+            return True
+        red, green, blue, alpha = (ctypes.c_uint() for _ in range(4))
+        edges = [ctypes.c_float() for _ in range(4)]
+        for number in range(min(raw.FPDFPage_CountObjects(handle), _OBJECTS)):
+            one = raw.FPDFPage_GetObject(handle, number)
+            kind = raw.FPDFPageObj_GetType(one)
+            if kind == raw.FPDF_PAGEOBJ_TEXT:
+                if raw.FPDFTextObj_GetTextRenderMode(one) in _UNDRAWN:
+                    return True
+                if raw.FPDFPageObj_GetFillColor(one, red, green, blue, alpha) and (
+                    min(red.value, green.value, blue.value) >= _LIGHT or alpha.value <= 255 - _LIGHT
+                ):
+                    return True
+            elif kind == raw.FPDF_PAGEOBJ_FORM:
+                return True  # what is drawn inside it cannot be asked for as cheaply as it is looked at
+            elif kind == raw.FPDF_PAGEOBJ_IMAGE and raw.FPDFPageObj_GetBounds(one, *edges):
+                x0, y0, x1, y1 = turn(np.array([[edge.value for edge in edges]], np.float32))[0]
+                x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+                if ((x > x0) & (x < x1) & (y > y0) & (y < y1)).any():
+                    return True
+        return False
+
+    def _asides(self, page: Any, turn: _Displayed) -> list[Aside]:
+        """Form fields with text in them, and annotations with a text."""
+        raw, found = self._raw, []
+        for number in range(min(raw.FPDFPage_GetAnnotCount(page.raw), _ANNOTATIONS)):
+            one = raw.FPDFPage_GetAnnot(page.raw, number)
+            if not one:
+                continue
+            try:
+                kind = raw.FPDFAnnot_GetSubtype(one)
+                if kind in (raw.FPDF_ANNOT_LINK, raw.FPDF_ANNOT_POPUP):
+                    continue
+                field = kind == raw.FPDF_ANNOT_WIDGET
+                text = self._value(one, b"V" if field else b"Contents")
+                if not text.strip() or (field and (self._value(one, b"FT") == "Btn" or text in ("Off", "Yes"))):
+                    continue
+                rect = raw.FS_RECTF()
+                raw.FPDFAnnot_GetRect(one, rect)
+                across, up = sorted((rect.left, rect.right)), sorted((rect.bottom, rect.top))
+                box = turn(np.array([[across[0], up[0], across[1], up[1]]], np.float32))[0]
+                found.append(Aside("field" if field else "annotation", text, tuple(box.tolist())))
+            finally:
+                raw.FPDFPage_CloseAnnot(one)
+        return found
+
+    def _value(self, annotation: Any, key: bytes) -> str:
+        size = self._raw.FPDFAnnot_GetStringValue(annotation, key, None, 0)
+        if size <= 2:
+            return ""
+        buffer = ctypes.create_string_buffer(size)
+        self._raw.FPDFAnnot_GetStringValue(annotation, key, ctypes.cast(buffer, ctypes.POINTER(self._raw.FPDF_WCHAR)), size)
+        return buffer.raw[: size - 2].decode("utf-16-le", errors="replace")
 
     def _codes(self, textpage: Any) -> npt.NDArray[np.uint32]:
         """The code point of each character of the page, by PDFium's own character numbers."""

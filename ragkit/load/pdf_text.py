@@ -25,15 +25,28 @@ _SEPARATORS = {layout.SAME: " ", layout.LINE: "\n", layout.BLOCK: "\n\n", layout
 _HEADING_RATIO = 1.13  # a heading's letters against the body's
 _HEADING_CHARACTERS = 200
 _ENDS = re.compile(r"[.!?:;。！？…][\"'”’)\]]*$")
+_KINDS = {layout.HEADER: "header", layout.FOOTER: "footer", layout.NOTE: "annotation"}
 _HYPHENS = ("-", "\u00ad", "\u2010")
+_FIRST = 8  # of a word's tag: it begins a page
 _SOFT = "\u00ad"
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """Something a page holds beside its printed text: kind "field", "annotation" or "hidden"; box x0, y0, x1, y1 in points."""
+
+    kind: str
+    text: str
+    box: tuple[float, float, float, float]
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PageWords:
     """What an engine says of one page: the words' texts, boxes (w, 4) float32 in points as displayed, and the number
     of the engine's line each stands on, (w,) int64; the page's displayed size in points, rotation in degrees, label.
-    `glued` (w,) bool: no space before the word, where a script writes none; None: nowhere."""
+    `glued` (w,) bool: no space before the word, where a script writes none; None: nowhere. `suspect`: some words may not be
+    seen. The last `notes` words are annotations."""
 
     texts: list[str]
     boxes: Floats
@@ -43,6 +56,9 @@ class PageWords:
     rotation: int
     label: str | None = None
     glued: layout.Bools | None = None
+    asides: tuple[Aside, ...] = ()
+    suspect: bool = False
+    notes: int = 0
 
     @classmethod
     def blank(cls, width: float = 612, height: float = 792, rotation: int = 0, label: str | None = None) -> PageWords:
@@ -74,6 +90,7 @@ def assemble(pages: list[PageWords], *, on_page: Callable[[int], None]) -> tuple
     for part in parts:
         size = len(part.segments.first)
         own = furniture.Furniture(found.roles[at : at + size], found.repeated[at : at + size])
+        _set_notes(part, own)
         read += _read(part, own, lambda: vocabulary or _fill(vocabulary, pages))
         at += size
     text, joined = _joined(read)
@@ -132,6 +149,13 @@ def _furniture(parts: Sequence[_Part], pages: Sequence[PageWords]) -> furniture.
     return furniture.find(segments, starts, texts, [page.height for page in pages], [page.label for page in pages])
 
 
+def _set_notes(part: _Part, own: furniture.Furniture) -> None:
+    for page, end, start, last in zip(part.pages, part.words[1:], part.starts[:-1], part.starts[1:], strict=True):
+        if page.notes:
+            notes = part.segments.first[start:last] >= end - page.notes
+            own.roles[start:last][notes], own.repeated[start:last][notes] = layout.NOTE, False
+
+
 def _fill(vocabulary: set[str], pages: Sequence[PageWords]) -> set[str]:
     vocabulary.update(chain.from_iterable(page.texts for page in pages))
     return vocabulary
@@ -147,7 +171,9 @@ def _read(part: _Part, own: furniture.Furniture, vocabulary: Callable[[], set[st
     breaks[edges] = np.maximum(breaks[edges], layout.BLOCK)
     lengths = part.lengths[plan.order]
     separators = [" "] * len(texts)
+    tags[np.array(part.words[:-1])[np.diff(part.words) > 0]] |= _FIRST  # nothing runs on over a page's end
     _join_lines(texts, breaks, tags, lengths, separators, vocabulary)
+    tags &= ~_FIRST
     for page, (rtl, unspaced), start, end in zip(part.pages, scripts, part.words[:-1], part.words[1:], strict=True):
         if start == end:
             empty = np.empty(0, np.int64)
@@ -201,7 +227,7 @@ def _join_lines(
     that was parted at a line's end is written as one: without its hyphen, unless it is written with one elsewhere."""
     changes = np.flatnonzero(breaks)
     for at, kind, same in zip(
-        changes.tolist(), breaks[changes].tolist(), (tags[changes] == tags[changes - 1]).tolist(), strict=True
+        changes.tolist(), breaks[changes].tolist(), (tags[changes] == tags[changes - 1] & ~_FIRST).tolist(), strict=True
     ):
         before, after = texts[at - 1], texts[at]
         if at and same and kind == layout.COLUMN and after[:1].islower() and not _ENDS.search(before):
@@ -275,7 +301,7 @@ def _blocks(read: Sequence[_Read], pages: Sequence[Page]) -> tuple[Block, ...]:
     blocks = []
     for (start, end), tall, is_heading, role in zip(span.tolist(), height.tolist(), heading.tolist(), tag.tolist(), strict=True):
         if role:
-            blocks.append(Block("header" if role & 3 == layout.HEADER else "footer", Span(start, end), int(role > 3)))
+            blocks.append(Block(_KINDS[role & 3], Span(start, end), int(role > 3)))
             continue
         level = min(sum(size > tall * 1.06 for size in sizes) + 1, 6) if is_heading else 0
         blocks.append(Block("heading" if is_heading else "paragraph", Span(start, end), level))

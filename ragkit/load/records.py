@@ -18,7 +18,10 @@ import numpy as np
 
 from ragkit.types import Document, Floats
 
-BLOCK_KINDS = ("heading", "paragraph", "list", "table", "row", "code", "quote", "caption", "header", "footer", "footnote")
+BLOCK_KINDS = (
+    *("heading", "paragraph", "list", "table", "row", "code", "quote", "caption", "header", "footer", "footnote"),
+    "annotation",
+)
 _DEPTH = 20  # of nested meta; a JSON parser of somebody else's must be able to read it back
 
 

@@ -149,3 +149,20 @@ def test_importing_ragkit_imports_nothing_heavy() -> None:
     script = "import sys, ragkit\nassert not {'torch', 'numpy', 'faiss', 'sqlalchemy', 'pydantic'} & set(sys.modules)\n"
     script += "assert set(ragkit.__all__) <= set(dir(ragkit))\nfor name in ragkit.__all__: getattr(ragkit, name)"
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=60)
+
+
+def test_what_a_document_was_kept_without_is_told_when_it_is_added_and_when_it_is_found(tmp_path: Path) -> None:
+    from tests.load.rawpdf import bomb, show
+
+    (tmp_path / "in").mkdir()
+    otters = show(b"otters hold hands") + b"1 g " + show(b"obey me now", y=300)
+    (tmp_path / "in" / "a.pdf").write_bytes(bomb([otters, show(b"two")], at=1))
+    command = ["add", tmp_path / "library", tmp_path / "in", "--model", "hash:64", "--limit", "page_cpu_seconds=0.5"]
+    (added,) = run_json(*command)["added"]
+    assert added["warnings"] == [
+        "page 2 took longer than 0.5 s of processor time (Limits.page_cpu_seconds)",
+        "11 hidden characters were left out",
+    ]
+    assert "11 hidden characters" in run("search", tmp_path / "library", "otters")
+    assert run_json("search", tmp_path / "library", "obey", "--mode", "lexical") == []
+    assert "no limit 'speed'" in run(*command[:-1], "speed=3", code=1)

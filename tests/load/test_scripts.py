@@ -100,6 +100,12 @@ def test_a_word_parted_at_a_lines_end_is_one_word_with_two_boxes(read: Read, tmp
     assert words[at + 1][1][0] == pytest.approx(50, abs=1)
 
 
+def test_nothing_runs_on_over_a_pages_end(read: Read, tmp_path: Path) -> None:
+    document = read(draw(tmp_path / "a.pdf", [[Text("It is about the hyphen-", 50, 300)], [Text("ation of words", 50, 300)]]))
+    assert document.text.split() == ["It", "is", "about", "the", "hyphen-", "ation", "of", "words"]
+    assert [block.span for block in document.blocks] == [page.span for page in document.pages]
+
+
 def test_a_dash_is_no_hyphen(read: Read, tmp_path: Path) -> None:
     lines = ["The first line ends with a dash -", "and the second goes on to 3-", "(three) without."]
     document = read(draw(tmp_path / "a.pdf", [[Text(line, 50, 500 - 14 * i) for i, line in enumerate(lines)]]))
