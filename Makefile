@@ -4,7 +4,7 @@ PYTHON ?= python3
 # The version is held so that the CPU build is the newest that pip can find, and not gigabytes of CUDA.
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-EXTRAS := cpu,pdf,pdfium,office,dev
+EXTRAS := cpu,pdf,pdfium,office,server,mcp,dev
 BIN := .venv/bin
 READY := .venv/.ready
 # One thread per worker: two workers whose torch and FAISS each took all cores would wait for each other.

@@ -22,6 +22,7 @@ import typer
 
 from ragkit import care
 from ragkit.errors import RagkitError
+from ragkit.serve import commands as serving
 from ragkit.terminal import FAILED, INTERRUPTED, PARTLY, AsJson, IndexPath
 from ragkit.terminal import opened as _opened
 from ragkit.terminal import print_json as _print_json
@@ -39,8 +40,9 @@ app = typer.Typer(
     help="Index documents, ask, and check the evidence.",
 )
 
-for command in care.COMMANDS:
+for command in (*care.COMMANDS, *serving.COMMANDS):
     app.command()(command)
+app.add_typer(serving.keys_app, name="keys")
 
 
 def main() -> None:

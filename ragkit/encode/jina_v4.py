@@ -261,6 +261,12 @@ class JinaV4:
         prefix = self._prompts.prefix(full_task(None, self.card, role="document"))
         return self._prompts.tokenizer.counts([prefix + text for text in documents])
 
+    def image_tokens(self, width: int, height: int) -> int:
+        """How many tokens the model sees of an upright image alone, those of the prompt around it included."""
+        prompts, resizing = self._prompts, self._settings.resizing
+        wide, high = (side // resizing.unit for side in resizing.size(width, height))
+        return len(prompts.with_image(prompts.tokenizer.ids([DESCRIBE])[0], high, wide))
+
     def _encode(
         self, items: Sequence[Item], tasks: Sequence[str], *, truncate_dim: int | None, truncate: bool, max_pixels: int | None
     ) -> Encoding:

@@ -1,0 +1,82 @@
+"""What routes share: JSON that can always be sent, who asks, and the errors that the OpenAPI document names."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, cast
+
+from fastapi import Depends, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from ragkit.serve.keys import Key
+from ragkit.serve.service import Service
+
+
+class FieldError(BaseModel):
+    field: str
+    message: str
+    type: str
+    input: str
+
+
+class Refusal(BaseModel):
+    """Why a request was refused, as Jina's clients read it."""
+
+    detail: str
+    code: str
+    request_id: str
+    errors: list[FieldError] | None = None
+
+
+class OpenAIErrorFields(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIRefusal(BaseModel):
+    """Why a request was refused, as OpenAI's clients read it; they are known by their headers and fields."""
+
+    error: OpenAIErrorFields
+
+
+REASONS = {
+    400: "The request makes no sense here, or names what is not there",
+    401: "No key, or not one of this server's",
+    403: "The key does not allow it",
+    404: "There is none of that name",
+    408: "The body did not come",
+    409: "Another writer holds the index, or it is not in that state",
+    413: "The body is too large",
+    422: "The body or a parameter does not fit the schema",
+    429: "Too much is waiting; Retry-After says when to come back",
+    500: "The server failed",
+    503: "The index or the installation needs care",
+    504: "No answer in time",
+}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": Refusal | OpenAIRefusal, "description": reason} for status, reason in REASONS.items()
+}
+
+
+class Json(Response):
+    """JSON in ASCII, so that a lone surrogate that somebody sent can be sent back."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _service(request: Request) -> Service:
+    return cast(Service, request.app.state.service)
+
+
+def _key(request: Request) -> Key | None:
+    return cast("Key | None", getattr(request.state, "key", None))
+
+
+Serving = Annotated[Service, Depends(_service)]
+Asker = Annotated[Key | None, Depends(_key)]

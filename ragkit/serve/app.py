@@ -1,0 +1,80 @@
+"""The ASGI application: routes behind the gate."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from ragkit import __version__
+from ragkit.errors import MissingExtra
+from ragkit.serve.gate import Gate
+from ragkit.serve.service import Service
+
+DESCRIPTION = "Embeddings as Jina's and OpenAI's APIs have them, and search with evidence over indexes on this server's disk."
+
+
+def create_app(service: Service) -> Gate:
+    """An ASGI application for a service that it starts and closes. MissingExtra without fastapi."""
+    try:
+        from fastapi import FastAPI
+    except ImportError:
+        raise MissingExtra.of("fastapi", "server", "the HTTP server") from None
+    from ragkit.serve import embeddings, status
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.close()
+
+    app = FastAPI(title="ragkit", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    for part in (embeddings, status):
+        app.include_router(part.router)
+    _tell_errors(app)
+    return Gate(app, service)
+
+
+def _tell_errors(app: Any) -> None:
+    """Every refusal in the shape that its client reads."""
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+
+    from ragkit.serve.answers import Json
+    from ragkit.serve.problems import Problem, dialect_of, problem_of, validation_problem
+
+    def told(request: Request, problem: Problem, body: Any = None) -> Json:
+        dialect = dialect_of(request.headers, body)
+        content = problem.body(dialect, request.state.request_id)
+        return Json(content, status_code=problem.status_for(dialect), headers=problem.headers)
+
+    async def problem(request: Request, error: Problem) -> Json:
+        return told(request, error, await _sent(request))
+
+    async def invalid(request: Request, error: RequestValidationError) -> Json:
+        return told(request, validation_problem(error.errors()), error.body)
+
+    async def http(request: Request, error: HTTPException) -> Json:
+        return told(request, Problem(error.status_code, str(error.detail)))
+
+    async def failed(request: Request, error: Exception) -> Json:
+        return told(request, problem_of(error))
+
+    app.add_exception_handler(Problem, problem)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, failed)
+
+
+async def _sent(request: Any) -> Any:
+    """The body that a route refused, if it is JSON: its fields tell whose client sent it."""
+    if not request.headers.get("content-type", "").startswith("application/json"):
+        return None
+    try:
+        return await request.json()
+    except Exception:
+        return None

@@ -1,0 +1,182 @@
+"""What a request for embeddings brings, as an encoder takes it: texts, images, and both together, each with its tokens.
+
+An image is base64, a data URI, or, where fetching is switched on, a URL. It is opened here and decoded by the encoder.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ragkit.encode.contract import Encoder, Item
+from ragkit.encode.images import upright_size
+from ragkit.errors import EncodeError
+from ragkit.serve.limits import ServeLimits
+from ragkit.serve.problems import Problem
+
+if TYPE_CHECKING:
+    from ragkit.serve.urls import Fetcher
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+TILE, TILE_TOKENS = 224, 1000  # clip-v1's accounting: an image costs its tiles, partly filled ones in full
+
+
+class InputItem(BaseModel):
+    """A text, an image, or both together. `url` and `bytes` are older names for an image."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str | None = None
+    image: str | None = Field(None, description="base64, a data URI, or a URL where this server fetches any")
+    url: str | None = None
+    bytes: str | None = None
+
+    @model_validator(mode="after")
+    def _is_something(self) -> InputItem:
+        images = [one for one in (self.image, self.url, self.bytes) if one is not None]
+        if len(images) > 1 or (not images and self.text is None):
+            raise ValueError("an input is a text, an image, or one of each")
+        return self
+
+    @property
+    def picture(self) -> str | None:
+        return next((one for one in (self.image, self.url, self.bytes) if one is not None), None)
+
+
+TokenList = Annotated[list[int], Field(min_length=1)]
+Inputs = (
+    Annotated[str, Field()]
+    | InputItem
+    | Annotated[list[str | InputItem], Field(min_length=1)]
+    | TokenList
+    | Annotated[list[TokenList], Field(min_length=1)]
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """n inputs as the encoder takes them; `texts` where an input has one; tokens of each, and those of the images in them."""
+
+    items: list[Item]
+    texts: list[str | None]
+    tokens: list[int]
+    image_tokens: int
+
+
+def listed(inputs: Any, *, limits: ServeLimits) -> list[str | InputItem]:
+    """The inputs as a list. Problem for token ids and for too many."""
+    found = inputs if isinstance(inputs, list) else [inputs]
+    if isinstance(found[0], (int, list)):
+        raise Problem(
+            400,
+            "inputs are texts here, and not ids of another model's tokenizer. With langchain_openai: OpenAIEmbeddings(..., "
+            "check_embedding_ctx_length=False)",
+            field="input",
+        )
+    if len(found) > limits.inputs:
+        raise Problem(400, f"{len(found)} inputs are over this server's {limits.inputs} in one request", field="input")
+    return found
+
+
+def urls_of(inputs: Sequence[str | InputItem]) -> list[str]:
+    """The URLs among the images."""
+    pictures = [one.picture for one in inputs if isinstance(one, InputItem)]
+    return [one for one in pictures if one is not None and _is_url(one)]
+
+
+def _is_url(value: str) -> bool:
+    return value[:8].lower().startswith(("http://", "https://"))
+
+
+async def fetched(urls: Sequence[str], fetcher: Fetcher | None) -> dict[str, bytes]:
+    """The files behind the URLs. Problem where fetching is switched off, or one is refused."""
+    if urls and fetcher is None:
+        raise Problem(400, "this server fetches no URLs: send the image itself, as base64", field="input")
+    return {url: await fetcher.fetch(url) for url in dict.fromkeys(urls)} if fetcher is not None else {}
+
+
+def prepare(
+    inputs: Sequence[str | InputItem], files: dict[str, bytes], encoder: Encoder, *, limits: ServeLimits, truncate: bool
+) -> Prepared:
+    """Items and their tokens. Problem for an image that is none, an input over the model's limit, tokens over the server's."""
+    texts = [one if isinstance(one, str) else one.text for one in inputs]
+    images = [None if isinstance(one, str) else _image(i, one, files, limits) for i, one in enumerate(inputs)]
+    for i, image in enumerate(images):
+        if image is not None and "image" not in encoder.card.modalities:
+            raise Problem(400, f"input {i} is an image, and {encoder.card.name} does not see", field="input")
+    counts = iter(encoder.count_tokens([text for text in texts if text is not None]).tolist())
+    tokens, of_images = [], 0
+    for i, (text, image) in enumerate(zip(texts, images, strict=True)):
+        own = 0 if text is None else int(next(counts))
+        if own > encoder.card.max_tokens and not truncate:
+            raise Problem(
+                400,
+                f"input {i} has {own} tokens, and {encoder.card.name} takes {encoder.card.max_tokens}. Send less of it, or "
+                '"truncate": true for its beginning',
+                code="INPUT_TOO_LONG",
+                field="input",
+            )
+        seen = 0 if image is None else image_tokens(i, image, encoder)
+        of_images += seen
+        tokens.append(min(own, encoder.card.max_tokens) + seen)
+    if sum(tokens) - of_images > limits.tokens:  # an image's accounting may be a price; images are limited by their bytes
+        raise Problem(
+            400, f"{sum(tokens) - of_images:,} tokens are over this server's {limits.tokens:,} in one request", field="input"
+        )
+    items = [_item(text, image) for text, image in zip(texts, images, strict=True)]
+    return Prepared(items, texts, tokens, of_images)
+
+
+def _item(text: str | None, image: Any) -> Item:
+    if image is None:
+        return text
+    return image if text is None else (text, image)
+
+
+def _image(index: int, one: InputItem, files: dict[str, bytes], limits: ServeLimits) -> Any:
+    value = one.picture
+    if value is None:
+        return None
+    content = files[value] if _is_url(value) else _decoded(index, value, limits)
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images: the encoder has a limit of its own
+            return Image.open(io.BytesIO(content), formats=FORMATS)
+    except Exception as error:  # decoders raise whatever the damage makes of them
+        kinds = ", ".join(FORMATS)
+        raise Problem(400, f"input {index} is no image of {kinds} ({type(error).__name__})", field="input") from None
+
+
+def _decoded(index: int, value: str, limits: ServeLimits) -> bytes:
+    if value[:5].lower() == "data:":
+        head, _, value = value.partition(",")
+        if not head.lower().endswith(";base64"):
+            raise Problem(400, f"input {index} is a data URI without ;base64", field="input")
+    if len(value) * 3 // 4 > limits.input_bytes:
+        raise Problem(400, f"input {index} is over {limits.input_bytes:,} bytes", code="INPUT_TOO_LARGE", field="input")
+    try:
+        return base64.b64decode("".join(value.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise Problem(400, f"input {index} is neither base64 nor a URL that begins with https://", field="input") from None
+
+
+def image_tokens(index: int, image: Any, encoder: Encoder) -> int:
+    """What an image counts for: the tokens a model says it sees of it, or clip-v1's tiles at a thousand each."""
+    try:
+        width, height = upright_size(index, image)
+    except EncodeError as error:
+        raise Problem(400, str(error), field="input") from None
+    own: Any = getattr(encoder, "image_tokens", None)
+    if own is not None:
+        return int(own(width, height))
+    return math.ceil(width / TILE) * math.ceil(height / TILE) * TILE_TOKENS

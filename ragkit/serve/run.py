@@ -1,0 +1,48 @@
+"""A server behind uvicorn: where it may listen, and how it stops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ragkit.errors import MissingExtra
+from ragkit.serve.app import create_app
+from ragkit.serve.gate import is_loopback
+from ragkit.serve.service import Service
+
+GRACE = 30  # seconds for what is running to end
+
+
+def check_host(host: str, service: Service) -> None:
+    """ValueError for an address that others reach, where there is no key."""
+    if not service.keys and not is_loopback(host):
+        raise ValueError(
+            f"{host} can be reached from other machines, and there is no key. Make one, and name its file: "
+            "ragkit keys add keys.json --name NAME, then --keys keys.json; or set RAGKIT_KEY"
+        )
+
+
+def make_server(service: Service, *, host: str = "127.0.0.1", port: int = 8000, grace: int = GRACE) -> Any:
+    """A uvicorn.Server; `run()` returns once it was told to stop and what was running has ended."""
+    check_host(host, service)
+    try:
+        import uvicorn
+    except ImportError:
+        raise MissingExtra.of("uvicorn", "server", "the HTTP server") from None
+
+    class Server(uvicorn.Server):  # type: ignore[misc,unused-ignore]
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            service.stopping.set()  # streams of events end, or they would hold the server up
+            super().handle_exit(sig, frame)
+
+    config = uvicorn.Config(
+        create_app(service),
+        host=host,
+        port=port,
+        timeout_graceful_shutdown=grace,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=64 * 1024,
+        ws="none",
+    )
+    return Server(config)

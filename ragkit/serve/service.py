@@ -1,0 +1,166 @@
+"""What a server has: open indexes, loaded models with their queues, rerankers, keys, limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ragkit.encode.contract import Encoder
+from ragkit.serve.batching import Batcher
+from ragkit.serve.keys import ANYBODY, Key
+from ragkit.serve.limits import ServeLimits
+from ragkit.serve.metrics import Metrics, Spans
+from ragkit.serve.problems import Problem, problem_of
+
+if TYPE_CHECKING:
+    from ragkit.index import Index
+    from ragkit.serve.urls import Fetcher
+
+Done = TypeVar("Done")
+
+
+class Service:
+    """State of one server; `start` and `close` are its lifespan, within one event loop.
+
+    indexes: by the name that requests give. models: beside the indexes' own, by the name that requests give. rerankers: what
+    `Index.search(rerank=)` takes, by name. fetcher: what fetches images by URL, None for not at all.
+    """
+
+    def __init__(
+        self,
+        indexes: Mapping[str, Index] | None = None,
+        *,
+        models: Mapping[str, Encoder] | None = None,
+        rerankers: Mapping[str, Any] | None = None,
+        keys: Sequence[Key] = (),
+        limits: ServeLimits | None = None,
+        fetcher: Fetcher | None = None,
+    ) -> None:
+        self.indexes = dict(indexes or {})
+        self.rerankers = dict(rerankers or {})
+        self.keys = tuple(keys)
+        self.limits = limits or ServeLimits()
+        self.fetcher = fetcher
+        self.metrics = Metrics()
+        self.spans = Spans()
+        self.ready = False
+        self.stopping = asyncio.Event()
+        self._models = dict(models or {})
+        self._batchers: dict[str, Batcher] = {}
+        self._searching = 0
+        self._threads = ThreadPoolExecutor(self.limits.searches, thread_name_prefix="ragkit-search")
+
+    async def start(self) -> None:
+        """Load the indexes' models, and let the queues run."""
+        for index in self.indexes.values():
+            encoder = await asyncio.to_thread(getattr, index, "encoder")
+            if encoder.card.dims and not encoder.card.name.startswith("vectors:"):
+                self._models.setdefault(encoder.card.name, encoder)
+        for name, encoder in self._models.items():
+            batcher = Batcher(encoder, limits=self.limits, on_batch=self.metrics.batch(name))
+            batcher.start()
+            self._batchers[name] = batcher
+            self.metrics.watch(name, batcher)
+        self.ready = True
+
+    async def close(self) -> None:
+        self.ready = False
+        self.stopping.set()
+        for batcher in self._batchers.values():
+            await batcher.close()
+        await asyncio.to_thread(self._threads.shutdown)
+
+    @property
+    def models(self) -> dict[str, Encoder]:
+        return dict(self._models)
+
+    def batcher(self, name: str) -> Batcher:
+        """The queue of a model, by its name or by the last part of it. Problem INPUT_MODEL_NOT_FOUND."""
+        found = self._batchers.get(name)
+        if found is None:
+            short = [one for one in self._batchers if PurePath(one).name.lower() == PurePath(name).name.lower()]
+            found = self._batchers[short[0]] if len(short) == 1 else None
+        if found is None:
+            raise Problem(
+                400,
+                f"this server has no model {name[:100]!r}; it has {', '.join(self._batchers) or 'none'}",
+                code="INPUT_MODEL_NOT_FOUND",
+                field="model",
+            )
+        return found
+
+    def index(self, name: str | None, key: Key | None) -> tuple[str, Index]:
+        """The index that a request names, or the only one its key may use. Problem 400, 403 or 404."""
+        key = key or ANYBODY
+        if key.index is not None and name not in (None, key.index):
+            raise Problem(403, f"the key {key.name!r} is bound to the index {key.index!r}", field="index")
+        wanted = name or key.index
+        if wanted is None and len(self.indexes) == 1:
+            wanted = next(iter(self.indexes))
+        if wanted is None:
+            raise Problem(400, f"name one of the indexes: {', '.join(self.indexes) or 'this server has none'}", field="index")
+        if wanted not in self.indexes:
+            raise Problem(404, f"this server has no index {wanted[:100]!r}", field="index")
+        return wanted, self.indexes[wanted]
+
+    async def run(self, work: Callable[..., Done], *arguments: Any, **options: Any) -> Done:
+        """Work on an index, on one of a few threads. Problem 429 where too much waits; ragkit's errors become Problems."""
+        if self._searching >= self.limits.waiting_requests:
+            raise Problem(429, f"{self._searching} requests are waiting for an index", retry_after=1)
+        self._searching += 1
+        try:
+            call = partial(work, *arguments, **options)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except Problem:
+            raise
+        except Exception as error:
+            problem = problem_of(error)
+            if problem.status >= 500:
+                raise
+            raise problem from error
+        finally:
+            self._searching -= 1
+
+
+def narrowed(filters: Mapping[str, Any] | None, key: Key | None, *, depth: int) -> Mapping[str, Any] | None:
+    """The filter of a request within the one its key is bound to. Problem 400 for one that is nested too deep."""
+    if filters is not None and _depth(filters) > depth:
+        raise Problem(400, f"the filter is nested more than {depth} deep", field="filters")
+    bound = key.filters if key is not None else None
+    if bound is None or filters is None:
+        return bound if filters is None else filters
+    return {"operator": "AND", "conditions": [bound, filters]}
+
+
+def _depth(value: Any) -> int:
+    """Levels of logic: lists and objects count, two for each."""
+    level, deepest = [value], 0
+    while level:
+        deepest += 1
+        level = [
+            below
+            for one in level
+            if isinstance(one, (Mapping, list))
+            for below in (one.values() if isinstance(one, Mapping) else one)
+            if isinstance(below, (Mapping, list))
+        ]
+    return (deepest + 1) // 2
+
+
+@contextmanager
+def refusals() -> Any:
+    """ragkit's own errors, raised within, as Problems."""
+    try:
+        yield
+    except Problem:
+        raise
+    except Exception as error:
+        problem = problem_of(error)
+        if problem.status >= 500:
+            raise
+        raise problem from error
