@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,13 @@ def load(path: Path, options: Options) -> Iterator[Document]:
 
 def blocks_of(text: str, *, start: int = 0) -> Iterator[Block]:
     """The blocks of Markdown from `start` (the beginning of a line) on, ordered by start, outer ones first."""
-    from markdown_it import MarkdownIt
-
     body = text[start:]
     # markdown-it replaces NUL, which keeps lengths, and line ends, which do not: so positions are taken by line.
     lines = [0, *(match.end() for match in _LINE_END.finditer(body))]
     if lines[-1] != len(body) or len(lines) == 1:
         lines.append(len(body))
     depth = 0
-    for token in MarkdownIt("commonmark").enable("table").parse(body):
+    for token in _parser().parse(body):
         if token.type.endswith("list_close") or token.type == "blockquote_close":
             depth -= 1
         kind = _KINDS.get(token.type)
@@ -66,6 +65,13 @@ def blocks_of(text: str, *, start: int = 0) -> Iterator[Block]:
                 yield Block(kind, Span(start + span.start, start + span.end), level)
         if token.type.endswith("list_open") or token.type == "blockquote_open":
             depth += 1
+
+
+@lru_cache(maxsize=1)
+def _parser() -> Any:
+    from markdown_it import MarkdownIt
+
+    return MarkdownIt("commonmark").enable("table")
 
 
 def _is_header(body: str, first: int, end: int) -> bool:

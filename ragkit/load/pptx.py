@@ -1,4 +1,4 @@
-"""Presentations (Office Open XML): a page per slide, its title as a heading, then its shapes in the author's order.
+"""Presentations (Office Open XML): a page per slide, its title as a heading, then its shapes from top to bottom.
 
 Text, lists, tables, the numbers behind charts, the words of diagrams, alternative texts of pictures, and the speaker's
 notes, which stand last, as a footnote. Slides count as shown in the editor, hidden ones included.
@@ -7,6 +7,7 @@ notes, which stand last, as a footnote. Slides count as shown in the editor, hid
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class _Slide:
         self._root = package.xml(part)
 
     def read(self) -> None:
-        shapes = list(_shapes(child(self._root, "cSld", "spTree")))
+        shapes = sorted(_shapes(child(self._root, "cSld", "spTree")), key=self._place)
         titles = [one for one in shapes if _placeholder(one) in ("title", "ctrTitle")]
         for one in titles:
             self._draft.heading(_text(child(one, "txBody")), 1)
@@ -73,6 +74,24 @@ class _Slide:
         for kind, part in self._relations.values():
             if kind == "notesSlide" and part in self._package:
                 self._notes(self._package.xml(part))
+
+    def _place(self, shape: Any) -> tuple[int, int]:
+        """Where a shape is, from the top and from the left; a placeholder may leave that to the slide's layout."""
+        own = _offset(shape)
+        if own is None and (key := _placeholder_key(shape)):
+            own = self._layout.get(key)
+        return own or (0, 0)
+
+    @cached_property
+    def _layout(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """The places of the layout's placeholders, by index and by kind."""
+        parts = [part for kind, part in self._relations.values() if kind == "slideLayout" and part in self._package]
+        found: dict[tuple[str, str], tuple[int, int]] = {}
+        for shape in _shapes(child(self._package.xml(parts[0]), "cSld", "spTree")) if parts else ():
+            key, place = _placeholder_key(shape), _offset(shape)
+            if key and place:
+                found[key] = place
+        return found
 
     def _shape(self, shape: Any) -> None:
         role = _placeholder(shape)
@@ -155,6 +174,25 @@ def _shapes(tree: Any) -> Iterator[Any]:
             yield from _shapes(one)
         elif name == "AlternateContent":
             yield from _shapes(one[:1])
+
+
+def _offset(shape: Any) -> tuple[int, int] | None:
+    """The distances of a shape from the top and from the left, in EMU; within a group, of the group's own measure."""
+    place = child(shape, "xfrm")
+    found = child(place if place is not None else child(shape, "spPr", "xfrm"), "off")
+    try:
+        return None if found is None else (int(attribute(found, "y")), int(attribute(found, "x")))
+    except ValueError:
+        return None
+
+
+def _placeholder_key(shape: Any) -> tuple[str, str] | None:
+    """What a placeholder of a slide and that of its layout have in common."""
+    for properties in shape:
+        if local(properties).startswith("nv") and (found := child(properties, "nvPr", "ph")) is not None:
+            index = attribute(found, "idx")
+            return ("idx", index) if index else ("type", attribute(found, "type", "obj"))
+    return None
 
 
 def _placeholder(shape: Any) -> str:

@@ -177,6 +177,14 @@ def test_slides_are_pages_with_title_lists_tables_and_notes(tmp_path: Path) -> N
     assert (document.pages[1].width, document.pages[1].height) == (720.0, 540.0)
 
 
+def test_shapes_are_read_from_top_to_bottom_wherever_the_author_made_them(tmp_path: Path) -> None:
+    def at(x: int, y: int, text: str) -> str:
+        return shape(text).replace("<p:txBody>", f'<p:spPr><a:xfrm><a:off x="{x}" y="{y}"/></a:xfrm></p:spPr><p:txBody>')
+
+    document = read(packages.pptx(tmp_path / "a.pptx", [at(9, 70, "low") + at(90, 20, "right") + at(10, 20, "left")]))
+    assert document.text == "left\n\nright\n\nlow"
+
+
 def test_sheets_are_pages_labelled_by_name_with_tables_and_headers(tmp_path: Path) -> None:
     sheets: dict[str, list[list[str | float | None]]] = {
         "Ducks": [["All ducks"], [None], ["Bird", "cm"], ["Mallard", 58.0], ["Teal", 35.5]],
