@@ -52,7 +52,9 @@ class ApiClient:
     def __post_init__(self) -> None:
         check_url(self.base_url)
         self.base_url = self.base_url.rstrip("/")
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        # What stays on this machine goes through no proxy, whatever is set for the rest.
+        here = [urllib.request.ProxyHandler({})] if self.base_url.startswith("http:") else []
+        self._opener = urllib.request.build_opener(_NoRedirects, *here)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """The JSON answer to `body`. Raises RemoteError."""
@@ -103,7 +105,7 @@ class ApiClient:
             return RemoteError(f"{self.base_url} answered more than {LARGEST:,} bytes. Send fewer inputs at a time"), None
         try:
             return None, json.loads(content)
-        except ValueError:  # a proxy's page, or an answer cut off
+        except (ValueError, RecursionError):  # a proxy's page, or an answer cut off
             start = content[:80].decode(errors="replace")
             return RemoteError(f"{self.base_url} answered what is no JSON: {start!r}.", again=True), None
 

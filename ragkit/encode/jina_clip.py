@@ -30,8 +30,8 @@ from ragkit.encode.layouts import Opening
 from ragkit.encode.packed import Forward, PackedEncoder, Placed, Row
 from ragkit.encode.precision import checked_dtype, default_device
 from ragkit.encode.tasks import GENERAL, checked_task, full_task
-from ragkit.encode.texts import check_truncate_dim, split_item
-from ragkit.errors import CheckpointError, EncodeError
+from ragkit.encode.texts import check_truncate_dim, split_item, too_long
+from ragkit.errors import CheckpointError, EncodeError, InputTooLong
 from ragkit.ragged import truncate_dims, unit_rows
 from ragkit.types import Floats, Ints
 
@@ -301,15 +301,13 @@ class ClipEncoder:
         return Encoding(dense=dense, truncated=encoded.truncated)
 
     def _encode_texts(self, texts: list[str], at: list[int], *, truncate: bool) -> Encoding:
-        """Errors name inputs by their number, so texts stand at the numbers they have among all inputs."""
-        if at == list(range(len(at))):
+        """Errors name the positions that the texts have among all inputs."""
+        try:
             return self._texts.encode_document(texts, truncate=truncate)
-        padded = [""] * (at[-1] + 1)
-        for i, text in zip(at, texts, strict=True):
-            padded[i] = text
-        found = self._texts.encode_document(padded, truncate=truncate)
-        assert found.dense is not None
-        return replace(found, dense=found.dense[at])
+        except InputTooLong:
+            counts = self._texts.count_tokens(texts)
+            first = int(np.argmax(counts > self.card.max_tokens))
+            raise too_long(at[first], int(counts[first]), self.card) from None
 
     def _encode_images(self, images: Mapping[int, Image], dense: Floats) -> None:
         """Write the vectors of the images to their rows; the next batch is decoded while one is computed."""

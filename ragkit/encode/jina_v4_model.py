@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ragkit.encode.jina_v4_files import PROJECTOR, V4Settings, V4Tensors, adapted_modules
-from ragkit.errors import MissingExtra
+from ragkit.errors import CheckpointError, MissingExtra
 from ragkit.types import Floats, Ints
 
 Tensor = Any  # torch.Tensor
@@ -187,8 +187,9 @@ def _on_meta(settings: V4Settings, *, flash: bool) -> Any:
     )
     with torch.device("meta"):
         model = Qwen2_5_VLModel._from_config(config, attn_implementation="flash_attention_2" if flash else "sdpa")
-    kept = model.language_model.config.rope_parameters
-    assert kept["mrope_section"] == settings.text["rope_parameters"]["mrope_section"], kept  # some versions drop it
+    kept, wanted = dict(model.language_model.config.rope_parameters), settings.text["rope_parameters"]
+    if any(kept.get(name) != value for name, value in wanted.items()):
+        raise CheckpointError(f"this version of transformers makes {kept} of {wanted}, and positions would be wrong: use another")
     return model
 
 

@@ -378,7 +378,7 @@ def _read(answer: Any, *, count: int, multi: bool) -> list[Floats]:
     name = "embeddings" if multi else "embedding"
     try:
         by_index = {int(one["index"]): _numbers(one[name], dimensions=2 if multi else 1) for one in answer["data"]}
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, binascii.Error) as error:
         raise RemoteError(f"the service's answer is not a list of {name} ({type(error).__name__}: {error})") from None
     if set(by_index) != set(range(count)) or len(answer["data"]) != count:
         raise RemoteError(f"the service answered {len(answer['data'])} vectors for {count} inputs, or numbered them wrongly")

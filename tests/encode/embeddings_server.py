@@ -17,6 +17,7 @@ import json
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -109,23 +110,20 @@ class EmbeddingsServer:
             self.most_at_once = max(self.most_at_once, self.at_once)
             self.requests.append((dict(handler.headers), json.loads(content)))
             planned = self.script.popleft() if self.script else None
-        try:
-            time.sleep(self.delay)
-            status, headers, body = planned or self._answer(handler, json.loads(content))
-            if body is None:
-                handler.close_connection = True
-                return
-            raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        time.sleep(self.delay)
+        status, headers, body = planned or self._answer(handler, json.loads(content))
+        with self.lock:
+            self.at_once -= 1  # before the answer goes out: whoever has it may ask again at once
+        if body is None:
+            handler.close_connection = True
+            return
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        with suppress(BrokenPipeError, ConnectionResetError):  # the other side has waited long enough
             handler.send_response(status)
             for name, value in {"Content-Type": "application/json", "Content-Length": str(len(raw)), **headers}.items():
                 handler.send_header(name, value)
             handler.end_headers()
             handler.wfile.write(raw)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-        finally:
-            with self.lock:
-                self.at_once -= 1
 
     def _answer(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> Answer:
         openai = str(body.get("model")) in ("text-embedding-3-small", "own")
