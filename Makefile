@@ -14,7 +14,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long crash kill lint types bench docs clean
+.PHONY: help demo test test-long crash kill flip lint types bench docs clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 20
@@ -48,6 +48,9 @@ test-long: $(READY)  ## run the long proofs and measurements too
 
 crash: $(READY)  ## kill, fail and lose the power at every change that add, replace, delete, compact, rebuild and backup make
 	$(BIN)/python -m pytest -s -m slow tests/safe/test_interrupted.py -k "not random" $(ARGS)
+
+flip: $(READY)  ## flip every byte of every file of a small index
+	$(BIN)/python -m pytest -s -m slow tests/safe/test_flips.py $(ARGS)
 
 kill: $(READY)  ## kill a writer a thousand times, at any moment
 	$(BIN)/python -m pytest -s -m slow tests/safe/test_interrupted.py -k random $(ARGS)

@@ -42,7 +42,7 @@ def backup(store: Store, target: Path, *, progress: Callable[[Progress], None] |
         raise StorageError(f"{target} is there already and not empty. Name a folder for the backup that is not there yet.")
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _beside(target) as folder:
+        with beside(target) as folder:
             snapshot = _catalog(store, folder)
             size = _folders(store, snapshot, folder, progress=progress)
             for part in (folder / "segments", folder / "lexical", folder):
@@ -54,7 +54,7 @@ def backup(store: Store, target: Path, *, progress: Callable[[Progress], None] |
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
+def beside(target: Path) -> Iterator[Path]:
     """A new hidden folder beside the target, held by a lock; those that a crash left, held by nobody, are removed."""
     prefix = f".{target.name}.backup-"
     for left in target.parent.glob(f"{prefix}*"):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ragkit.terminal import FAILED, PARTLY, AsJson, IndexPath, bar, opened, print_json, say
+from ragkit.terminal import FAILED, INTERRUPTED, PARTLY, AsJson, IndexPath, bar, opened, print_json, say
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
@@ -137,4 +137,67 @@ def migrate(
         print(f"{report.to_parse} PDF documents are parsed anew when their files are next added: ragkit add {index} FILES")
 
 
-COMMANDS = (verify, repair, compact, backup, migrate)
+def export(
+    index: IndexPath,
+    target: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to make; it must not be there yet.")],
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write documents (JSONL), units and vectors (npy) to FOLDER, for other tools or `ragkit import`."""
+    with opened(index, create=False) as library, bar("exporting", quiet=quiet or as_json) as progress:
+        report = library.export(target, progress=progress)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        print(f"{report.path}: {report.documents} documents, {report.units} units, {report.vectors} vectors")
+
+
+def import_(
+    index: IndexPath,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `ragkit export` wrote.")],
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring an exported FOLDER into INDEX, new or built by the same recipe, with its chunks and vectors: nothing is embedded."""
+    from ragkit.index import Index
+
+    try:
+        with bar("importing", quiet=quiet or as_json) as progress:
+            report = Index.import_from(index, folder, progress=progress)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print_json({kind: [asdict(one) for one in getattr(report, kind)] for kind in ("added", "updated", "unchanged")})
+    else:
+        print(report)
+
+
+def selfcheck(
+    crash: Annotated[int, typer.Option(min=1, help="How many processes to kill.")] = 100,
+    folder: Annotated[Path, typer.Option(help="A folder on the disk to try; the current one if left out.")] = Path(),
+    seed: Annotated[int, typer.Option(help="Which random moments.")] = 0,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Kill processes that write to a small index on your own disk, and see that nothing is lost. Exits 1 if something is."""
+    from ragkit.selfcheck import crash as run
+
+    try:
+        with bar("crashing", quiet=quiet or as_json) as progress:
+            report = run(folder.absolute(), crash, seed=seed, progress=progress)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print_json(asdict(report))
+    else:
+        print(
+            f"{report.killed} processes killed, {report.finished} were quicker; {report.changes} changes were said to be done "
+            f"and all of them found; every checksum compared {report.verified} times ({report.seconds:.0f} s)"
+            if not report.problems
+            else f"broken: {report.problems[0]}\nthe index is left in {report.folder}"
+        )
+    if report.problems:
+        raise typer.Exit(FAILED)
+
+
+COMMANDS = (verify, repair, compact, backup, migrate, export, import_, selfcheck)

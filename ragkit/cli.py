@@ -41,7 +41,7 @@ app = typer.Typer(
 )
 
 for command in (*care.COMMANDS, *serving.COMMANDS):
-    app.command()(command)
+    app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(serving.keys_app, name="keys")
 
 

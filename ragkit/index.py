@@ -45,6 +45,7 @@ from ragkit.types import AddReport, Citation, Document, Floats, Hit, Hits, Ints,
 
 if TYPE_CHECKING:
     from ragkit.backup import BackupReport
+    from ragkit.exchange import ExportReport
     from ragkit.rebuild import RebuildReport
     from ragkit.repair import RepairReport
     from ragkit.status import Status
@@ -810,6 +811,25 @@ class Index:
         given = self.recipe.encode.model.startswith(PREFIX)
         how = again if embed and not given else None
         return repair(self._store, embed=how, bare=given, lock_timeout=lock_timeout, progress=progress)
+
+    def export(self, target: str | Path, *, progress: Callback | None = None) -> ExportReport:
+        """Write documents (JSONL), units and dense vectors (npy) to the new folder `target`: see `ragkit.exchange`."""
+        from ragkit.exchange import export
+
+        return export(self._store, Path(target), progress=progress)
+
+    @classmethod
+    def import_from(
+        cls, path: str | Path, folder: str | Path, *, progress: Callback | None = None, lock_timeout: float = LOCK_TIMEOUT
+    ) -> AddReport:
+        """Bring what `export` wrote to `folder` into the index at `path`, which is made where there is none, with its chunks and
+        vectors: no model is loaded. StorageError where the index was built otherwise, Damaged where the folder is not whole."""
+        from ragkit.exchange import import_documents, opened, prepare_index
+
+        parcel = opened(Path(folder))
+        prepare_index(Path(path).absolute(), parcel, timeout=lock_timeout)
+        with cls.open(path) as index, index._store.writer(timeout=lock_timeout) as writer:
+            return import_documents(index._store, writer, parcel, progress=progress)
 
     def backup(self, target: str | Path, *, progress: Callback | None = None) -> BackupReport:
         """Copy the index, as of its newest commit, to the new folder `target`, while others add and search.

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Overflow = Literal["error", "truncate", "window"]
 PdfEngine = Literal["auto", "pymupdf", "pypdfium2"]
+LATER: dict[str, Any] = {}  # fields added since the first release, each with the value that means what was so before
 STAGES = ("load", "chunk", "encode", "store")
 
 
@@ -78,11 +79,13 @@ class Recipe(_Stage):
     def hashes(self) -> dict[str, str]:
         """sha256 per stage, each over the stage and all before it: equal hashes mean nothing to redo up to there.
 
-        Defaults are left out, so that a field that a later ragkit adds changes no hash of an index that is there already.
+        Fields that came later are left out while they say what was so before, and change no hash of an index that is there.
         """
         result, running = {}, hashlib.sha256()
         for stage in STAGES:
-            running.update(json.dumps(getattr(self, stage).model_dump(exclude_defaults=True), sort_keys=True).encode() + b"\n")
+            fields = getattr(self, stage).model_dump()
+            told = {name: value for name, value in fields.items() if name not in LATER or LATER[name] != value}
+            running.update(json.dumps(told, sort_keys=True).encode() + b"\n")
             result[stage] = running.hexdigest()
         return result
 

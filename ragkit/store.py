@@ -196,6 +196,16 @@ class Snapshot:
                     parts.setdefault(owner, []).append((key, row))
         return {owner: np.stack([row for _, row in sorted(rows, key=lambda one: one[0])]) for owner, rows in parts.items()}
 
+    def dense_rows(self) -> tuple[Ints, npt.NDArray[np.float16]]:
+        """Every visible unit's dense vector: keys (n,) and rows (n, d) float16, in no order; (0, 0) where there are none."""
+        keys, rows = [np.empty(0, dtype=np.int64)], []
+        for segment, live in zip(self.segments, self._live, strict=True):
+            if segment.dense is not None and live.any():
+                at = np.flatnonzero(live)
+                keys.append(np.asarray(segment.keys)[at])
+                rows.append(segment.dense.rows(at).astype(np.float16))
+        return np.concatenate(keys), np.concatenate(rows) if rows else np.empty((0, 0), dtype=np.float16)
+
     def near_duplicates(self, threshold: float) -> Iterator[tuple[int, int, float]]:
         """Pairs of visible units with a cosine of at least `threshold`: key, larger key, cosine."""
         parts = [

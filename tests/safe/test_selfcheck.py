@@ -1,0 +1,38 @@
+"""The reader's own proof finds nothing where nothing is wrong, and something where a promise is broken."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ragkit import Index, selfcheck
+from tests.index.test_cli import run_json
+
+
+def test_killed_processes_lose_nothing(tmp_path: Path) -> None:
+    report = run_json("selfcheck", "--crash", "5", "--folder", tmp_path)
+    assert report["killed"] + report["finished"] == 5
+    assert report["problems"] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_change_that_is_lost_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = selfcheck._killed
+
+    def forgetful(context: object, path: Path, plan: list[selfcheck.Step], *, after: float) -> tuple[int, bool]:
+        """A disk that says it wrote: what the process did is gone."""
+        shutil.copytree(path, path.with_name("before"))
+        done, killed = kept(context, path, plan, after=5)
+        assert done == selfcheck.STEPS
+        shutil.rmtree(path)
+        path.with_name("before").rename(path)
+        return done, killed
+
+    monkeypatch.setattr(selfcheck, "_killed", forgetful)
+    report = selfcheck.crash(tmp_path, 3)
+    assert len(report.problems) == 1
+    assert "neither what was done" in report.problems[0]
+    with Index.open(Path(report.folder) / "library") as index:  # left there to be looked at
+        assert index.stats().documents == 1
