@@ -23,7 +23,7 @@ import typer
 from ragkit import care
 from ragkit.errors import RagkitError
 from ragkit.serve import commands as serving
-from ragkit.terminal import FAILED, INTERRUPTED, PARTLY, AsJson, IndexPath
+from ragkit.terminal import FAILED, INTERRUPTED, PARTLY, AsJson, IndexPath, tell_cost
 from ragkit.terminal import opened as _opened
 from ragkit.terminal import print_json as _print_json
 from ragkit.terminal import say as _say
@@ -83,6 +83,10 @@ def add(
         bool | None,
         typer.Option("--contextual-headers/--no-contextual-headers", help="Embed a chunk behind its title and headings."),
     ] = None,
+    multi: Annotated[
+        str | None, typer.Option(help="Keep a vector per token, too, for late interaction: int8, float16 or float32.")
+    ] = None,
+    pool: Annotated[int | None, typer.Option(help="Tokens by this factor fewer, with --multi.")] = None,
     pdf_engine: Annotated[str | None, typer.Option(help="auto, pymupdf or pypdfium2.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only files that match this glob; may be repeated.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No files that match this glob; may be repeated.")] = None,
@@ -115,6 +119,8 @@ def add(
         "max_pixels": max_pixels,
         "overflow": overflow,
         "late_chunking": late_chunking,
+        "multi": False if multi == "off" else multi,
+        "pool": pool,
         "contextual_headers": contextual_headers,
         "pdf_engine": pdf_engine,
         "device": device,
@@ -224,7 +230,9 @@ def _progress(*, quiet: bool) -> Iterator[Any]:
         job = bar.add_task("adding", total=None, units=0, rate=0.0)
 
         def callback(step: Progress_) -> None:
-            if step.stage == "encode":
+            if step.stage == "cost":
+                tell_cost(step)
+            elif step.stage == "encode":
                 bar.update(job, units=step.done, rate=step.done / (time.monotonic() - started))
             else:
                 bar.update(job, completed=step.done, total=step.total)
@@ -241,7 +249,8 @@ def search(
     index: IndexPath,
     query: Annotated[str, typer.Argument(help="The question.")],
     k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 5,
-    mode: Annotated[str, typer.Option(help="hybrid, dense, lexical or text.")] = "hybrid",
+    mode: Annotated[str, typer.Option(help="hybrid, dense, lexical, multi or text.")] = "hybrid",
+    rerank: Annotated[str | None, typer.Option(help="maxsim: order what was found by the vectors of its tokens.")] = None,
     filters: Annotated[
         str | None, typer.Option("--filter", help='JSON, such as \'{"lang": "en", "year": {"$gte": 2020}}\'.')
     ] = None,
@@ -260,6 +269,7 @@ def search(
             query,
             k,
             mode=mode,
+            rerank=rerank,
             filters=_filters(filters),
             dims=dims,
             min_score=min_score,
@@ -280,6 +290,24 @@ def search(
             _print_hit(hit, full=full)
     if hits.missing:
         raise typer.Exit(PARTLY)
+
+
+@app.command()
+def explain(
+    index: IndexPath,
+    key: Annotated[int, typer.Argument(metavar="KEY", help="The key of a hit.")],
+    query: Annotated[str, typer.Argument(help="The question it was found for.")],
+    as_json: AsJson = False,
+) -> None:
+    """Take a hit's MaxSim score apart: what each word of the question matched, and its share."""
+    with _opened(index, create=False) as opened:
+        found = opened.explain(query, key)
+    if as_json:
+        _print_json({"score": found.score, "citation": str(found.citation), "matches": [asdict(one) for one in found.matches]})
+        return
+    print(f"{found.score:.4f} maxsim  {found.citation}")
+    for one in found.matches:
+        print(f"{one.share:8.4f}  {one.query_word or '·'} → {one.word or '·'}")
 
 
 def _filters(text: str | None) -> Mapping[str, Any] | None:
@@ -428,6 +456,9 @@ def stats(index: IndexPath, as_json: AsJson = False) -> None:
         print(
             f"segment    {segment['live']:,} of {segment['rows']:,} rows, {segment['structure']}, recall {segment['recall']:.4f}"
         )
+    for segment in found.multi:
+        shape = f"{segment['tokens']:,} token vectors of {segment['dims']} dims, {segment['precision']}"
+        print(f"segment    {segment['live']:,} of {segment['rows']:,} rows, {shape}")
     if found.failures:
         print(f"failed     {found.failures} documents; see: ragkit list {index} --failed")
 

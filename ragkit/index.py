@@ -29,23 +29,40 @@ from ragkit.catalog.catalog import Catalog, DocumentRow, Failure, UnitRow
 from ragkit.chunk import CHUNKERS
 from ragkit.encode import load_encoder, resolve_name
 from ragkit.encode.cache import EmbeddingCache, cached
-from ragkit.encode.contract import Encoder
+from ragkit.encode.contract import Encoder, Encoding
 from ragkit.encode.given import PREFIX, embeds_text, unit_vectors
-from ragkit.encode.late import why_not_late
-from ragkit.errors import FingerprintMismatch, NotAnIndex, RecipeMismatch, StorageError
+from ragkit.encode.late import why_not_late, why_not_late_multi
+from ragkit.errors import FingerprintMismatch, NotAnIndex, RagkitError, RecipeMismatch, StorageError
 from ragkit.filters import FieldColumns, Filters
 from ragkit.ingest import AddOptions, Callback, Ingest, MetadataOf, Target, paths_of, pruned_roots
 from ragkit.load import IGNORE_FILES, Limits
 from ragkit.locks import writer_lock
-from ragkit.recipe import KEYWORDS, ChunkStage, EncodeStage, LoadStage, Recipe, StoreStage, chunker_name, disagreements
+from ragkit.recipe import (
+    KEYWORDS,
+    ChunkStage,
+    EncodeStage,
+    LoadStage,
+    MultiStage,
+    Recipe,
+    StoreStage,
+    chunker_name,
+    disagreements,
+    stored_value,
+)
+from ragkit.recipe import MULTI as TOKEN_STATES
 from ragkit.refine import CANDIDATES, Refinement, refine
-from ragkit.retrieve import Candidate, SearchOptions, citation, mean_vector, rank, read_hits, search
-from ragkit.store import DENSE, Snapshot, Store, Writer
+from ragkit.retrieve import NO_MULTI, Candidate, SearchOptions, citation, mean_vector, rank, read_hits, search
+from ragkit.store import DENSE, LEXICAL, MULTI, Snapshot, Store, Writer, layout_of
 from ragkit.types import AddReport, Citation, Document, Floats, Hit, Hits, Ints, Page, Reason, Span
+from ragkit.vectors.multi import PRECISIONS
 
 if TYPE_CHECKING:
     from ragkit.backup import BackupReport
+<<<<<<< HEAD
     from ragkit.exchange import ExportReport
+=======
+    from ragkit.explain import Explanation
+>>>>>>> 85bdfc4 (Late interaction in the index: multi=True keeps a vector per token, searched, fused, reranked by and explained)
     from ragkit.rebuild import RebuildReport
     from ragkit.repair import RepairReport
     from ragkit.status import Status
@@ -79,6 +96,7 @@ class Stats:
     model: str
     recipe: Mapping[str, Any]
     dense: tuple[Mapping[str, Any], ...]  # per segment: rows, structure, measured recall
+    multi: tuple[Mapping[str, Any], ...]  # per segment: rows, tokens, dims, precision
     failures: int
 
 
@@ -118,7 +136,7 @@ class Index:
         self.path = path
         self.recipe = recipe
         self._catalog = catalog
-        self._store = Store(path, catalog, recall=recipe.store.recall)
+        self._store = Store(path, catalog, recall=recipe.store.recall, multi=layout_of(recipe))
         self._encoder = encoder
         self._chunker = chunker
         self._device = device
@@ -147,6 +165,8 @@ class Index:
         overflow: str | None = None,
         late_chunking: str | bool | None = None,
         contextual_headers: bool | None = None,
+        multi: str | bool | None = None,
+        pool: int | None = None,
         pdf_engine: str | None = None,
         recall: float | None = None,
         device: str | None = None,
@@ -162,8 +182,9 @@ class Index:
         overflow "error" (or "truncate", "window": what happens to `whole` units beyond the model's limit),
         late_chunking "auto" (off; True for models with mean pooling and token states), contextual_headers False (True
         embeds a chunk behind its document's title and headings), max_pixels the model's own (of an image, for models that
-        see), recall 0.99. None means the default at creation and the
-        stored value later; a value that disagrees with the stored recipe raises RecipeMismatch.
+        see), multi False (True or "int8", "float16", "float32": keep a vector per token, too, for late interaction; pool: by
+        that factor fewer), recall 0.99. None means the default at creation and the stored value later; a value that
+        disagrees with the stored recipe raises RecipeMismatch.
         `device`, and `api_keys` for hosted models (see `ragkit.encode.remote`), are this process's choice, not the recipe's, and
         so is `cache`, a file of embeddings made before, shared by indexes and processes (see `ragkit.encode.cache`).
         Raises NotAnIndex for a folder that holds something else, or for none when `create` is False.
@@ -180,6 +201,8 @@ class Index:
             "dtype": dtype,
             "late_chunking": late_chunking,
             "contextual_headers": contextual_headers,
+            "multi": multi,
+            "pool": pool,
             "chunker": None if chunker is None else chunker_name(chunker),
             "chunk_tokens": chunk_tokens,
             "chunk_overlap": chunk_overlap,
@@ -376,6 +399,8 @@ class Index:
             self._view()
             old = self.recipe
             encoder = self._encoder_for(old, model, given)
+            if given.get("multi"):
+                encoder = _with_multi(encoder, device=self._device, wanted={})
             new = _new_recipe(_changed(old, encoder, given), encoder)
             settings = _settings(new, encoder)
             same_model = encoder.card.fingerprint == self._catalog.setting("fingerprint") and (
@@ -492,7 +517,7 @@ class Index:
     ) -> Hits | list[Hits]:
         """The k best hits for a query, best first; for a list of queries, a list of lists.
 
-        mode: "hybrid" (every space there is), "text", "dense", "lexical". filters: see `ragkit.filters`; exact in every
+        mode: "hybrid" (every space there is), "text", "dense", "lexical", "multi". filters: see `ragkit.filters`; exact in every
         space. dims: compare only the first dims of the dense vectors, renormalised. min_score: on the scale of the hits'
         scores. group_by="document": the best hit of each document. weights: per space, for fusing. exact: scan every dense
         vector instead of the compressed index. vector: the query's own, (d,), or (q, d) for a list, instead of embedding it;
@@ -500,7 +525,8 @@ class Index:
         missing in `hits.missing`, instead of raising Damaged.
 
         Three ways to refine what was found, `candidates` hits deep: phrasings, the same question in other words, all answers
-        fused; rerank, a CrossEncoder (see `ragkit.encode.cross_encoder`) or a function of (query, texts) that returns scores;
+        fused; rerank, "maxsim" (what the other spaces found, by exact MaxSim), a CrossEncoder (see
+        `ragkit.encode.cross_encoder`) or a function of (query, texts) that returns scores;
         diversity, from 0 to 1: how much a hit counts that is unlike those before it (maximal marginal relevance).
         Raises ValueError for what makes no sense, Damaged, FingerprintMismatch.
         """
@@ -510,9 +536,11 @@ class Index:
         if refinement.phrasings and not isinstance(query, str):
             raise ValueError("phrasings are of one query; with a list of queries, search once for each")
         options = self._options(mode, dims, min_score, group_by, weights, rrf, exact, degraded)
+        if refinement.by_maxsim:
+            options = _without_multi(options)
         asked = _checked_queries([*queries, *refinement.phrasings])
         given = [vector] if vector is not None and isinstance(query, str) else vector
-        snapshot, vectors = self._asked(asked, options, given=given)
+        snapshot, vectors = self._asked(asked, options, given=given, multi=refinement.by_maxsim)
         allowed = None if filters is None else self._columns.allowed(filters)
         found = search(
             snapshot,
@@ -534,7 +562,8 @@ class Index:
                 rows=snapshot.known_rows,
             )
             answers: list[list[Hits]] = [found] if refinement.phrasings else [[hits] for hits in found]
-            found = [refined(one, hits) for one, hits in zip(queries, answers, strict=True)]
+            scorers = [partial(_maxsim, snapshot, vectors, at) for at in range(len(queries))]
+            found = [refined(one, hits, maxsim=by) for one, hits, by in zip(queries, answers, scorers, strict=True)]
         return found[0] if isinstance(query, str) else found
 
     def _options(
@@ -550,6 +579,7 @@ class Index:
     ) -> SearchOptions:
         options = SearchOptions(
             mode=mode,
+            available=self.spaces,
             dims=self._checked_dims(dims),
             min_score=min_score,
             group_by=group_by,
@@ -613,21 +643,31 @@ class Index:
         """`delete` in a thread."""
         return await asyncio.to_thread(self.delete, reference, **options)
 
-    def _query_vectors(self, queries: Sequence[str], given: Any) -> Floats:
-        """(q, d) unit rows: those given, or the queries embedded."""
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """The spaces this index can be searched in: "chunk.dense", "chunk.lexical", "chunk.multi"."""
+        multi = self.recipe.multi
+        return (*(() if multi and multi.alone else (DENSE,)), LEXICAL, *((MULTI,) if multi else ()))
+
+    def _query_vectors(self, queries: Sequence[str], given: Any, *, multi: bool) -> Encoding:
+        """The queries embedded, once for all spaces; or the dense rows (q, d) given, and the rest embedded where `multi`."""
         if given is None:
             return self._encode_queries(queries)
         rows = unit_vectors(given, self.recipe.encode.dims or self.encoder.card.dims)
         if len(rows) != len(queries):
             raise ValueError(f"{len(queries)} queries and phrasings need as many vectors, got {len(rows)}")
-        return rows
+        return replace(self._encode_queries(queries), dense=rows) if multi else Encoding(dense=rows)
 
-    def _asked(self, queries: Sequence[str], options: SearchOptions, *, given: Any = None) -> tuple[Snapshot, Floats | None]:
+    def _asked(
+        self, queries: Sequence[str], options: SearchOptions, *, given: Any = None, multi: bool = False
+    ) -> tuple[Snapshot, Encoding]:
         """One commit, and the queries' vectors by the very model that its vectors are of, should that change meanwhile."""
         while True:
             snapshot = self._view(degraded=options.degraded)
             recipe = self.recipe
-            vectors = self._query_vectors(queries, given) if DENSE in options.spaces and queries else None
+            multi = multi or MULTI in options.spaces
+            needed = bool(queries) and (multi or DENSE in options.spaces)
+            vectors = self._query_vectors(queries, given, multi=multi) if needed else Encoding()
             if self.recipe is recipe:
                 return snapshot, vectors
 
@@ -639,22 +679,21 @@ class Index:
                 recipe = Recipe.model_validate(snapshot.recipe)
                 if recipe != self.recipe:
                     self.recipe = recipe
-                    self._store.recall = recipe.store.recall
+                    self._store.recall, self._store.multi = recipe.store.recall, layout_of(recipe)
                     self._encoder, self._encoder_checked = None, False
                 self._followed = snapshot.recipe
         return snapshot
 
-    def _encode_queries(self, queries: Sequence[str]) -> Floats:
+    def _encode_queries(self, queries: Sequence[str]) -> Encoding:
         stage = self.recipe.encode
         encoding = self.encoder.encode_query(queries, task=stage.task, truncate_dim=stage.dims, truncate=True)
-        assert encoding.dense is not None
         if encoding.truncated:
             limit = self.recipe.encode.max_tokens
             warnings.warn(
                 f"{encoding.truncated} of {len(queries)} queries have over {limit} tokens: the rest was not embedded",
                 stacklevel=3,
             )
-        return encoding.dense
+        return encoding
 
     def _checked_dims(self, dims: int | None) -> int | None:
         width = self.recipe.encode.dims or self.encoder.card.dims if dims is not None else 0
@@ -665,7 +704,7 @@ class Index:
     def search_within(self, row: DocumentRow, query: str, k: int = 10, *, mode: str = "hybrid") -> list[Hit]:
         """The k best hits in one document, by the row that `documents()` or `find()` gave: names may be shared, rows are not."""
         _check_k(k)
-        options = SearchOptions(mode=mode)
+        options = SearchOptions(mode=mode, available=self.spaces)
         snapshot, vectors = self._asked([query], options)
         allowed = np.array([row.id], dtype=np.int64)
         return search(snapshot, self._catalog, queries=[query], vectors=vectors, k=k, allowed=allowed, options=options)[0]
@@ -676,6 +715,7 @@ class Index:
         `reference` is a source or id, compared by the mean direction of its units, or the key of one unit.
         """
         _check_k(k)
+        options = SearchOptions(mode="dense", available=self.spaces, dims=self._checked_dims(dims), group_by="document")
         snapshot = self._store.snapshot()
         units = self._units_named(reference, snapshot)
         if not units:
@@ -689,10 +729,10 @@ class Index:
             snapshot,
             self._catalog,
             queries=[""],
-            vectors=vector,
+            vectors=Encoding(dense=vector),
             k=k,
             allowed=None if filters is None else self._columns.allowed(filters),
-            options=SearchOptions(mode="dense", dims=self._checked_dims(dims), group_by="document"),
+            options=options,
             wanted=lambda unit: unit.document != mine,
         )[0]
 
@@ -728,8 +768,32 @@ class Index:
         given = {name: value for name, value in options.items() if value is not None}
         refining = {one.name for one in fields(Refinement)}
         Refinement(**{name: value for name, value in given.items() if name in refining})
-        SearchOptions(**{name: value for name, value in given.items() if name not in refining and name != "filters"})
+        searching = {name: value for name, value in given.items() if name not in refining and name not in ("filters", "vector")}
+        SearchOptions(available=self.spaces, **searching)
         return Retriever(self, k, given)
+
+    def explain(self, query: str, key: int) -> Explanation:
+        """Why MaxSim scores a unit as it does, by the key of a hit: per token of the query, the token of the unit that it
+        matched best and its share. The shares sum to the score exactly. ValueError for an index without multi-vectors, or a
+        unit that is gone."""
+        from ragkit.explain import explain
+
+        options = SearchOptions(mode="multi", available=self.spaces)
+        [asked] = _checked_queries([query])
+        snapshot, vectors = self._asked([asked], options)
+        row, cited = self.unit(key)
+        assert vectors.multi is not None
+        return explain(
+            snapshot,
+            self._catalog,
+            self.encoder,
+            self.recipe,
+            query=asked,
+            vectors=vectors.multi[0],
+            key=key,
+            cited=cited,
+            row=row,
+        )
 
     # Looking inside
 
@@ -853,10 +917,12 @@ class Index:
     def stats(self) -> Stats:
         """Counts, bytes on disk by part, the recipe, and per segment the structure and its measured recall."""
         snapshot = self._store.snapshot()
+        multi = sum(segment.bytes_of(MULTI) for segment in snapshot.segments)
         parts = {
             "catalog": sum(path.stat().st_size for path in self.path.glob("catalog.db*")),
-            "vectors": sum(segment.row.bytes for segment in snapshot.segments),
+            "vectors": sum(segment.row.bytes for segment in snapshot.segments) - multi,
             "lexical": sum(record.size for record in self._catalog.files(snapshot.commit.lexical)),
+            **({"multi": multi} if self.recipe.multi else {}),
         }
         return Stats(
             path=str(self.path),
@@ -869,6 +935,7 @@ class Index:
             model=self.recipe.encode.model,
             recipe=self.recipe.model_dump(),
             dense=tuple(snapshot.dense_stats()),
+            multi=tuple(snapshot.multi_stats()),
             failures=len(self.failures()),
         )
 
@@ -910,6 +977,22 @@ def _checked_queries(queries: Sequence[Any]) -> list[str]:
         if not isinstance(one, str):
             raise TypeError(f"a query is a text, got {type(one).__name__}")
     return list(queries)
+
+
+def _without_multi(options: SearchOptions) -> SearchOptions:
+    """For reranking by MaxSim: what the other spaces find."""
+    if MULTI not in options.available:
+        raise ValueError(NO_MULTI)
+    if options.mode == "multi":
+        raise ValueError("mode='multi' ranks by MaxSim already; leave rerank out")
+    return replace(options, available=tuple(space for space in options.available if space != MULTI))
+
+
+def _maxsim(snapshot: Snapshot, vectors: Encoding, at: int, keys: list[int]) -> dict[int, float]:
+    """The MaxSim scores of units for the query at a position."""
+    assert vectors.multi is not None
+    found, scores = snapshot.multi_scores(vectors.multi[at], np.array(keys, dtype=np.int64))
+    return dict(zip(found.tolist(), scores.tolist(), strict=True))
 
 
 def _migrate_command(path: Path, recipe: Recipe, given: Mapping[str, Any]) -> str:
@@ -958,15 +1041,10 @@ def _create(
     except OSError as error:
         raise StorageError(f"cannot create {path}: {error.strerror}") from error
     # A wrong model or recipe must leave nothing behind, so both are settled before the first file is written.
-    encoder = encoder or load_encoder(
-        name,
-        device=device,
-        api_keys=api_keys,
-        dtype=given["dtype"],
-        task=given["task"],
-        max_tokens=given["max_tokens"],
-        max_pixels=given["max_pixels"],
-    )
+    wanted = {one: given[one] for one in ("dtype", "task", "max_tokens", "max_pixels")}
+    encoder = encoder or load_encoder(name, device=device, api_keys=api_keys, **wanted)
+    if given["multi"]:
+        encoder = _with_multi(encoder, device=device, wanted=wanted)
     recipe = _new_recipe(given, encoder)
     settings = _settings(recipe, encoder)
     with writer_lock(path / "LOCK", timeout=LOCK_TIMEOUT):
@@ -974,6 +1052,34 @@ def _create(
         if existing is None:
             Store.create(path, settings)
     return existing or Catalog(path / "catalog.db")
+
+
+def _with_multi(encoder: Encoder, *, device: str | None, wanted: Mapping[str, Any]) -> Encoder:
+    """The encoder, or the same model with its token states as multi-vectors; ValueError where it has none to give."""
+    if encoder.card.multi_dims:
+        return encoder
+    try:
+        return load_encoder(encoder.card.name + TOKEN_STATES, device=device, **wanted)
+    except (ValueError, RagkitError) as error:
+        raise ValueError(f"multi needs an encoder with multi-vectors, and {encoder.card.name} has none: {error}") from None
+
+
+def _new_multi(given: Mapping[str, Any], encoder: Encoder) -> MultiStage | None:
+    """The stage of multi-vectors, where they were asked for: they take many times the room of the dense ones."""
+    multi, card = given["multi"], encoder.card
+    if multi is None or multi is False:
+        if given["pool"] is not None:
+            raise ValueError("pool makes the tokens of multi-vectors fewer; set multi=True, too")
+        if not card.dims:
+            raise ValueError(f"{card.name} makes multi-vectors only; set multi=True")
+        return None
+    if multi is not True and multi not in PRECISIONS:
+        raise ValueError(f"multi is True, False or a precision ({', '.join(PRECISIONS)}), got {multi!r}")
+    if given["dims"] is not None and not card.dims:
+        raise ValueError(f"dims is for dense vectors, and {card.name} makes none")
+    precision: Any
+    precision, pool = "int8" if multi is True else multi, 1 if given["pool"] is None else given["pool"]
+    return MultiStage(dims=card.multi_dims, precision=precision, pool=pool, alone=not card.dims)
 
 
 def _new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
@@ -1008,8 +1114,11 @@ def _new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
         raise ValueError("contextual_headers=True and late_chunking=True are two ways to one end: choose one")
     if headers and given["overflow"] == "window":
         raise ValueError("contextual_headers=True is not for overflow='window': only the first window would have the header")
+    if late is True and given["multi"] and (reason := why_not_late_multi(encoder)):
+        raise ValueError(reason)
     try:
         return Recipe(
+            multi=_new_multi(given, encoder),
             load=LoadStage(pdf_engine=chosen("pdf_engine", "auto")),
             chunk=ChunkStage(chunker=chunker, tokens=tokens, overlap=chosen("chunk_overlap", 0)),
             encode=EncodeStage(
@@ -1032,9 +1141,11 @@ def _new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
 
 def _changed(old: Recipe, encoder: Encoder, given: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of `open` that make the changed recipe; what belongs to a model goes with it."""
-    stored = {name: getattr(getattr(old, stage), field) for name, (stage, field) in KEYWORDS.items()}
+    stored = {name: stored_value(old, name) for name in KEYWORDS}
     if encoder.card.name != old.encode.model:
         stored |= dict.fromkeys(("dims", *OF_MODEL))
+    if given.get("multi") is False:
+        stored["pool"] = None
     return {**stored, **given}
 
 
@@ -1054,9 +1165,17 @@ def _probes(encoder: Encoder, stage: EncodeStage) -> dict[str, str]:
     """The probe texts' vectors in the document role: text to base64 of (d,) little-endian float32."""
     if not embeds_text(encoder.card):
         return {}
-    rows = encoder.encode_document(PROBES, task=stage.task, truncate_dim=stage.dims, truncate=True).dense
-    assert rows is not None
+    rows = _probe_rows(encoder, PROBES, stage)
     return {text: base64.b64encode(row.astype("<f4").tobytes()).decode() for text, row in zip(PROBES, rows, strict=True)}
+
+
+def _probe_rows(encoder: Encoder, texts: Sequence[str], stage: EncodeStage) -> Floats:
+    """A direction per text, (n, d) unit rows: its dense vector, or the mean of its multi-vectors where it has no other."""
+    encoding = encoder.encode_document(texts, task=stage.task, truncate_dim=stage.dims, truncate=True)
+    if encoding.dense is not None:
+        return encoding.dense
+    assert encoding.multi is not None
+    return np.concatenate([mean_vector(encoding.multi[at]) for at in range(len(texts))])
 
 
 def _check_fingerprint(path: Path, catalog: Catalog, encoder: Encoder, stage: EncodeStage) -> None:
@@ -1083,6 +1202,5 @@ def _probes_agree(catalog: Catalog, encoder: Encoder, stage: EncodeStage) -> flo
     if not texts:
         return 1.0
     expected = np.stack([np.frombuffer(base64.b64decode(probes[text]), dtype="<f4") for text in texts])
-    rows = encoder.encode_document(texts, task=stage.task, truncate_dim=stage.dims, truncate=True).dense
-    assert rows is not None
+    rows = _probe_rows(encoder, texts, stage)
     return float((rows * expected).sum(axis=1).min())

@@ -23,9 +23,9 @@ import numpy as np
 from ragkit.catalog.catalog import Catalog, DocumentRow, Failure, Origin, origin_of
 from ragkit.chunk import chunk_document
 from ragkit.chunk.headers import headed_texts
-from ragkit.encode.contract import Encoder
+from ragkit.encode.contract import Encoder, Encoding
 from ragkit.encode.given import embeds_text, unit_vectors
-from ragkit.encode.late import late_chunk_documents
+from ragkit.encode.late import late_chunk_documents, late_chunk_tokens
 from ragkit.errors import LoadError, RagkitError, StorageError, UnsupportedFormat
 from ragkit.load import (
     IGNORE_FILES,
@@ -41,11 +41,12 @@ from ragkit.load import (
     sidecar,
 )
 from ragkit.load.language import language_of
-from ragkit.ragged import unit_rows
+from ragkit.ragged import MultiVectors, unit_rows
 from ragkit.recipe import Recipe
 from ragkit.store import Prepared, Store, Writer
 from ragkit.twins import Wanted, alike, twins
 from ragkit.types import AddReport, Chunk, Document, Floats, Outcome, Progress, Span
+from ragkit.vectors.multi import Stored, pool_tokens
 
 POOL = 1024  # units encoded together: enough for batches of like length, few enough for a commit every half minute on a CPU
 POOL_CHARACTERS = 4_000_000
@@ -55,6 +56,7 @@ COMMIT_UNITS = 8192
 COMMIT_SECONDS = 30.0
 GIVEN = "given"  # the metadata field that keeps what the user said of a file, so that a change of it is seen
 CHANGED = "it changed while it was read; add it again"
+COMMIT_BYTES = 1 << 28  # of multi-vectors
 
 Target = str | Path | Iterable[Any]
 Callback = Callable[[Progress], None]
@@ -71,6 +73,7 @@ class _Item:
     chunks: tuple[Chunk, ...] = ()
     texts: list[str] = field(default_factory=list)  # of the chunks, as they are embedded; late chunking has no use for them
     dense: list[Floats | None] = field(default_factory=list)
+    multi: list[Stored | None] = field(default_factory=list)
     failed: bool = False
     warnings: tuple[str, ...] = ()
     duplicate_of: str = ""
@@ -124,6 +127,8 @@ class Ingest:
         self._recipe = recipe
         self._encoder = encoder
         self._embeds = embeds_text(encoder.card)
+        self._layout = store.multi
+        self._cost_told = False
         self._chunker = chunker
         self._options = options
         self._outcomes: dict[str, list[Outcome]] = {
@@ -492,7 +497,7 @@ class Ingest:
         for item, twin in zip(pool, known, strict=True):
             first = met.setdefault(item.origin.content_hash, item)
             if twin is not None:
-                item.dense = list(twin.dense)
+                item.dense, item.multi = list(twin.dense), list(twin.multi)
                 item.duplicate_of = "" if twin.row.identity == item.origin.identity else twin.row.source
             elif first is not item and alike(first.wanted, item.wanted):
                 copies.append((item, first))
@@ -503,7 +508,7 @@ class Ingest:
             if first.failed:
                 self._embed([item])
             else:
-                item.dense, item.duplicate_of = list(first.dense), first.origin.source
+                item.dense, item.multi, item.duplicate_of = list(first.dense), list(first.multi), first.origin.source
 
     def _embed(self, pool: Sequence[_Item]) -> None:
         if self._recipe.encode.late_chunking:
@@ -512,7 +517,9 @@ class Ingest:
             return
         for item in pool:
             item.dense = [None] * len(item.chunks)
+            item.multi = [None] * len(item.chunks)
             item.texts = self._texts(item)
+        self._tell_cost(pool)
         work = [(item, position) for item in pool for position in range(len(item.chunks))]
         # Like lengths together, so that a slice pads little; longest first, so that memory peaks at the start.
         work.sort(key=lambda pair: len(pair[0].texts[pair[1]]), reverse=True)
@@ -520,6 +527,17 @@ class Ingest:
             self._encode_slice(work[start : start + SLICE])
         for item in pool:
             item.texts = []
+
+    def _tell_cost(self, pool: Sequence[_Item]) -> None:
+        """Once, before the first document is embedded: about what the multi-vectors of all will take on disk."""
+        if self._layout is None or self._recipe.multi is None or self._cost_told:
+            return
+        self._cost_told = True
+        texts = [text for item in pool for text in item.texts]
+        tokens = int(np.minimum(self._encoder.count_tokens(texts), self._recipe.encode.max_tokens).sum()) if texts else 0
+        here = tokens * self._layout.token_bytes // self._recipe.multi.pool
+        documents = max(self._total or 0, len(pool))
+        self._report("cost", here, here * documents // len(pool), "bytes")
 
     def _texts(self, item: _Item) -> list[str]:
         """The chunks' texts as they are embedded."""
@@ -533,9 +551,17 @@ class Ingest:
         stage = self._recipe.encode
         documents = [(item.document.text, [chunk.span for chunk in item.chunks]) for item in pool]
         try:
-            rows = late_chunk_documents(
-                self._encoder, documents, task=stage.task, window=stage.max_tokens, truncate_dim=stage.dims
-            )
+            if self._layout is None:
+                rows = late_chunk_documents(
+                    self._encoder, documents, task=stage.task, window=stage.max_tokens, truncate_dim=stage.dims
+                )
+            else:
+                both = late_chunk_tokens(
+                    self._encoder, documents, task=stage.task, window=stage.max_tokens, truncate_dim=stage.dims
+                )
+                rows = [dense for dense, _ in both]
+                for item, (_, multi) in zip(pool, both, strict=True):
+                    item.multi = [*self._stored(multi)]
         except RagkitError as error:
             if len(pool) > 1:
                 for item in pool:
@@ -552,7 +578,9 @@ class Ingest:
         """Hand what was encoded to the next commit, and commit when it is due."""
         self._ready += [item for item in pool if not item.failed]
         units = sum(len(item.chunks) for item in self._ready)
-        if units >= COMMIT_UNITS or time.monotonic() - self._committed > COMMIT_SECONDS or len(self._ready) >= COMMIT_UNITS:
+        multi = sum(one.values.nbytes for item in self._ready for one in item.multi if one is not None)
+        full = max(units, len(self._ready)) >= COMMIT_UNITS or multi >= COMMIT_BYTES
+        if full or time.monotonic() - self._committed > COMMIT_SECONDS:
             self._commit()
 
     def _encode_slice(self, work: Sequence[tuple[_Item, int]]) -> None:
@@ -560,7 +588,8 @@ class Ingest:
         if not work:
             return
         try:
-            rows, truncated = self._encode([item.texts[at] for item, at in work])
+            encoding = self._encode([item.texts[at] for item, at in work])
+            stored = self._stored_of(encoding, count=len(work))
         except RagkitError as error:
             if len(work) > 1:  # one bad text must not take its neighbours with it
                 for pair in work:
@@ -568,22 +597,42 @@ class Ingest:
                 return
             self._fail_item(work[0][0], str(error))
             return
-        for (item, at), row in zip(work, rows, strict=True):
-            item.dense[at] = row
-        self._truncated += truncated
+        for number, (item, at) in enumerate(work):
+            item.dense[at] = None if encoding.dense is None else encoding.dense[number]
+            item.multi[at] = None if stored is None else stored[number]
+        self._truncated += encoding.truncated
         self._encoded += len(work)
         self._report("encode", self._encoded, None, "units")
 
-    def _encode(self, texts: Sequence[str]) -> tuple[Floats, int]:
+    def _encode(self, texts: Sequence[str]) -> Encoding:
+        """One vector each, and one multi-vector, in one pass through the model."""
         stage = self._recipe.encode
-        encode = self._encoder.encode_document
         if stage.overflow == "window":
-            return encode_windows(self._encoder, texts, max_tokens=stage.max_tokens, task=stage.task, dims=stage.dims), 0
-        encoding = encode(texts, task=stage.task, truncate_dim=stage.dims, truncate=stage.overflow == "truncate")
-        assert encoding.dense is not None
-        if len(encoding.dense) != len(texts):
-            raise RagkitError(f"the encoder returned {len(encoding.dense)} vectors for {len(texts)} texts")
-        return encoding.dense, encoding.truncated
+            encoding = encode_windows(self._encoder, texts, max_tokens=stage.max_tokens, task=stage.task, dims=stage.dims)
+        else:
+            truncate = stage.overflow == "truncate"
+            encoding = self._encoder.encode_document(texts, task=stage.task, truncate_dim=stage.dims, truncate=truncate)
+        for vectors in (encoding.dense, encoding.multi):
+            if vectors is not None and len(vectors) != len(texts):
+                raise RagkitError(f"the encoder returned {len(vectors)} vectors for {len(texts)} texts")
+        return encoding
+
+    def _stored_of(self, encoding: Encoding, *, count: int) -> list[Stored] | None:
+        if self._layout is None:
+            return None
+        if encoding.multi is None:
+            raise RagkitError(f"the encoder returned no multi-vectors for {count} texts, which the recipe keeps")
+        return self._stored([encoding.multi[at] for at in range(count)])
+
+    def _stored(self, rows: Sequence[Floats]) -> list[Stored]:
+        """Multi-vectors pooled, and as they lie on disk, at once: in float32 they would fill the memory before the commit."""
+        assert self._layout is not None
+        assert self._recipe.multi is not None
+        pool = self._recipe.multi.pool
+        try:
+            return [self._layout.store(MultiVectors.pack([pool_tokens(row, pool) if pool > 1 else row])) for row in rows]
+        except ValueError as error:
+            raise RagkitError(f"the encoder's multi-vectors cannot be kept: {error}") from error
 
     # Writing
 
@@ -625,8 +674,9 @@ def _prepared(item: _Item) -> Prepared:
         origin=item.origin,
         document=item.document,
         chunks=item.chunks,
-        dense=np.stack(cast(list[Floats], item.dense)) if item.dense else None,
+        dense=np.stack(cast(list[Floats], item.dense)) if item.dense and item.dense[0] is not None else None,
         replaces=None if item.replaces is None else item.replaces.id,
+        multi=Stored.join(cast(list[Stored], item.multi)) if item.multi and item.multi[0] is not None else None,
     )
 
 
@@ -720,9 +770,9 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def encode_windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int, task: str | None, dims: int | None) -> Floats:
-    """Texts of any length as one vector each, (n, d) float32 unit rows: windows of at most `max_tokens` are encoded apart,
-    and their unit vectors averaged, weighted by their tokens."""
+def encode_windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int, task: str | None, dims: int | None) -> Encoding:
+    """Texts of any length as one vector each: windows of at most `max_tokens` are encoded apart, and their unit vectors
+    averaged, weighted by their tokens. A text's multi-vector is those of its windows, one after the other."""
     pieces, owners, weights = [], [], []
     for owner, text in enumerate(texts):
         for span, tokens in windows(encoder, text, max_tokens=max_tokens):
@@ -730,10 +780,15 @@ def encode_windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int, t
             owners.append(owner)
             weights.append(max(tokens, 1))
     encoding = encoder.encode_document(pieces, task=task, truncate_dim=dims)
-    assert encoding.dense is not None
-    sums = np.zeros((len(texts), encoding.dense.shape[1]), dtype=np.float32)
-    np.add.at(sums, owners, encoding.dense * np.array(weights, dtype=np.float32)[:, None])
-    return unit_rows(sums)
+    dense, multi = None, None
+    if encoding.dense is not None:
+        sums = np.zeros((len(texts), encoding.dense.shape[1]), dtype=np.float32)
+        np.add.at(sums, owners, encoding.dense * np.array(weights, dtype=np.float32)[:, None])
+        dense = unit_rows(sums)
+    if encoding.multi is not None:
+        last = np.searchsorted(owners, np.arange(len(texts)), side="right")
+        multi = MultiVectors(encoding.multi.values, encoding.multi.offsets[np.concatenate([[0], last])])
+    return Encoding(dense=dense, multi=multi)
 
 
 def windows(encoder: Encoder, text: str, *, max_tokens: int) -> Iterator[tuple[Span, int]]:

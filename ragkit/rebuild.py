@@ -23,7 +23,7 @@ from ragkit.checked import CheckedFolder, sync_file, writing
 from ragkit.errors import Damaged, StorageError
 from ragkit.ingest import Ingest
 from ragkit.recipe import Recipe
-from ragkit.store import Store, Writer
+from ragkit.store import Store, Writer, layout_of
 
 STAGING = "rebuild"
 PDF = "application/pdf"
@@ -46,7 +46,7 @@ def reach(old: Recipe, new: Recipe, *, width: int, same_model: bool) -> str:
     fewer = new.encode.dims is not None and new.encode.dims < width and old.encode.overflow != "window"
     same = old.encode.model_copy(update={"dims": None}) == new.encode.model_copy(update={"dims": None})
     cut = (new.encode.dims or 0) == (old.encode.dims or 0) or new.encode.dims == width or fewer
-    if not same_model or not same or old.chunk != new.chunk or not cut:
+    if not same_model or not same or old.chunk != new.chunk or old.multi != new.multi or not cut:
         return "embedded"
     if new.encode.dims not in (old.encode.dims, width) or old.store != new.store:
         return "rows"
@@ -72,7 +72,7 @@ def rebuild_beside(
 
     StorageError where a document cannot be made by the new recipe: then nothing is changed.
     """
-    staged = _staging(store, settings, recall=new.store.recall)
+    staged = _staging(store, settings, new)
     try:
         with staged.writer(timeout=lock_timeout) as writer:
             _fill(store, staged, writer, ingest(staged, writer))
@@ -85,7 +85,7 @@ def rebuild_beside(
     return commit.documents, commit.units
 
 
-def _staging(store: Store, settings: Settings, *, recall: float) -> Store:
+def _staging(store: Store, settings: Settings, recipe: Recipe) -> Store:
     """The index that is being built beside: the one that was begun, if it has the same recipe, or a new one."""
     path = store.path / STAGING
     with writing(path):
@@ -94,7 +94,8 @@ def _staging(store: Store, settings: Settings, *, recall: float) -> Store:
                 shutil.rmtree(path)
             path.mkdir()
             Store.create(path, settings)
-    return Store(path, Catalog(path / "catalog.db"), recall=recall, numbers=store.catalog)
+    recall, multi = recipe.store.recall, layout_of(recipe)
+    return Store(path, Catalog(path / "catalog.db"), recall=recall, multi=multi, numbers=store.catalog)
 
 
 def _begun(path: Path, settings: Settings) -> bool:
@@ -168,5 +169,6 @@ def command(path: Path, changes: Sequence[tuple[str, Any]]) -> str:
     words = []
     for name, value in changes:
         flag = name.replace("_", "-")
+        value = {True: "int8", False: "off"}.get(value, value) if name == "multi" else value
         words.append(f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {value}")
     return " ".join([f"ragkit migrate {path}", *words])

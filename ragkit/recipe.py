@@ -3,7 +3,7 @@
 An index keeps its recipe from creation on. Opening it with settings that disagree is refused. The
 stages depend on each other from left to right: what changes in one reaches all that follow.
 
-    load  →  chunk  →  encode  →  store
+    load  →  chunk  →  encode  →  multi  →  store
 
 In goes what the user chose; what was left open is filled in once, when the index is created.
 """
@@ -17,10 +17,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Precision = Literal["int8", "float16", "float32"]  # as in vectors/multi.py
 Overflow = Literal["error", "truncate", "window"]
 PdfEngine = Literal["auto", "pymupdf", "pypdfium2"]
+<<<<<<< HEAD
 LATER: dict[str, Any] = {}  # fields added since the first release, each with the value that means what was so before
 STAGES = ("load", "chunk", "encode", "store")
+=======
+STAGES = ("load", "chunk", "encode", "multi", "store")
+MULTI = "+multi"  # behind the name of a model that gives its token states as multi-vectors when asked to
+>>>>>>> 85bdfc4 (Late interaction in the index: multi=True keeps a vector per token, searched, fused, reranked by and explained)
 
 
 class _Stage(BaseModel):
@@ -62,6 +68,16 @@ class EncodeStage(_Stage):
     contextual_headers: bool = False
 
 
+class MultiStage(_Stage):
+    """Multi-vectors kept beside the dense ones, or `alone` where the model has no others. `dims` of each; `pool` is the factor
+    by which hierarchical clustering makes a unit's tokens fewer, 1 for none."""
+
+    dims: int = Field(ge=1)
+    precision: Precision = "int8"
+    pool: int = Field(default=1, ge=1)
+    alone: bool = False
+
+
 class StoreStage(_Stage):
     """How vectors are kept: `recall` is the share of the exact best ten that a compressed search must find."""
 
@@ -69,12 +85,13 @@ class StoreStage(_Stage):
 
 
 class Recipe(_Stage):
-    """The four stages. `hashes()` tells what a change reaches."""
+    """The stages, `multi` None where no multi-vectors are kept. `hashes()` tells what a change reaches."""
 
     load: LoadStage
     chunk: ChunkStage
     encode: EncodeStage
     store: StoreStage
+    multi: MultiStage | None = None
 
     def hashes(self) -> dict[str, str]:
         """sha256 per stage, each over the stage and all before it: equal hashes mean nothing to redo up to there.
@@ -83,10 +100,16 @@ class Recipe(_Stage):
         """
         result, running = {}, hashlib.sha256()
         for stage in STAGES:
+<<<<<<< HEAD
             fields = getattr(self, stage).model_dump()
             told = {name: value for name, value in fields.items() if name not in LATER or LATER[name] != value}
             running.update(json.dumps(told, sort_keys=True).encode() + b"\n")
             result[stage] = running.hexdigest()
+=======
+            if (settings := getattr(self, stage)) is not None:
+                running.update(json.dumps(settings.model_dump(exclude_defaults=True), sort_keys=True).encode() + b"\n")
+                result[stage] = running.hexdigest()
+>>>>>>> 85bdfc4 (Late interaction in the index: multi=True keeps a vector per token, searched, fused, reranked by and explained)
         return result
 
     @property
@@ -110,6 +133,8 @@ KEYWORDS: dict[str, tuple[str, str]] = {
     "chunk_overlap": ("chunk", "overlap"),
     "pdf_engine": ("load", "pdf_engine"),
     "recall": ("store", "recall"),
+    "multi": ("multi", "precision"),
+    "pool": ("multi", "pool"),
 }
 
 
@@ -124,10 +149,19 @@ def disagreements(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
     """The keywords given (None means not given) that differ from the recipe, each as "name: stored X, given Y"."""
     result = []
     for name, value in given.items():
-        if value is None or (name in ("late_chunking", "dtype") and value == "auto"):
-            continue
-        stage, field = KEYWORDS[name]
-        stored = getattr(getattr(recipe, stage), field)
-        if stored != value:
+        stored = stored_value(recipe, name)
+        agree = {
+            "late_chunking": value == "auto",
+            "dtype": value == "auto",
+            "multi": bool(stored) if value is True else not stored and value is False,
+            "model": recipe.multi is not None and stored == f"{value}{MULTI}",  # Index.open appended it
+        }
+        if value is not None and stored != value and not agree.get(name):
             result.append(f"{name}: stored {stored!r}, given {value!r}")
     return result
+
+
+def stored_value(recipe: Recipe, name: str) -> Any:
+    """A keyword's value in the recipe; None for one of a stage that it does not have."""
+    stage, field = KEYWORDS[name]
+    return getattr(getattr(recipe, stage), field, None)

@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from ragkit.store import MULTI
 from ragkit.types import Floats, Hit, Hits, Reason
 
 Scorer = Callable[[str, Sequence[str]], Sequence[float]]  # a query and n texts: n scores, higher is better
+MAXSIM = "maxsim"
 CANDIDATES = 50
 _CROSS_ENCODER = threading.Lock()  # the tokenizer of a CrossEncoder must not be used by two threads at once
 
@@ -29,19 +31,24 @@ class Refinement:
     """What is done with hits after the search: what `Index.search` takes for it."""
 
     phrasings: Sequence[str] = ()  # the same question in other words
-    rerank: Any = None  # a Scorer, or a sentence_transformers.CrossEncoder
+    rerank: Any = None  # a Scorer, a sentence_transformers.CrossEncoder, or "maxsim": the index's own multi-vectors
     diversity: float = 0.0  # from 0, the best hits, to 1, the most unlike ones
     candidates: int = CANDIDATES
 
     def __post_init__(self) -> None:
         if isinstance(self.phrasings, str) or not all(isinstance(one, str) for one in self.phrasings):
             raise TypeError(f"phrasings is a list of texts, got {self.phrasings!r}")
-        if self.rerank is not None and not callable(self.rerank) and not hasattr(self.rerank, "predict"):
-            raise TypeError(f"rerank is a CrossEncoder or a function of (query, texts), got {self.rerank!r}")
+        known = self.rerank in (None, MAXSIM) if isinstance(self.rerank, (str, type(None))) else callable(self.rerank)
+        if not known and not hasattr(self.rerank, "predict"):
+            raise TypeError(f"rerank is {MAXSIM!r}, a CrossEncoder or a function of (query, texts), got {self.rerank!r}")
         if not 0 <= self.diversity <= 1:
             raise ValueError(f"diversity is between 0 and 1, got {self.diversity}")
         if isinstance(self.candidates, bool) or not isinstance(self.candidates, int) or self.candidates < 1:
             raise ValueError(f"candidates is a number of hits from 1 on, got {self.candidates!r}")
+
+    @property
+    def by_maxsim(self) -> bool:
+        return isinstance(self.rerank, str)
 
     @property
     def active(self) -> bool:
@@ -63,11 +70,15 @@ def refine(
     group_by: str | None,
     min_score: float | None,
     rows: Callable[[list[int]], Mapping[int, Floats]],
+    maxsim: Callable[[list[int]], Mapping[int, float]],
 ) -> Hits:
-    """The k best of the answers to a query and its phrasings. `rows` gives the stored vectors, (d,), of keys that have one."""
+    """The k best of the answers to a query and its phrasings. `rows` gives the stored vectors, (d,), of keys that have one;
+    `maxsim` the scores of keys by their multi-vectors."""
     hits = fuse_answers(answers, constant=constant, group_by=group_by) if len(answers) > 1 else list(answers[0])
     hits = hits[: max(k, refinement.candidates)]
-    if refinement.rerank is not None and hits:
+    if refinement.by_maxsim:
+        hits = rerank_by_maxsim(hits, maxsim([hit.key for hit in hits]))
+    elif refinement.rerank is not None and hits:
         hits = rerank(query, hits, refinement.rerank)
     if min_score is not None and refinement.rescores:
         hits = [hit for hit in hits if hit.score >= min_score]
@@ -129,6 +140,15 @@ def rerank(query: str, hits: Sequence[Hit], scorer: Any) -> list[Hit]:
     return [
         replace(hits[at], rank=rank, score=scores[at], scale="rerank", via=(*hits[at].via, Reason("rerank", rank, scores[at])))
         for rank, at in enumerate(order, start=1)
+    ]
+
+
+def rerank_by_maxsim(hits: Sequence[Hit], scores: Mapping[int, float]) -> list[Hit]:
+    """The hits by their scores, highest first, ties by key; the score is on the scale of mode="multi"."""
+    order = sorted(hits, key=lambda hit: (-scores[hit.key], hit.key))
+    return [
+        replace(hit, rank=rank, score=scores[hit.key], scale="maxsim", via=(*hit.via, Reason(MULTI, rank, scores[hit.key])))
+        for rank, hit in enumerate(order, start=1)
     ]
 
 

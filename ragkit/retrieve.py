@@ -1,10 +1,12 @@
 """A query becomes hits: candidates per space, fused, filtered exactly, and cited.
 
-    query ─ encode_query ─┬─ chunk.dense    FAISS ─┐
-                          └─ chunk.lexical  BM25  ─┴─ fuse by reciprocal ranks ─ k hits ─ catalog
+    query ─ encode_query ─┬─ chunk.dense    FAISS  ─┐
+                          ├─ chunk.lexical  BM25   ─┼─ fuse by reciprocal ranks ─ k hits ─ catalog
+                          └─ chunk.multi    MaxSim ─┘
 
-Scores: "cosine" and "bm25" where one space answers, "rrf" where several do: the sum over spaces of weight / (constant +
-rank), Cormack et al. 2009. Higher is better on every scale; cosines and BM25 scores are never added. Ties break by key.
+Scores: "cosine", "bm25" and "maxsim" where one space answers, "rrf" where several do: the sum over spaces of weight /
+(constant + rank), Cormack et al. 2009. Higher is better on every scale; scores of different scales are never added. Ties break
+by key.
 """
 
 from __future__ import annotations
@@ -13,28 +15,40 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
+
+import numpy.typing as npt
 
 from ragkit.catalog.catalog import Catalog, DocumentRow, UnitRow
 from ragkit.cite import cite
+from ragkit.encode.contract import Encoding
 from ragkit.errors import Damaged
 from ragkit.ragged import unit_rows
-from ragkit.store import DENSE, LEXICAL, Snapshot
+from ragkit.store import DENSE, LEXICAL, MULTI, Snapshot
 from ragkit.types import Citation, Floats, Hit, Hits, Ints, Reason, Span
 from ragkit.widen import CatalogReader
 
 RRF = 15.0  # from benchmarks/main_job.py; the paper's 60 is worse on both collections tried
+NO_MULTI = "this index keeps no multi-vectors for MaxSim. Make one that does: Index.open(path, multi=True)"
 DEPTH = 100  # candidates per space before fusing, at least: a reciprocal rank beyond it adds under a seventh of the first's
-SCALES = {DENSE: "cosine", LEXICAL: "bm25"}
-MODES = {"hybrid": (DENSE, LEXICAL), "text": (DENSE, LEXICAL), "dense": (DENSE,), "lexical": (LEXICAL,)}
+SCALES = {DENSE: "cosine", LEXICAL: "bm25", MULTI: "maxsim"}
+MODES = {
+    "hybrid": (DENSE, LEXICAL, MULTI),
+    "text": (DENSE, LEXICAL, MULTI),
+    "dense": (DENSE,),
+    "lexical": (LEXICAL,),
+    "multi": (MULTI,),
+}
 
-Ranked = tuple[Ints, Floats]  # keys (n,), scores (n,), best first
+Ranked = tuple[Ints, npt.NDArray[Any]]  # keys (n,), scores (n,), best first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
-    """How to search: what `Index.search` takes beside the query and k."""
+    """How to search: what `Index.search` takes beside the query and k; `available` are the spaces that the index has."""
 
     mode: str = "hybrid"
+    available: tuple[str, ...] = (DENSE, LEXICAL)
     dims: int | None = None
     min_score: float | None = None
     group_by: str | None = None  # "document": at most one hit per document
@@ -46,6 +60,10 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        if self.mode == "multi" and MULTI not in self.available:
+            raise ValueError(NO_MULTI)
+        if self.mode == "dense" and DENSE not in self.available:
+            raise ValueError("this index keeps no dense vectors, since its model makes none; search it with mode='multi'")
         if self.group_by not in (None, "document"):
             raise ValueError(f"group_by must be 'document' or None, got {self.group_by!r}")
         unknown = set(self.weights) - set(SCALES)
@@ -62,8 +80,8 @@ class SearchOptions:
 
     @property
     def spaces(self) -> tuple[str, ...]:
-        """The spaces that take part, those weighted with zero left out."""
-        return tuple(space for space in MODES[self.mode] if self.weights.get(space, 1.0) > 0)
+        """The spaces that take part: those there are, without those weighted with zero."""
+        return tuple(space for space in MODES[self.mode] if space in self.available and self.weights.get(space, 1.0) > 0)
 
     @property
     def scale(self) -> str:
@@ -99,7 +117,7 @@ def search(
     catalog: Catalog,
     *,
     queries: Sequence[str],
-    vectors: Floats | None,
+    vectors: Encoding,
     k: int,
     allowed: Ints | None,
     options: SearchOptions,
@@ -115,7 +133,7 @@ def rank(
     catalog: Catalog,
     *,
     queries: Sequence[str],
-    vectors: Floats | None,
+    vectors: Encoding,
     k: int,
     allowed: Ints | None,
     options: SearchOptions,
@@ -123,7 +141,7 @@ def rank(
 ) -> list[tuple[list[Candidate], tuple[str, ...]]]:
     """The k best units per query, best first, and what a degraded search had to leave out.
 
-    `vectors` (q, d) unit rows where the dense space takes part; `allowed` are document
+    `vectors` of the queries, for the spaces that take part; `allowed` are document
     versions, ascending; `wanted` drops units after they were read (used to leave a document out of its own neighbours)."""
     depth = k if len(options.spaces) == 1 else max(DEPTH, 2 * k)
     if options.group_by or wanted is not None:
@@ -148,20 +166,26 @@ def rank(
 def _candidates(
     snapshot: Snapshot,
     queries: Sequence[str],
-    vectors: Floats | None,
+    vectors: Encoding,
     rows: Sequence[int],
     depth: int,
     allowed: Ints | None,
     options: SearchOptions,
 ) -> list[dict[str, Ranked]]:
     ranked: list[dict[str, Ranked]] = [{} for _ in queries]
-    if DENSE in options.spaces and vectors is not None:
-        dense = snapshot.search_dense(vectors[list(rows)], depth, allowed=allowed, dims=options.dims, exact=options.exact)
+    if DENSE in options.spaces:
+        assert vectors.dense is not None
+        dense = snapshot.search_dense(vectors.dense[list(rows)], depth, allowed=allowed, dims=options.dims, exact=options.exact)
         for spaces, found in zip(ranked, dense, strict=True):
             spaces[DENSE] = found
     if LEXICAL in options.spaces:
         for spaces, query in zip(ranked, queries, strict=True):
             spaces[LEXICAL] = snapshot.search_lexical(query, depth, allowed=allowed)
+    if MULTI in options.spaces:
+        assert vectors.multi is not None
+        multi = snapshot.search_multi([vectors.multi[row] for row in rows], depth, allowed=allowed)
+        for spaces, scored in zip(ranked, multi, strict=True):
+            spaces[MULTI] = scored
     return ranked
 
 

@@ -26,17 +26,21 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.catalog.catalog import Catalog, Change, Commit, NewDocument, Origin, SegmentRow, UnitRow, origin_of
+from ragkit.catalog.catalog import VECTOR, Catalog, Change, Commit, NewDocument, Origin, SegmentRow, UnitRow, origin_of
 from ragkit.checked import CheckedFolder, FileRecord, seal, sync_file, write_array, writing
 from ragkit.errors import Damaged, IndexLocked, StorageError
 from ragkit.locks import Pin, remove_unused, writer_lock
 from ragkit.ragged import top_k, truncate_dims
-from ragkit.types import Chunk, Document, Floats, Ints
+from ragkit.recipe import Recipe
+from ragkit.types import Chunk, Document, Floats, Ints, Span
 from ragkit.vectors.dense import DenseReader, near_duplicates, write_dense
 from ragkit.vectors.lexical import LexicalReader, write_generation
+from ragkit.vectors.maxsim import Scores
+from ragkit.vectors.multi import Layout, MultiReader, Stored, write_multi
 
 DENSE = "chunk.dense"
 LEXICAL = "chunk.lexical"
+MULTI = "chunk.multi"
 SMALL = 1 << 20  # bytes; segments below this are one tier, and are merged into the next commit at once
 FANOUT = 4  # segments of one tier, four times as large each, before they are merged into the next
 DEAD = 0.5  # share of deleted rows at which a segment is rewritten by the next commit
@@ -54,6 +58,23 @@ class Prepared:
     chunks: tuple[Chunk, ...]
     dense: Floats | None
     replaces: int | None  # the id of the version it replaces
+    multi: Stored | None = None  # n rows
+    key: int | None = None  # the caller's own, for a row that is no chunk; keys of chunks are reserved
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """What a commit adds to the vectors: keys and document versions (n,) int64, and the rows of each space that takes part."""
+
+    keys: Ints
+    documents: Ints
+    dense: Floats | None
+    multi: Stored | None
+
+    @property
+    def bytes(self) -> int:
+        """About what they take on disk."""
+        return (0 if self.dense is None else 2 * self.dense.size) + (0 if self.multi is None else self.multi.values.nbytes)
 
 
 class Segment:
@@ -67,6 +88,21 @@ class Segment:
         self.documents = self._column("documents.npy")
         self._lock = threading.Lock()
         self._dense: DenseReader | None = None
+        self._multi: MultiReader | None = None
+
+    @property
+    def multi(self) -> MultiReader | None:
+        """The multi-vectors, opened on first use."""
+        if MULTI not in self.row.spaces:
+            return None
+        with self._lock:
+            if self._multi is None:
+                self._multi = MultiReader(self.folder, MULTI, self.keys)
+            return self._multi
+
+    def bytes_of(self, space: str) -> int:
+        """What a space's files take on disk."""
+        return sum(record.size for name, record in self.folder.records.items() if name.startswith(f"{space}."))
 
     @property
     def dense(self) -> DenseReader | None:
@@ -106,6 +142,11 @@ class Salvaged:
     documents: Ints
     dense: SavedRows
 
+    @property
+    def multi(self) -> None:
+        """Damaged segments with multi-vectors are embedded again instead."""
+        return None
+
 
 class SavedRows(Protocol):
     def rows(self, positions: npt.NDArray[np.int64]) -> Floats: ...
@@ -127,7 +168,7 @@ class Snapshot:
         self.commit = commit
         self.recipe = recipe  # what made its vectors
         self.segments = tuple(segments)
-        self.lexical = lexical  # None where it is damaged, which only `Store.intact` lets pass
+        self.lexical = lexical  # None where it is damaged, which only `Store.intact` lets pass, and where there never was one
         self.missing = tuple(missing)  # what `Store.intact` left out
         self.deleted = deleted  # document versions, ascending
         self._lexical_pin = lexical_pin
@@ -168,6 +209,42 @@ class Snapshot:
         keys, _, scores = self.lexical.search(query, k, allowed_documents=allowed, excluded_documents=self.deleted)
         return keys, scores
 
+    def search_multi(
+        self, queries: Sequence[Floats], k: int, *, allowed: Ints | None = None, threads: int | None = None
+    ) -> list[tuple[Ints, Scores]]:
+        """The k best units per query by MaxSim over all segments: keys and scores, best first, ties by key. queries (q, d) each.
+
+        `allowed` are document versions, ascending, as in `search_dense`.
+        """
+        found: list[list[tuple[Ints, Scores]]] = [[] for _ in queries]
+        for segment, live in zip(self.segments, self._live, strict=True):
+            if segment.multi is not None:
+                mask = live if allowed is None else live & np.isin(segment.documents, allowed)
+                for parts, part in zip(found, segment.multi.search(queries, k, allowed=mask, threads=threads), strict=True):
+                    parts.append(part)
+        return [_best(parts, k) for parts in found]
+
+    def multi_scores(self, query: Floats, keys: Ints) -> tuple[Ints, Scores]:
+        """Those of the keys (n,) that are visible and have multi-vectors, with their MaxSim scores, best first."""
+        parts: list[tuple[Ints, Scores]] = []
+        for multi, positions in self._multi_positions(keys):
+            parts.append((multi.items.keys[positions], multi.scores_of([query], positions)[0]))
+        return _best(parts, len(keys))
+
+    def explain_multi(self, query: Floats, key: int) -> tuple[Ints, Scores]:
+        """Per query token, the unit's token that matched best and its share, (q,) each; KeyError for a unit not visible."""
+        for multi, positions in self._multi_positions(np.array([key], dtype=np.int64)):
+            return multi.explain(query, int(positions[0]))
+        raise KeyError(key)
+
+    def _multi_positions(self, keys: Ints) -> Iterator[tuple[MultiReader, Ints]]:
+        """The segments that hold visible rows of some of the keys, and where."""
+        for segment, live in zip(self.segments, self._live, strict=True):
+            multi = segment.multi
+            positions = np.flatnonzero(np.isin(segment.keys, keys) & live)
+            if multi is not None and len(positions):
+                yield multi, positions
+
     def rows(self, keys: Iterable[int]) -> Floats:
         """The stored dense vectors of visible units, (n, d) float32; KeyError for a key that is not visible."""
         wanted = list(keys)
@@ -206,6 +283,16 @@ class Snapshot:
                 rows.append(segment.dense.rows(at).astype(np.float16))
         return np.concatenate(keys), np.concatenate(rows) if rows else np.empty((0, 0), dtype=np.float16)
 
+    def multi_of(self, documents: Ints) -> dict[int, list[Stored]]:
+        """The stored multi-vectors, one by one in the order of the keys, of visible document versions that have any."""
+        parts: dict[int, list[tuple[int, Stored]]] = {}
+        for segment, live in zip(self.segments, self._live, strict=True):
+            if segment.multi is not None:
+                for at in np.flatnonzero(np.isin(segment.documents, documents) & live).tolist():
+                    rows = Stored.join(list(segment.multi.stored(np.array([at]))))
+                    parts.setdefault(int(segment.documents[at]), []).append((int(segment.keys[at]), rows))
+        return {owner: [row for _, row in sorted(rows, key=lambda one: one[0])] for owner, rows in parts.items()}
+
     def near_duplicates(self, threshold: float) -> Iterator[tuple[int, int, float]]:
         """Pairs of visible units with a cosine of at least `threshold`: key, larger key, cosine."""
         parts = [
@@ -219,8 +306,14 @@ class Snapshot:
             if segment.dense is not None:
                 yield {"segment": segment.row.id, "rows": segment.row.rows, "live": int(live.sum()), **segment.dense.describe()}
 
+    def multi_stats(self) -> Iterator[dict[str, Any]]:
+        """Per segment: its rows, how many are live, and how its multi-vectors are stored."""
+        for segment, live in zip(self.segments, self._live, strict=True):
+            if segment.multi is not None:
+                yield {"segment": segment.row.id, "live": int(live.sum()), **segment.multi.describe()}
 
-def _best(parts: Sequence[tuple[Ints, Floats]], k: int) -> tuple[Ints, Floats]:
+
+def _best(parts: Sequence[tuple[Ints, npt.NDArray[Any]]], k: int) -> tuple[Ints, npt.NDArray[Any]]:
     if not parts:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
     keys = np.concatenate([part[0] for part in parts])
@@ -229,12 +322,21 @@ def _best(parts: Sequence[tuple[Ints, Floats]], k: int) -> tuple[Ints, Floats]:
     return keys[best], scores[best]
 
 
+def layout_of(recipe: Recipe) -> Layout | None:
+    """How a recipe's multi-vectors are stored, where it keeps any."""
+    return None if recipe.multi is None else Layout(recipe.multi.dims, recipe.multi.precision)
+
+
 class Store:
     """The folder of an index. Thread-safe for readers; `writer()` admits one at a time, across processes."""
 
-    def __init__(self, path: Path, catalog: Catalog, *, recall: float, numbers: Catalog | None = None) -> None:
-        """`numbers` is whose counters give out ids and keys, where that is another index: see `ragkit.rebuild`."""
+    def __init__(
+        self, path: Path, catalog: Catalog, *, recall: float, multi: Layout | None = None, numbers: Catalog | None = None
+    ) -> None:
+        """multi: how multi-vectors are stored, where any are kept. `numbers` is whose counters give out ids and keys, where
+        that is another index: see `ragkit.rebuild`."""
         self.path = path
+        self.multi = multi
         self.catalog = catalog
         self.recall = recall
         self.numbers = numbers or catalog
@@ -244,13 +346,17 @@ class Store:
         self._intact: Snapshot | None = None
 
     @classmethod
-    def create(cls, path: Path, settings: Mapping[str, Any]) -> None:
-        """A new, empty index in the existing folder `path`. Cut short, it left no index, and may be called again."""
-        generation = uuid.uuid4().hex
+    def create(cls, path: Path, settings: Mapping[str, Any], *, lexical: bool = True) -> None:
+        """A new, empty index in the existing folder `path`. Cut short, it left no index, and may be called again.
+
+        Without `lexical` it never has a lexical generation, and "" stands for it.
+        """
+        generation, records = uuid.uuid4().hex if lexical else "", []
         with writing(path):
             for name in ("segments", "lexical"):
                 (path / name).mkdir(exist_ok=True)
-            records = write_generation(None, path / "lexical" / generation, add=(), delete_documents=())
+            if lexical:
+                records = write_generation(None, path / "lexical" / generation, add=(), delete_documents=())
             for folder in (path / "lexical", path / "segments", path):
                 sync_file(folder)
             Catalog.create(path / "catalog.db", settings, lexical=generation, lexical_files=records)
@@ -277,17 +383,14 @@ class Store:
         known = {segment.row.id: segment for segment in self._snapshot.segments} if self._snapshot else {}
         rows = self.catalog.segments(commit.number)
         try:
-            folder = self.path / "lexical" / commit.lexical
-            pin = Pin(folder)
+            pin = Pin(self.path / "lexical" / commit.lexical) if commit.lexical else None
             segments = [known.get(row.id) or self._open_segment(row) for row in rows]
             deleted = self.catalog.deleted_documents(commit.number)
-            lexical_folder = CheckedFolder(folder, self.catalog.files(commit.lexical), mend=f"ragkit repair {self.path}")
+            lexical = self._open_lexical(commit) if commit.lexical else None
             recipe = self.catalog.setting("recipe")
             if self.catalog.latest().number != commit.number:
                 return None
-            return Snapshot(
-                commit, segments, lexical=LexicalReader(lexical_folder), lexical_pin=pin, deleted=deleted, recipe=recipe
-            )
+            return Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, recipe=recipe)
         except (FileNotFoundError, StorageError) as error:
             if self.catalog.latest().number != commit.number:
                 return None
@@ -329,6 +432,11 @@ class Store:
         recipe = self.catalog.setting("recipe")
         return Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, missing=missing, recipe=recipe)
 
+    def _open_lexical(self, commit: Commit) -> LexicalReader:
+        records = self.catalog.files(commit.lexical)
+        mend = f"ragkit repair {self.path}"
+        return LexicalReader(CheckedFolder(self.path / "lexical" / commit.lexical, records, mend=mend))
+
     def _open_segment(self, row: SegmentRow) -> Segment:
         return Segment(self.path / "segments" / row.id, row, self.catalog.files(row.id))
 
@@ -351,7 +459,7 @@ class Store:
     def _remove_unused(self) -> None:
         """Remove folders that the latest commit does not see and nobody reads; then the rows of dead documents."""
         latest = self.catalog.latest()
-        live = {row.id for row in self.catalog.segments(latest.number)} | {latest.lexical}
+        live = {row.id for row in self.catalog.segments(latest.number)} | ({latest.lexical} - {""})
         kept = set(live)
         with writing(self.path):
             folders = [*(self.path / "segments").iterdir(), *(self.path / "lexical").iterdir()]
@@ -367,6 +475,8 @@ class Store:
         gone = sorted(self.catalog.folders() - kept)
         if gone:
             self.catalog.forget_files(gone)
+            if not latest.lexical:  # then no folder stands for a commit, and a snapshot once opened reads nothing more here
+                self.catalog.forget_commits(before=latest.number)
             self.catalog.purge(before=self.catalog.oldest_commit(), keep=self._still_in_segments(latest))
 
     def _still_in_segments(self, commit: Commit) -> Ints:
@@ -412,19 +522,19 @@ class Writer:
         store = self._store
         snapshot = store.intact() if self.mending else store.snapshot()
         salvaged = salvaged or {}
-        documents, embedded, dense = self._reserve(prepared)
+        documents, fresh = self._reserve(prepared)
         deleted = sorted({*delete, *(one.replaces for one in prepared if one.replaces is not None)})
         if merge and dims is not None:
             for segment in snapshot.segments:
                 segment.verify()  # one that is damaged must not stay behind as wide as it was
-        absorbed: list[Segment | Salvaged] = [*self._absorbed(snapshot, rows=dense, deleted=deleted, merge=merge)]
+        absorbed: list[Segment | Salvaged] = [*self._absorbed(snapshot, fresh=fresh, deleted=deleted, merge=merge)]
         retired = [segment.row.id for segment in absorbed if isinstance(segment, Segment)]
         absorbed += [rows for rows in salvaged.values() if rows is not None]
         change = Change(
             number=snapshot.commit.number + 1,
             kind=kind,
             recipe_hash=recipe_hash,
-            lexical=uuid.uuid4().hex,
+            lexical=uuid.uuid4().hex if snapshot.commit.lexical else "",
             lexical_files=(),
             documents=documents,
             deleted_documents=deleted,
@@ -433,30 +543,38 @@ class Writer:
             unmade=unmade,
         )
         with writing(store.path):
-            if dense is not None or absorbed:
-                change = self._write_segment(change, absorbed, embedded, dense, dims=dims)
-            change = self._write_lexical(change, snapshot, fresh=fresh_words or snapshot.lexical is None)
+            if len(fresh.keys) or absorbed:
+                change = self._write_segment(change, absorbed, fresh, dims=dims)
+            if change.lexical:
+                change = self._write_lexical(change, snapshot, fresh=fresh_words or snapshot.lexical is None)
         store.catalog.commit(change)
         del snapshot, absorbed  # they hold the folders that refresh is about to remove
         if not self.mending:
             store.refresh()
 
-    def _reserve(self, prepared: Sequence[Prepared]) -> tuple[list[NewDocument], list[UnitRow], Floats | None]:
-        """The documents under fresh ids and keys; those of their units that have a vector, by key; and these, in that order."""
+    def _reserve(self, prepared: Sequence[Prepared]) -> tuple[list[NewDocument], Rows]:
+        """The documents under fresh ids, their units under fresh keys or the caller's own, and their rows in that order."""
         counts = [len(one.chunks) for one in prepared]
-        if not prepared:
-            return [], [], None
-        document, key = self._store.numbers.reserve(documents=len(prepared), units=sum(counts))
+        document, key = self._store.numbers.reserve(documents=len(prepared), units=sum(counts)) if prepared else (0, 0)
         documents = []
         for one in prepared:
             units = tuple(UnitRow(key + at, document, "chunk", chunk.span, chunk.headings) for at, chunk in enumerate(one.chunks))
+            if one.key is not None:
+                units = (UnitRow(one.key, document, VECTOR, Span(0, 0), ()),)
             documents.append(NewDocument(document, one.origin, one.document, units))
-            document, key = document + 1, key + len(units)
+            document, key = document + 1, key + len(one.chunks)
         dense = [one.dense for one in prepared if one.dense is not None and len(one.dense)]
-        embedded = [unit for new, one in zip(documents, prepared, strict=True) if one.dense is not None for unit in new.units]
-        return documents, embedded, np.concatenate(dense) if dense else None
+        multi = [one.multi for one in prepared if one.multi is not None and len(one.multi)]
+        kept = (new for new, one in zip(documents, prepared, strict=True) if one.dense is not None or one.multi is not None)
+        rows = [unit for new in kept for unit in new.units]
+        return documents, Rows(
+            keys=np.array([unit.key for unit in rows], dtype=np.int64),
+            documents=np.array([unit.document for unit in rows], dtype=np.int64),
+            dense=np.concatenate(dense) if dense else None,
+            multi=Stored.join(multi) if multi else None,
+        )
 
-    def _absorbed(self, snapshot: Snapshot, *, rows: Floats | None, deleted: Sequence[int], merge: bool) -> list[Segment]:
+    def _absorbed(self, snapshot: Snapshot, *, fresh: Rows, deleted: Sequence[int], merge: bool) -> list[Segment]:
         """The segments that this commit rewrites together with its own rows."""
         dead = np.array(deleted, dtype=np.int64)
         sizes, shares = [], []
@@ -465,39 +583,39 @@ class Writer:
             shares.append(1.0 - float(live.mean()) if len(live) else 1.0)
             sizes.append(segment.row.bytes)
         everything = range(len(sizes))
-        chosen = everything if merge else merge_policy(sizes, new=0 if rows is None else 2 * rows.size, dead=shares)
+        chosen = everything if merge else merge_policy(sizes, new=fresh.bytes, dead=shares)
         # What is damaged cannot be rewritten, but with its last document deleted it can be dropped.
         segments = snapshot.segments
         return [segments[position] for position in chosen if shares[position] == 1 or segments[position].readable()]
 
     def _write_segment(
-        self,
-        change: Change,
-        absorbed: Sequence[Segment | Salvaged],
-        new_units: Sequence[UnitRow],
-        dense: Floats | None,
-        *,
-        dims: int | None = None,
+        self, change: Change, absorbed: Sequence[Segment | Salvaged], fresh: Rows, *, dims: int | None = None
     ) -> Change:
         store = self._store
         dead = np.union1d(store.catalog.deleted_documents(change.number - 1), np.array(change.deleted_documents, dtype=np.int64))
         live = [np.flatnonzero(~np.isin(segment.documents, dead)) for segment in absorbed]
-        keys = [np.asarray(segment.keys)[at] for segment, at in zip(absorbed, live, strict=True)]
-        documents = [np.asarray(segment.documents)[at] for segment, at in zip(absorbed, live, strict=True)]
-        keys.append(np.array([unit.key for unit in new_units], dtype=np.int64))
-        documents.append(np.array([unit.document for unit in new_units], dtype=np.int64))
-        total = sum(map(len, keys))
-        if total == 0:
+        # Nothing of a damaged segment is read once all of it is dead.
+        kept = [(segment, positions) for segment, positions in zip(absorbed, live, strict=True) if len(positions)]
+        keys = np.concatenate([*(np.asarray(segment.keys)[at] for segment, at in kept), fresh.keys])
+        documents = np.concatenate([*(np.asarray(segment.documents)[at] for segment, at in kept), fresh.documents])
+        if len(keys) == 0:
             return change
         name = uuid.uuid4().hex
         folder = store.path / "segments" / name
         folder.mkdir()
-        write_array(folder / "keys.npy", np.concatenate(keys))
-        write_array(folder / "documents.npy", np.concatenate(documents))
-        write_dense(folder, DENSE, _cut(_dense_blocks(absorbed, live, dense), dims), recall=store.recall)
+        write_array(folder / "keys.npy", keys)
+        write_array(folder / "documents.npy", documents)
+        written = {}
+        if fresh.dense is not None or any(segment.dense is not None for segment, _ in kept):
+            written[DENSE] = write_dense(folder, DENSE, _cut(_dense_blocks(kept, fresh), dims), recall=store.recall).rows
+        if store.multi is not None:
+            written[MULTI] = write_multi(folder, MULTI, store.multi, _multi_blocks(kept, fresh)).rows
+        for space, rows in written.items():
+            if rows != len(keys):
+                raise StorageError(f"{len(keys)} rows were to be written, but {space} has {rows}; nothing was changed")
         records = seal(folder)
         sync_file(folder.parent)
-        row = SegmentRow(name, total, sum(record.size for record in records), (DENSE,))
+        row = SegmentRow(name, len(keys), sum(record.size for record in records), tuple(written))
         return replace(change, segment=row, segment_files=records)
 
     def _write_lexical(self, change: Change, snapshot: Snapshot, *, fresh: bool) -> Change:
@@ -533,17 +651,21 @@ def _lexical_rows(documents: Iterable[NewDocument]) -> Iterator[tuple[int, int, 
             yield unit.key, unit.document, unit.span.of(new.document.text), new.origin.lang or None
 
 
-def _dense_blocks(
-    absorbed: Sequence[Segment | Salvaged], live: Sequence[npt.NDArray[np.intp]], dense: Floats | None
-) -> Iterator[Floats]:
-    for segment, positions in zip(absorbed, live, strict=True):
-        # Nothing of a damaged segment is read once all of it is dead.
-        if len(positions) == 0 or segment.dense is None:
-            continue
-        for start in range(0, len(positions), ROWS):
-            yield segment.dense.rows(positions[start : start + ROWS])
-    if dense is not None:
-        yield dense
+def _dense_blocks(kept: Sequence[tuple[Segment | Salvaged, npt.NDArray[np.intp]]], fresh: Rows) -> Iterator[Floats]:
+    for segment, positions in kept:
+        if segment.dense is not None:
+            for start in range(0, len(positions), ROWS):
+                yield segment.dense.rows(positions[start : start + ROWS])
+    if fresh.dense is not None:
+        yield fresh.dense
+
+
+def _multi_blocks(kept: Sequence[tuple[Segment | Salvaged, npt.NDArray[np.intp]]], fresh: Rows) -> Iterator[Stored]:
+    for segment, positions in kept:
+        if segment.multi is not None:
+            yield from segment.multi.stored(positions)
+    if fresh.multi is not None:
+        yield fresh.multi
 
 
 def _cut(blocks: Iterator[Floats], dims: int | None) -> Iterator[Floats]:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from ragkit.index import Index
     from ragkit.types import Progress
 
+    Progress_ = Progress
+
 FAILED, PARTLY, INTERRUPTED = 1, 3, 130
+LARGE = 10_000_000  # bytes
 
 IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder of the index.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -73,4 +76,18 @@ def bar(title: str, *, quiet: bool) -> Iterator[Callable[[Progress], None] | Non
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
         job = drawn.add_task(title, total=None)
-        yield lambda step: drawn.update(job, description=f"{title}: {step.stage}", completed=step.done, total=step.total)
+
+        def callback(step: Progress_) -> None:
+            if step.stage == "cost":
+                tell_cost(step)
+                return
+            drawn.update(job, description=f"{title}: {step.stage}", completed=step.done, total=step.total)
+
+        yield callback
+
+
+def tell_cost(step: Progress_) -> None:
+    """Say what a large build with multi-vectors will take."""
+    size = max(step.total or 0, step.done)
+    if size >= LARGE:
+        say(f"late interaction: about {size / 1e6:,.0f} MB of token vectors")

@@ -14,7 +14,8 @@ import numpy as np
 from ragkit.catalog.catalog import Catalog, DocumentRow
 from ragkit.errors import Damaged
 from ragkit.store import Store
-from ragkit.types import Chunk, Document, Floats, Span
+from ragkit.types import Chunk, Document, Floats, Ints, Span
+from ragkit.vectors.multi import Stored
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,10 +30,11 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Twin:
-    """A live document version that has the same vectors: its row, and they, (n, d) float32, n chunks."""
+    """A live document version that has the same vectors: its row, and they, one of each kind that is kept per chunk."""
 
     row: DocumentRow
-    dense: Floats
+    dense: Sequence[Floats | None]
+    multi: Sequence[Stored | None]
 
 
 def twins(store: Store, wanted: Sequence[Wanted], *, recipe_hash: str) -> list[Twin | None]:
@@ -52,10 +54,22 @@ def _twins(store: Store, wanted: Sequence[Wanted], recipe_hash: str) -> Iterator
         candidates = [*former, *same.get(one.content_hash, ())] if one.chunks else []
         chosen.append(next((row for row in candidates if _alike(catalog, row, one)), None))
     ids = sorted({row.id for row in chosen if row is not None})
-    rows = store.snapshot().rows_of(np.array(ids, dtype=np.int64)) if ids else {}
+    dense, multi = _stored(store, np.array(ids, dtype=np.int64))
     for one, row in zip(wanted, chosen, strict=True):
-        dense = None if row is None else rows.get(row.id)
-        yield None if row is None or dense is None or len(dense) != len(one.chunks) else Twin(row, dense)
+        count = len(one.chunks)
+        rows, tokens = (None, None) if row is None else (dense.get(row.id), multi.get(row.id))
+        found = [len(kind) for kind in (rows, tokens) if kind is not None]
+        whole = set(found) == {count} and (store.multi is None or tokens is not None)
+        none = [None] * count
+        yield Twin(row, none if rows is None else rows, none if tokens is None else tokens) if row and whole else None
+
+
+def _stored(store: Store, ids: Ints) -> tuple[dict[int, Sequence[Floats]], dict[int, list[Stored]]]:
+    """What is stored of document versions, dense and multi-vectors."""
+    if len(ids) == 0:
+        return {}, {}
+    snapshot = store.snapshot()
+    return {id: list(rows) for id, rows in snapshot.rows_of(ids).items()}, snapshot.multi_of(ids)
 
 
 def alike(first: Wanted, second: Wanted) -> bool:

@@ -299,7 +299,8 @@ class AddReport:
 class Progress:
     """A step of a long job, for a callback. `total` is None while it is not known yet."""
 
-    stage: str  # "load", "encode", "write"; "verify", "backup", "repair", …
+    # "cost": before a build with multi-vectors, the bytes that those of the first documents will take, and about those of all.
+    stage: str  # "load", "cost", "encode", "write"; "verify", "backup", "repair", …
     done: int
     total: int | None
     unit: str  # "documents", "units", ...

@@ -52,6 +52,7 @@ PIECE = 1 << 14  # characters of text per row: a hit inflates one or two pieces 
 BUSY = 60.0  # seconds a writer waits for another connection's short transaction
 PAGES_IN = 100  # spans per statement that looks for their pages
 MASTER = "SELECT type, name, tbl_name, sql FROM sqlite_master"
+VECTOR = "vector"  # kind of a unit that is nothing but vectors under its user's key: it has no row in `units`
 IN = 500  # values per IN list, well below SQLite's limit on variables
 
 
@@ -288,8 +289,9 @@ class Catalog:
             if change.settings:
                 store_settings(connection, change.settings)
                 _stamp(connection, change)
+            insert_rows(connection, s.documents, [_document_fields(document, change) for document in change.documents])
             for document in change.documents:
-                _insert_document(connection, document, change)
+                _insert_content(connection, document)
             if change.segment is not None:
                 insert_segment(connection, change.segment, change.segment_files, commit=change.number)
             insert_files(connection, change.lexical, change.lexical_files)
@@ -324,6 +326,11 @@ class Catalog:
                 for names in in_batches(folders):
                     connection.execute(delete(s.files).where(s.files.c.folder.in_(names)))
                     connection.execute(delete(s.commits).where(s.commits.c.lexical.in_(names)))
+
+    def forget_commits(self, *, before: int) -> None:
+        """Remove the commits before one, of an index without lexical generations."""
+        with self.writing() as connection:
+            connection.execute(delete(s.commits).where(s.commits.c.number < before, s.commits.c.lexical == ""))
 
     def oldest_commit(self) -> int:
         """The oldest commit that is still recorded: those before it can have no readers."""
@@ -744,9 +751,9 @@ def end_lives(connection: Connection, table: Table, ids: Sequence[int | str], co
     return ended
 
 
-def _insert_document(connection: Connection, new: NewDocument, change: Change) -> None:
+def _document_fields(new: NewDocument, change: Change) -> dict[str, Any]:
     document = new.document
-    fields = {
+    return {
         "id": new.id,
         **asdict(new.origin),
         "recipe_hash": change.recipe_hash,
@@ -757,7 +764,10 @@ def _insert_document(connection: Connection, new: NewDocument, change: Change) -
         "units": len(new.units),
         "added": change.number,
     }
-    insert_rows(connection, s.documents, [fields])
+
+
+def _insert_content(connection: Connection, new: NewDocument) -> None:
+    document = new.document
     starts = range(0, len(document.text), PIECE)
     pieces = [{"document": new.id, "start": at, "body": _deflate(document.text[at : at + PIECE].encode())} for at in starts]
     insert_rows(connection, s.texts, pieces)
@@ -765,7 +775,7 @@ def _insert_document(connection: Connection, new: NewDocument, change: Change) -
         structure = [[block.kind, block.span.start, block.span.end, block.level] for block in document.blocks]
         insert_rows(connection, s.blocks, [{"document": new.id, "body": _deflate(json.dumps(structure).encode())}])
     insert_rows(connection, s.pages, [_page_row(new.id, page) for page in document.pages])
-    insert_rows(connection, s.units, [_unit_row(unit) for unit in new.units])
+    insert_rows(connection, s.units, [_unit_row(unit) for unit in new.units if unit.kind != VECTOR])
 
 
 def _deflate(body: bytes) -> bytes:

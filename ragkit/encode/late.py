@@ -81,6 +81,44 @@ def late_chunk_documents(
     and the states of TOGETHER tokens or one window. Raises ValueError for an encoder that cannot do this (see `why_not_late`), a
     span outside its text and settings out of range; EncodeError for a span without a token; InputTooLong.
     """
+    pooled = _pooled(encoder, documents, task=task, window=window, overlap=overlap, edges=edges, truncate_dim=truncate_dim)
+    return [_means(one, truncate_dim) for one in pooled]
+
+
+def late_chunk_tokens(
+    encoder: Encoder,
+    documents: Sequence[tuple[str, Spans]],
+    *,
+    task: str | None = None,
+    window: int | None = None,
+    overlap: int | None = None,
+    truncate_dim: int | None = None,
+) -> list[tuple[Floats, list[Floats]]]:
+    """As `late_chunk_documents`, and beside the vectors each span's multi-vector: its tokens' states in the document, (t, d)
+    float32 unit rows. Also raises ValueError for an encoder whose multi-vectors are not its token states."""
+    if (reason := why_not_late_multi(encoder)) is not None:
+        raise ValueError(reason)
+    pooled = _pooled(
+        encoder, documents, task=task, window=window, overlap=overlap, edges="strict", truncate_dim=truncate_dim, keep=True
+    )
+    return [(_means(one, truncate_dim), [unit_rows(np.concatenate(states)) for states in one.states or ()]) for one in pooled]
+
+
+def _means(pooled: _Pooling, truncate_dim: int | None) -> Floats:
+    return unit_rows(pooled.sums) if truncate_dim is None else truncate_dims(pooled.sums, truncate_dim)
+
+
+def _pooled(
+    encoder: Encoder,
+    documents: Sequence[tuple[str, Spans]],
+    *,
+    task: str | None,
+    window: int | None,
+    overlap: int | None,
+    edges: Edges,
+    truncate_dim: int | None,
+    keep: bool = False,
+) -> list[_Pooling]:
     reason = why_not_late(encoder)
     if reason is not None:
         raise ValueError(reason)
@@ -91,10 +129,8 @@ def late_chunk_documents(
     width, shared = _window(encoder, window, overlap)
     checked = [_bounds(spans, text, document) for document, (text, spans) in enumerate(documents)]
     if isinstance(encoder, TokenEncoder):
-        sums = _pool_windows(encoder, documents, checked, task=task, window=width, overlap=shared, edges=edges)
-    else:
-        sums = _pool_whole(encoder, documents, checked, task=task, window=width, edges=edges)
-    return [unit_rows(rows) if truncate_dim is None else truncate_dims(rows, truncate_dim) for rows in sums]
+        return _pool_windows(encoder, documents, checked, task=task, window=width, overlap=shared, edges=edges, keep=keep)
+    return _pool_whole(encoder, documents, checked, task=task, window=width, edges=edges, keep=keep)
 
 
 def late_chunk_strings(
@@ -139,6 +175,21 @@ def why_not_late(encoder: Encoder) -> str | None:
     return None
 
 
+def why_not_late_multi(encoder: Encoder) -> str | None:
+    """Why this encoder's multi-vectors cannot be cut from a document-level pass, or None: they must be its token states."""
+    multi = encoder.encode_document([PROBE]).multi
+    if multi is None:
+        return f"{encoder.card.name} makes no multi-vectors"
+    tokens = encoder.encode_tokens(PROBE)
+    states = unit_rows(tokens.states[~tokens.special])
+    if states.shape != multi[0].shape or (states * multi[0]).sum(axis=1).min() < 0.999:
+        return (
+            f"late chunking cuts a chunk's token vectors from its document's token states, but the multi-vectors of "
+            f"{encoder.card.name} are something else. Leave out late_chunking or multi"
+        )
+    return None
+
+
 def _pools_by_mean(encoder: Encoder) -> bool:
     """Found out by trying, for an encoder whose card does not say: is a text's vector the mean of its states?"""
     states, dense = encoder.encode_tokens(PROBE).states, encoder.encode_document([PROBE]).dense
@@ -172,9 +223,26 @@ class _Pooling:
     before: npt.NDArray[np.bool_]
     after: npt.NDArray[np.bool_]
     sums: npt.NDArray[np.float64]
+    states: list[list[Floats]] | None = None  # of each span's tokens in order, where they are kept
 
     @classmethod
-    def plan(cls, tokens: TokenIds | TokenStates, bounds: Ints, *, text: str, dims: int, edges: Edges, document: int) -> _Pooling:
+    def none(cls, dims: int, *, keep: bool) -> _Pooling:
+        """Of a document without spans."""
+        no = np.zeros(0, dtype=np.int64)
+        return cls(no.reshape(0, 2), no, no > 0, no > 0, np.zeros((0, dims)), [] if keep else None)
+
+    @classmethod
+    def plan(
+        cls,
+        tokens: TokenIds | TokenStates,
+        bounds: Ints,
+        *,
+        text: str,
+        dims: int,
+        edges: Edges,
+        document: int,
+        keep: bool = False,
+    ) -> _Pooling:
         """Raises EncodeError for a span without a token, before anything is encoded."""
         places = np.minimum(np.maximum(tokens.spans[:, 1] - 1, tokens.spans[:, 0]), len(text) - 1)
         places[tokens.special] = -1
@@ -189,7 +257,8 @@ class _Pooling:
                 f"document {document}: span {empty[0]}, [{start}, {end}), {text[start:end][:40]!r}, has no token of its own: "
                 "a token belongs to the span that holds its last character. Leave it out, or join it with a neighbour"
             )
-        return cls(bounds, places, before, after, np.zeros((len(bounds), dims), dtype=np.float64))
+        kept: list[list[Floats]] | None = [[] for _ in bounds] if keep else None
+        return cls(bounds, places, before, after, np.zeros((len(bounds), dims), dtype=np.float64), kept)
 
     def touched(self, start: int, end: int) -> Ints:
         """Positions of the spans that may have a token among [start, end)."""
@@ -213,6 +282,8 @@ class _Pooling:
             if i == len(self.bounds) - 1:
                 members |= self.after[start:end]
             self.sums[i] += states[members].sum(axis=0, dtype=np.float64)
+            if self.states is not None and members.any():
+                self.states[i].append(states[members])
 
 
 def _edge_tokens(special: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -242,25 +313,28 @@ def _pool_windows(
     window: int,
     overlap: int,
     edges: Edges,
-) -> list[npt.NDArray[np.float64]]:
-    """The sums of each document's spans. encoder: an `Encoder` that is a `TokenEncoder`."""
-    sums: list[npt.NDArray[np.float64]] = []
+    keep: bool,
+) -> list[_Pooling]:
+    """What each document's spans pool. encoder: an `Encoder` that is a `TokenEncoder`."""
+    pooled: list[_Pooling] = []
 
     def rows() -> Iterator[_Window]:
         for document, (text, _) in enumerate(documents):
             if not len(bounds[document]):
-                sums.append(np.zeros((0, encoder.card.dims)))
+                pooled.append(_Pooling.none(encoder.card.dims, keep=keep))
                 continue
             tokens = encoder.token_ids(text, task=task)
-            pooling = _Pooling.plan(tokens, bounds[document], text=text, dims=encoder.card.dims, edges=edges, document=document)
-            sums.append(pooling.sums)
+            pooling = _Pooling.plan(
+                tokens, bounds[document], text=text, dims=encoder.card.dims, edges=edges, document=document, keep=keep
+            )
+            pooled.append(pooling)
             for start, kept, end in token_windows(len(tokens.ids), window=window, overlap=overlap):
                 if len(pooling.touched(kept, end)):
                     yield _Window(pooling, tokens.ids[start:end], kept - start, kept)
 
     for group in _groups(rows()):
         _run(encoder, group, task=task)
-    return sums
+    return pooled
 
 
 def _run(encoder: TokenEncoder, group: Sequence[_Window], *, task: str | None) -> None:
@@ -292,10 +366,11 @@ def _pool_whole(
     task: str | None,
     window: int,
     edges: Edges,
-) -> list[npt.NDArray[np.float64]]:
+    keep: bool,
+) -> list[_Pooling]:
     """As `_pool_windows`, for encoders that give the states of a whole text only."""
     counts = encoder.count_tokens([text for text, _ in documents])
-    sums = []
+    pooled = []
     for document, (text, _) in enumerate(documents):
         if counts[document] > window:
             raise InputTooLong(
@@ -304,10 +379,10 @@ def _pool_whole(
             )
         tokens = encoder.encode_tokens(text, task=task)
         dims = tokens.states.shape[1]
-        pooling = _Pooling.plan(tokens, bounds[document], text=text, dims=dims, edges=edges, document=document)
+        pooling = _Pooling.plan(tokens, bounds[document], text=text, dims=dims, edges=edges, document=document, keep=keep)
         pooling.add(0, tokens.states)
-        sums.append(pooling.sums)
-    return sums
+        pooled.append(pooling)
+    return pooled
 
 
 def _window(encoder: Encoder, window: int | None, overlap: int | None) -> tuple[int, int]:

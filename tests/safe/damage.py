@@ -22,7 +22,7 @@ def answers(index: Index, queries: Sequence[str] = QUERIES, **options: Any) -> A
             (hit.document_id, tuple(hit.span), hit.text, round(hit.score, 5))
             for hit in index.search(query, 50, mode=mode, **options)
         ]
-        for mode in MODES
+        for mode in (*MODES, *(["multi"] if "chunk.multi" in index.spaces else []))
         for query in queries
     }
 

@@ -18,13 +18,13 @@ from ragkit.errors import RagkitError
 from ragkit.testing import HashEncoder
 from tests.safe.damage import Answers, answers
 
-ENCODER = HashEncoder(dims=32)
+ENCODER = HashEncoder(dims=32, multi_dims=16)
 QUERIES = ("tower", "whales and cards", "salt bread", "painted green", "painted red")
 
 
 def prepare(path: Path) -> None:
     """Two commits, of four documents."""
-    with Index.open(path, model=ENCODER, chunk_tokens=12) as index:
+    with Index.open(path, model=ENCODER, chunk_tokens=12, multi=True) as index:
         index.add(
             [
                 {"id": "changed", "text": "Before: the tower was painted red. It stands upright. Nobody climbs it."},

@@ -1,0 +1,164 @@
+"""Why a unit scores as it does: a MaxSim score taken apart by tokens, each mapped to the words of query and document.
+
+    explanation = index.explain("who pays for the pump?", hit.key)
+    for match in explanation.matches:
+        print(f"{match.share:.3f}", match.query_word, "→", match.word)      # the shares sum to the score exactly
+
+A stored vector is a token, or the mean of several where the recipe pools them. Vectors are matched to characters by the
+encoder's own token spans, in order; where their number is another, as with models that add tokens of their own, a match has
+no span.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from ragkit.catalog.catalog import Catalog, DocumentRow
+from ragkit.chunk.headers import headed_texts
+from ragkit.encode.contract import Encoder
+from ragkit.ragged import unit_rows
+from ragkit.recipe import Recipe
+from ragkit.store import Snapshot
+from ragkit.types import Chunk, Citation, Floats, Span
+from ragkit.vectors.multi import token_clusters
+
+Spans = list[tuple[Span, ...]]  # of each vector, the tokens it stands for; none where they are not known
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A token of the query and the unit's vector that matched it best.
+
+    query_span: the token in the query; query_word: the word it lies in. token: which of the unit's vectors; spans: what it
+    stands for in the document's text, several tokens where they were pooled; word: the words they lie in. share: its part of
+    the score.
+    """
+
+    share: float
+    query_word: str
+    query_span: Span | None
+    token: int
+    spans: tuple[Span, ...]
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A unit's MaxSim score, taken apart: one match per token of the query, in the query's order."""
+
+    key: int
+    citation: Citation
+    matches: tuple[Match, ...]
+
+    @property
+    def score(self) -> float:
+        """The sum of the shares: exactly the score of `mode="multi"`."""
+        return math.fsum(match.share for match in self.matches)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The text that a unit's vectors were made of: `header` and then `text`, which is the document's from `start` on.
+
+    `inside` is the unit's own part of `header + text`.
+    """
+
+    header: str
+    text: str
+    start: int
+    inside: Span
+
+    @property
+    def whole(self) -> str:
+        return self.header + self.text
+
+    def place(self, token: Span) -> Span | None:
+        """Where a token of the whole stands in the document; None for one of the header."""
+        shift = self.start - len(self.header)
+        return Span(token.start + shift, token.end + shift) if token.start >= len(self.header) else None
+
+
+def explain(
+    snapshot: Snapshot,
+    catalog: Catalog,
+    encoder: Encoder,
+    recipe: Recipe,
+    *,
+    query: str,
+    vectors: Floats,
+    key: int,
+    cited: Citation,
+    row: DocumentRow,
+) -> Explanation:
+    """The score of a unit for a query with the multi-vector `vectors` (q, d); `row` is the unit's document."""
+    winners, shares = snapshot.explain_multi(vectors, key)
+    own = _query_spans(encoder, query, count=len(vectors))
+    source = _source(catalog, encoder, recipe, key=key, row=row, span=cited.span)
+    theirs = _unit_spans(encoder, recipe, source)
+    matches = []
+    for at, (winner, share) in enumerate(zip(winners.tolist(), shares.tolist(), strict=True)):
+        mine = own[at][0] if own else None
+        found = theirs[winner] if winner < len(theirs) else ()
+        words = " ".join(dict.fromkeys(_word(source.whole, one) for one in found))
+        spans = tuple(place for one in found if (place := source.place(one)) is not None)
+        matches.append(Match(share, "" if mine is None else _word(query, mine), mine, winner, spans, words))
+    return Explanation(key, cited, tuple(matches))
+
+
+def _source(catalog: Catalog, encoder: Encoder, recipe: Recipe, *, key: int, row: DocumentRow, span: Span) -> _Source:
+    stage = recipe.encode
+    if stage.late_chunking:
+        return _Source("", catalog.text(row.id, Span(0, row.characters)), 0, span)
+    text, header = catalog.text(row.id, span), ""
+    if stage.contextual_headers:
+        chunk = Chunk(span, catalog.units([key])[key].headings)
+        [headed] = headed_texts(catalog.document(row), [chunk], count_tokens=encoder.count_tokens, limit=stage.max_tokens)
+        header = headed.removesuffix(text)
+    return _Source(header, text, span.start, Span(0, len(header) + len(text)))
+
+
+def _query_spans(encoder: Encoder, query: str, *, count: int) -> Spans:
+    spans: Spans = [(Span(start, end),) for start, end in encoder.token_spans(query).tolist()]
+    cut = len(spans) > count and int(encoder.count_tokens([query])[0]) > encoder.card.max_tokens
+    return spans[:count] if cut or len(spans) == count else []
+
+
+def _unit_spans(encoder: Encoder, recipe: Recipe, source: _Source) -> Spans:
+    """What each stored vector of a unit stands for, in characters of the source; empty where that is not known."""
+    assert recipe.multi is not None
+    inside, pool = source.inside, recipe.multi.pool
+    spans = [Span(start, end) for start, end in encoder.token_spans(source.whole).tolist()]
+    spans = [one for one in spans if inside.start <= max(one.end - 1, one.start) < inside.end]  # as in encode/late.py
+    if recipe.encode.late_chunking:
+        return [(one,) for one in spans] if pool == 1 else []  # pooled from states in the document, which are gone
+    states = _states(encoder, recipe, source.whole)
+    cut = recipe.encode.overflow == "truncate"
+    if states is None or len(spans) < len(states) or (len(spans) > len(states) and not cut):
+        return []
+    if pool == 1:
+        return [(one,) for one in spans[: len(states)]]
+    labels = token_clusters(states, pool)
+    return [tuple(spans[at] for at in np.flatnonzero(labels == label).tolist()) for label in range(int(labels.max()) + 1)]
+
+
+def _states(encoder: Encoder, recipe: Recipe, text: str) -> Floats | None:
+    """The unit's vectors before they were pooled, made again: the same, since encoders are deterministic."""
+    stage = recipe.encode
+    if stage.overflow == "window":
+        from ragkit.ingest import encode_windows
+
+        multi = encode_windows(encoder, [text], max_tokens=stage.max_tokens, task=stage.task, dims=stage.dims).multi
+    else:
+        multi = encoder.encode_document([text], task=stage.task, truncate=True).multi
+    return None if multi is None else unit_rows(multi[0])
+
+
+def _word(text: str, span: Span) -> str:
+    """The word that a token lies in: wordpieces alone say little."""
+    before = re.search(r"\w*\Z", text[: span.start]) if span.length and text[span.start : span.start + 1].isalnum() else None
+    after = re.match(r"\w*", text[span.end :]) if span.length and text[span.end - 1 : span.end].isalnum() else None
+    return (before.group() if before else "") + span.of(text) + (after.group() if after else "")

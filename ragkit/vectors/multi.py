@@ -1,0 +1,279 @@
+"""Multi-vectors of a segment: one vector per token, stored once, mapped read-only, scanned by `maxsim`.
+
+A segment's multi-vectors are three files in its folder, ordinary NumPy and JSON:
+
+    <name>.npy           (sum_t, w) uint8 codes, float16 or float32: the tokens of all rows, one row after the other
+    <name>.offsets.npy   (n + 1,) int64: row i is tokens offsets[i] to offsets[i + 1], at least one
+    <name>.json          MultiStats: precision, the quantiser, and what quantising lost
+
+Rules. All segments of an index share one `Layout`, so scores compare across them and merging copies codes without rounding
+them again: a row's score never changes. Bytes are compared with their checksums when they are first touched, and only the
+blocks that a search touches are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.checked import CheckedFolder
+from ragkit.errors import Damaged, MissingExtra
+from ragkit.ragged import MultiVectors, unit_rows
+from ragkit.types import Floats, Ints
+from ragkit.vectors import maxsim
+from ragkit.vectors.maxsim import Items, Loss, Mask, Quantiser, Scores
+
+Precision = Literal["int8", "float16", "float32"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+DTYPES: dict[str, np.dtype[Any]] = {"int8": np.dtype("u1"), "float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+PARALLEL = 1 << 18  # tokens; a scan of fewer takes a few milliseconds, and threads would cost a good part of them
+UNIT = 1.01  # length; the quantiser's one step covers unit rows, and would clip longer ones
+COPIED = 1 << 16  # tokens copied at a time when segments are merged
+
+Values = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How multi-vectors are stored, the same for all segments of an index. `dims` of a vector; see `maxsim` for precisions."""
+
+    dims: int
+    precision: Precision = "int8"
+
+    def __post_init__(self) -> None:
+        if self.precision not in DTYPES:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if not 1 <= self.dims <= maxsim.WIDEST:
+            raise ValueError(f"dims must be from 1 to {maxsim.WIDEST}, got {self.dims}")
+
+    @property
+    def quantiser(self) -> Quantiser | None:
+        return Quantiser.of(self.dims) if self.precision == "int8" else None
+
+    @property
+    def width(self) -> int:
+        """Stored components of a token."""
+        return self.quantiser.width if self.quantiser else self.dims
+
+    @property
+    def token_bytes(self) -> int:
+        return self.width * DTYPES[self.precision].itemsize
+
+    def store(self, multi: MultiVectors) -> Stored:
+        """Vectors as they will lie on disk. ValueError: another width, not finite, or too large for the precision."""
+        values = multi.values
+        if values.shape[1] != self.dims:
+            raise ValueError(f"vectors must have {self.dims} dims, got {values.shape[1]}")
+        lengths = np.diff(multi.offsets)
+        if self.quantiser:
+            codes, loss = maxsim.quantise(values, self.quantiser)
+            if loss.longest > UNIT:
+                raise ValueError(f"int8 is for vectors of unit length, got one of {loss.longest:.4g}: normalise, or use float16")
+            return Stored(codes, lengths, loss)
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(values, dtype=DTYPES[self.precision])
+        squares = np.einsum("td,td->t", stored, stored, dtype=np.float64)
+        if not (squares <= maxsim.LONGEST**2).all():
+            raise ValueError(f"vector {int((squares <= maxsim.LONGEST**2).argmin())} is not finite, or too large for {self}")
+        return Stored(stored, lengths, Loss(0.0, float(np.sqrt(squares.max(initial=0.0)))))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """n rows as on disk: values (sum_t, w), lengths (n,) int64 of at least one token each, and what storing them lost."""
+
+    values: Values
+    lengths: Ints
+    loss: Loss
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @classmethod
+    def join(cls, parts: Sequence[Stored]) -> Stored:
+        """The rows of all parts, at least one part."""
+        loss = Loss()
+        for part in parts:
+            loss |= part.loss
+        return cls(np.concatenate([part.values for part in parts]), np.concatenate([part.lengths for part in parts]), loss)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MultiStats:
+    """What a segment's multi-vectors are: `residual` and `longest` as in `maxsim.Loss`, `step` and `seed` of the quantiser."""
+
+    rows: int
+    tokens: int
+    dims: int
+    precision: Precision
+    step: float = 0.0
+    seed: int = 0
+    residual: float = 0.0
+    longest: float = 0.0
+
+
+def write_multi(folder: Path, name: str, layout: Layout, parts: Iterable[Stored]) -> MultiStats:
+    """Write the rows of all parts, streamed; the files are garbage until a commit records them."""
+    loss, lengths, tokens = Loss(), [np.zeros(0, dtype=np.int64)], 0
+    with (folder / f"{name}.npy").open("wb") as file:
+        file.write(_header(layout, 0))
+        for part in parts:
+            file.write(np.ascontiguousarray(part.values).data)
+            lengths.append(part.lengths)
+            tokens += len(part.values)
+            loss |= part.loss
+        file.seek(0)
+        file.write(_header(layout, tokens))
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype("<i8")
+    np.save(folder / f"{name}.offsets.npy", offsets)
+    quantiser = layout.quantiser
+    stats = MultiStats(
+        rows=len(offsets) - 1, tokens=tokens, dims=layout.dims, precision=layout.precision, residual=loss.residual,
+        longest=loss.longest, step=quantiser.step if quantiser else 0.0, seed=quantiser.seed if quantiser else 0,
+    )  # fmt: skip
+    (folder / f"{name}.json").write_text(json.dumps(asdict(stats), indent=1) + "\n")
+    return stats
+
+
+def _header(layout: Layout, tokens: int) -> bytes:
+    """NumPy's header (format 1.0), always 128 bytes long, so that it can be written again when the tokens are counted."""
+    shape = (tokens, layout.width)
+    text = f"{{'descr': '{DTYPES[layout.precision].str}', 'fortran_order': False, 'shape': {shape}, }}"
+    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
+
+
+class MultiReader:
+    """A segment's multi-vectors, mapped read-only; `keys` (n,) int64 of its rows. Thread-safe."""
+
+    def __init__(self, folder: CheckedFolder, name: str, keys: Ints) -> None:
+        self._folder = folder
+        self._name = name
+        folder.verify(f"{name}.json")
+        self.stats = MultiStats(**json.loads(folder.file(f"{name}.json").read_text()))
+        self.layout = Layout(self.stats.dims, self.stats.precision)
+        path = folder.file(f"{name}.npy")
+        self._start = path.stat().st_size - self.stats.tokens * self.layout.token_bytes
+        folder.verify(path.name, 0, self._start)
+        folder.verify(f"{name}.offsets.npy")
+        offsets = np.load(folder.file(f"{name}.offsets.npy"), mmap_mode="r", allow_pickle=False)
+        quantiser = Quantiser(dims=self.stats.dims, step=self.stats.step, seed=self.stats.seed) if self.stats.step else None
+        if quantiser != self.layout.quantiser or len(offsets) != len(keys) + 1:
+            raise Damaged(f"{path} does not fit its segment: quantiser {quantiser}, {len(offsets)} offsets, {len(keys)} keys")
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        self.items = Items(values.view(np.ndarray), offsets.view(np.ndarray), np.ascontiguousarray(keys), quantiser)
+        record = folder.records[path.name]
+        self._seen = np.zeros(-(-record.size // record.block), dtype=np.bool_)
+        self._block = record.block
+
+    @property
+    def n(self) -> int:
+        return self.stats.rows
+
+    @property
+    def loss(self) -> Loss:
+        return Loss(self.stats.residual, self.stats.longest)
+
+    def describe(self) -> dict[str, Any]:
+        """The stats as plain values, for JSON."""
+        return asdict(self.stats)
+
+    def search(
+        self, queries: Sequence[Floats], k: int, *, allowed: Mask | None = None, threads: int | None = None
+    ) -> list[tuple[Ints, Scores]]:
+        """Each query's best min(k, allowed) rows, best first, ties by key: keys and scores. queries (q, d) each.
+
+        allowed (n,) bool. threads: None is all that the process may use, where there is enough to do; answers are the same.
+        """
+        if allowed is not None and allowed.all():
+            allowed = None
+        self._verify(None if allowed is None else np.flatnonzero(allowed))
+        if threads is None:
+            threads = usable_cores() if self.stats.tokens >= PARALLEL else 1
+        return maxsim.scan(queries, self.items, k=k, allowed=allowed, threads=threads)
+
+    def scores_of(self, queries: Sequence[Floats], positions: Ints) -> Scores:
+        """The scores of the rows at positions (m,), (number of queries, m): what `search` would give them."""
+        self._verify(positions)
+        return maxsim.scores_of(queries, self.items, positions)
+
+    def explain(self, query: Floats, position: int) -> tuple[Ints, Scores]:
+        """Per query token, the row's token that matched best and its share, (q,) each; shares sum to the score exactly."""
+        self._verify(np.array([position]))
+        return maxsim.explain(query, self.items, position)
+
+    def stored(self, positions: Ints) -> Iterator[Stored]:
+        """The rows at positions (m,) as they are stored, in order, about COPIED tokens at a time."""
+        self._verify(positions)
+        begins, ends = self.items.offsets[positions], self.items.offsets[positions + 1]
+        turns = np.cumsum(ends - begins) // COPIED
+        for some in np.split(np.arange(len(positions)), np.flatnonzero(np.diff(turns)) + 1):
+            pieces = [self.items.values[begin:end] for begin, end in zip(begins[some], ends[some], strict=True)]
+            yield Stored(np.concatenate(pieces), ends[some] - begins[some], self.loss)
+
+    def _verify(self, positions: Ints | None) -> None:
+        """Compare the checksums of the blocks that hold these rows, or all, unless that was done before."""
+        if self._seen.all():
+            return
+        name = f"{self._name}.npy"
+        if positions is None:
+            self._folder.verify(name)
+            self._seen[:] = True
+            return
+        width = self.layout.token_bytes
+        first = (self._start + self.items.offsets[positions] * width) // self._block
+        last = (self._start + self.items.offsets[positions + 1] * width - 1) // self._block
+        edges = np.zeros(len(self._seen) + 1, dtype=np.int64)
+        np.add.at(edges, first, 1)
+        np.add.at(edges, last + 1, -1)
+        for block in np.flatnonzero((np.cumsum(edges)[:-1] > 0) & ~self._seen).tolist():
+            self._folder.verify(name, block * self._block, (block + 1) * self._block)
+            self._seen[block] = True
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# --- token pooling ----------------------------------------------------------------------------------------------------
+
+
+def pool_tokens(tokens: Floats, factor: int) -> Floats:
+    """Fewer vectors for a text: its tokens in clusters, each the unit mean of its members (Clavié et al., arXiv 2409.14683).
+
+    tokens (t, d) unit rows; returns (max(1, t // factor), d), or fewer where tokens are equal, by their first members.
+    """
+    labels = token_clusters(tokens, factor)
+    sums = np.zeros((int(labels.max()) + 1, tokens.shape[1]), dtype=np.float64)
+    np.add.at(sums, labels, tokens)
+    return unit_rows(sums)
+
+
+def token_clusters(tokens: Floats, factor: int) -> Ints:
+    """Which cluster each token falls into, (t,) int64, counted by first members: Ward's method on unit rows."""
+    wanted = max(1, len(tokens) // factor)
+    if wanted == len(tokens):
+        return np.arange(len(tokens))
+    if wanted == 1:
+        return np.zeros(len(tokens), dtype=np.int64)
+    linkage, cut = _clustering()
+    labels = cut(linkage(tokens.astype(np.float64), method="ward"), t=wanted, criterion="maxclust")
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    order = np.empty(len(first), dtype=np.int64)
+    order[np.argsort(first)] = np.arange(len(first))
+    return order[inverse]
+
+
+def _clustering() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    try:
+        from scipy.cluster.hierarchy import fcluster, linkage
+    except ImportError:
+        raise MissingExtra.of("scipy", "cpu", "pooling tokens") from None
+    return linkage, fcluster
