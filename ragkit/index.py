@@ -58,11 +58,8 @@ from ragkit.vectors.multi import PRECISIONS
 
 if TYPE_CHECKING:
     from ragkit.backup import BackupReport
-<<<<<<< HEAD
     from ragkit.exchange import ExportReport
-=======
     from ragkit.explain import Explanation
->>>>>>> 85bdfc4 (Late interaction in the index: multi=True keeps a vector per token, searched, fused, reranked by and explained)
     from ragkit.rebuild import RebuildReport
     from ragkit.repair import RepairReport
     from ragkit.status import Status

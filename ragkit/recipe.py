@@ -20,13 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Precision = Literal["int8", "float16", "float32"]  # as in vectors/multi.py
 Overflow = Literal["error", "truncate", "window"]
 PdfEngine = Literal["auto", "pymupdf", "pypdfium2"]
-<<<<<<< HEAD
 LATER: dict[str, Any] = {}  # fields added since the first release, each with the value that means what was so before
-STAGES = ("load", "chunk", "encode", "store")
-=======
 STAGES = ("load", "chunk", "encode", "multi", "store")
 MULTI = "+multi"  # behind the name of a model that gives its token states as multi-vectors when asked to
->>>>>>> 85bdfc4 (Late interaction in the index: multi=True keeps a vector per token, searched, fused, reranked by and explained)
 
 
 class _Stage(BaseModel):
@@ -100,16 +96,11 @@ class Recipe(_Stage):
         """
         result, running = {}, hashlib.sha256()
         for stage in STAGES:
-<<<<<<< HEAD
-            fields = getattr(self, stage).model_dump()
-            told = {name: value for name, value in fields.items() if name not in LATER or LATER[name] != value}
+            if (settings := getattr(self, stage)) is None:  # no multi-vectors: a stage that came later
+                continue
+            told = {name: value for name, value in settings.model_dump().items() if name not in LATER or LATER[name] != value}
             running.update(json.dumps(told, sort_keys=True).encode() + b"\n")
             result[stage] = running.hexdigest()
-=======
-            if (settings := getattr(self, stage)) is not None:
-                running.update(json.dumps(settings.model_dump(exclude_defaults=True), sort_keys=True).encode() + b"\n")
-                result[stage] = running.hexdigest()
->>>>>>> 85bdfc4 (Late interaction in the index: multi=True keeps a vector per token, searched, fused, reranked by and explained)
         return result
 
     @property
