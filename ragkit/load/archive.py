@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import RawIOBase
 from pathlib import Path
@@ -23,7 +24,7 @@ from ragkit.errors import EncryptedDocument, LimitExceeded, LoadError
 from ragkit.load.draft import one_line
 from ragkit.load.finish import iso
 from ragkit.load.limits import Budget, Options
-from ragkit.load.part import Part, inside, load_part
+from ragkit.load.part import Part, begins, inside, load_part
 from ragkit.types import Document
 
 _PIECE = 1 << 18  # bytes unpacked at a time
@@ -33,7 +34,14 @@ _OPENERS: dict[str, Any] = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.ope
 
 def load(path: Path, options: Options) -> Iterator[Document | LoadError]:
     """The Documents of all files in an archive; one that cannot be read is yielded as an error that names it."""
-    deeper = inside(options)
+    begun = 0
+
+    def on_part(name: str) -> bool:
+        nonlocal begun
+        begun += 1
+        return options.on_part(name)
+
+    deeper = replace(inside(options), on_part=on_part)
     read = _zip if path.suffix.lower() == ".zip" else _tar
     count = 0
     for member in read(path, deeper):
@@ -42,7 +50,7 @@ def load(path: Path, options: Options) -> Iterator[Document | LoadError]:
             yield member
         else:
             yield from load_part(member[0], deeper, modified=member[1])
-    if not count:
+    if not (count or begun):
         raise LoadError("the archive holds no file")
 
 
@@ -61,7 +69,7 @@ def _zip(path: Path, options: Options) -> Iterator[Member | LoadError]:
         for info in infos:
             name = plain_name(info.filename)
             mode = info.external_attr >> 16
-            if not name or info.is_dir() or mode & 0o170000 == 0o120000:
+            if not name or info.is_dir() or mode & 0o170000 == 0o120000 or not begins(name, options):
                 continue
             try:
                 password = options.password.encode() if options.password else None
@@ -97,7 +105,7 @@ def _tar(path: Path, options: Options) -> Iterator[Member | LoadError]:
             with tarfile.open(fileobj=stream, mode="r|") as archive:
                 for info in archive:
                     name = plain_name(info.name)
-                    if not name or not info.isreg():
+                    if not name or not info.isreg() or not begins(name, options):
                         continue
                     member = archive.extractfile(info)
                     if member is None:

@@ -75,6 +75,10 @@ class Budget:
             raise LimitExceeded(f"it unpacks to more than {self._limit} bytes (Limits.inflated_bytes)")
 
 
+def _wanted(_name: str) -> bool:
+    return True
+
+
 def _ignore(_page: int) -> None:
     pass
 
@@ -88,6 +92,7 @@ class Options:
     pdf_engine: str = "auto"  # "pymupdf", "pypdfium2", or "auto": the first of them that is installed
     password: str | None = field(default=None, repr=False)
     on_page: Callable[[int], None] = _ignore
+    on_part: Callable[[str], bool] = _wanted  # called before each file in a file, with its name; False: leave it out
     depth: int = 0  # how many files this one is in
     budget: Budget | None = None  # shared by all parts of one file
     skip: Mapping[int, str] = field(default_factory=dict)  # pages not to be read, by number, and why

@@ -25,7 +25,7 @@ from ragkit.load.draft import Draft, clean, one_line
 from ragkit.load.finish import finished
 from ragkit.load.formats import Format
 from ragkit.load.limits import Options
-from ragkit.load.part import Part, inside, load_part
+from ragkit.load.part import Part, begins, inside, load_part
 from ragkit.types import Document
 
 _KIND = Format("mail", "message/rfc822", container=True)
@@ -43,6 +43,8 @@ def load(path: Path, options: Options) -> Iterator[Document | LoadError]:
                     yield type(data)(f"message {number}: {data}")
                     continue
                 name = _name(data)
+                if not begins(f"message {number}", deeper):
+                    continue
                 for result in _message(data, deeper):
                     if isinstance(result, Document):
                         yield replace(result, id=f"{name}#{result.id}" if result.id else name)
@@ -52,7 +54,7 @@ def load(path: Path, options: Options) -> Iterator[Document | LoadError]:
     data = path.read_bytes()
     if len(data) > options.limits.file_bytes:
         raise LimitExceeded(f"{len(data)} bytes, more than the limit of {options.limits.file_bytes} (Limits.file_bytes)")
-    yield from _message(data, deeper)
+    yield from _message(data, deeper, alone=True)
 
 
 def _messages(file: BinaryIO, limit: int) -> Iterator[bytes | LoadError]:
@@ -88,8 +90,8 @@ def _name(data: bytes) -> str:
     return name.replace("#", "") if 0 < len(name) <= 200 else f"sha256:{hashlib.sha256(data).hexdigest()[:16]}"
 
 
-def _message(data: bytes, options: Options) -> Iterator[Document | LoadError]:
-    """A message, then its attachments."""
+def _message(data: bytes, options: Options, *, alone: bool = False) -> Iterator[Document | LoadError]:
+    """A message, then its attachments; of a message `alone` in its file they are the file's parts."""
     message = BytesParser(_class=EmailMessage, policy=policy.default).parsebytes(data)
     if not message.keys():
         yield LoadError("it is no message: it has no headers")
@@ -113,9 +115,13 @@ def _message(data: bytes, options: Options) -> Iterator[Document | LoadError]:
     meta["attachments"] = [name for name, _ in attachments]
     written = draft.document(title=subject, meta=meta)
     done = finished(written, _KIND, size=len(data), modified="", limits=options.limits)
-    yield done if isinstance(done, LoadError) else replace(done, meta={**done.meta, "sha256": hashlib.sha256(data).hexdigest()})
+    if not alone or begins("the message", options):
+        yield (
+            done if isinstance(done, LoadError) else replace(done, meta={**done.meta, "sha256": hashlib.sha256(data).hexdigest()})
+        )
     for name, part in attachments:
-        yield from _attachment(name, part, options)
+        if not alone or begins(name, options):
+            yield from _attachment(name, part, options)
 
 
 def _attachment(name: str, part: Any, options: Options) -> Iterator[Document | LoadError]:

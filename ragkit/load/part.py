@@ -52,6 +52,11 @@ def inside(options: Options) -> Options:
     return replace(options, depth=options.depth + 1, budget=budget)
 
 
+def begins(name: str, options: Options) -> bool:
+    """Says that a part of the file itself begins; False where it is to be left out. What is deeper belongs to its part."""
+    return options.depth > 1 or options.on_part(name)
+
+
 def load_part(part: Part, options: Options, *, modified: str = "") -> Iterator[Document | LoadError]:
     """The Documents of a part, each with an id that begins with the part's name; what fails is yielded, never raised:
     UnsupportedFormat for a kind of file that nothing reads, LoadError and its other kinds for one that should have been read.

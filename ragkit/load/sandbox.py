@@ -393,6 +393,7 @@ class Parser:
 
     def _results(self, task: _Task) -> Iterator[Result]:
         skip: dict[int, str] = {}
+        after, lost_parts = 0, 0
         clock = _Clock(self.limits)
         while True:
             request = {
@@ -401,6 +402,7 @@ class Parser:
                 "pdf_engine": self._pdf_engine,
                 "password": self._password,
                 "skip": skip,
+                "after": after,
             }
             lost, reason = 0, ""
             for header, payload in self._conversation(request, task, clock):
@@ -418,12 +420,19 @@ class Parser:
                     end, lost = header["error"], header["page"]
                     reason = str(end)
                     whole = isinstance(end, _OutOfTime) and end.whole
+                    if header["part"] > after and lost_parts < self.limits.lost_pages:
+                        after, lost_parts = header["part"], lost_parts + 1
+                        lost = after
+                        clock.restart()
+                        yield (LimitExceeded if isinstance(end, _OutOfTime) else type(end))(f"{header['name']}: {reason}")
+                        continue  # the file again, from what comes after the part that ended its child
                     if not lost or whole or lost in skip or len(skip) >= self.limits.lost_pages or not _has_pages(task.source):
                         yield LimitExceeded(reason) if isinstance(end, _OutOfTime) else end
                         return
             if not lost:
                 return
-            skip[lost] = reason  # the document again, without the page that ended its child
+            if not after:  # parts have pages of their own numbers
+                skip[lost] = reason  # the document again, without the page that ended its child
 
     def render(self, path: str | Path, page_number: int, *, dpi: float | None = None, max_pixels: int | None = None) -> bytes:
         """A page of a file, counted from 1, as PNG bytes, rendered in a child. Raises LoadError or one of its kinds."""
@@ -453,9 +462,10 @@ class Parser:
     def _conversation(
         self, request: dict[str, Any], task: _Task | None, clock: _Clock
     ) -> Iterator[tuple[dict[str, Any], memoryview]]:
-        """A request's answers up to its end. A child that fails is put away, and a frame "failed" with the error and the page
-        it was at is last."""
+        """A request's answers up to its end. A child that fails is put away, and a frame "failed" with the error, the page and
+        the part it was at is last."""
         child = None
+        part, name = 0, ""
         try:
             child = self._borrow()
             clock.follow(child)
@@ -468,6 +478,10 @@ class Parser:
                     break
                 if header["kind"] == "page":
                     clock.turn(int(header["page"]))
+                    continue
+                if header["kind"] == "part":
+                    clock.restart(child)
+                    part, name = int(header["part"]), wire.printable(str(header["name"]))
                     continue
                 yield header, payload
                 if task is not None and task.dropped:
@@ -484,7 +498,7 @@ class Parser:
             )
             if child is not None:
                 clock.pause()
-            yield {"kind": "failed", "error": own, "page": clock.page}, memoryview(b"")
+            yield {"kind": "failed", "error": own, "page": clock.page, "part": part, "name": name}, memoryview(b"")
         finally:
             if child is not None:
                 self._put_away(child)

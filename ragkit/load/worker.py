@@ -144,11 +144,22 @@ def _load(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Iterato
     def on_page(number: int) -> None:
         _send(answers, wire.frame({"kind": "page", "page": number}))
 
+    begun = 0
+
+    def on_part(name: str) -> bool:
+        nonlocal begun
+        begun += 1
+        if begun <= request["after"]:
+            return False
+        _send(answers, wire.frame({"kind": "part", "part": begun, "name": name}))
+        return True
+
     options = Options(
         limits=limits,
         pdf_engine=request["pdf_engine"],
         password=request["password"],
         on_page=on_page,
+        on_part=on_part,
         skip={int(number): reason for number, reason in request["skip"].items()},
     )
     from ragkit.load.finish import finished, iso

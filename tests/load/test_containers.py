@@ -229,3 +229,19 @@ def test_an_unsupported_member_is_told_by_its_kind(tmp_path: Path) -> None:
 )
 def test_names_are_relative_and_plain(name: str, expected: str) -> None:
     assert plain_name(name) == expected
+
+
+@pytest.mark.parametrize("name", ["a.zip", "m.eml"])
+def test_a_part_that_ends_its_child_costs_that_part_only(tmp_path: Path, name: str) -> None:
+    slow = rb"{\rtf1 " + rb"words \par " * 1_500_000 + b"}"  # striprtf reads some megabytes a second
+    files = {"one.txt": b"first", "slow.rtf": slow, "two.txt": b"second"}
+    if name == "m.eml":
+        message = letter("Parts", "body")
+        for file, data in files.items():
+            message.add_attachment(data, maintype="application", subtype="octet-stream", filename=file)
+        (tmp_path / name).write_bytes(message.as_bytes())
+    else:
+        archived(tmp_path / name, files)
+    results = told(read(tmp_path / name, seconds=3))
+    assert [kind for kind, _ in results if kind != "m.eml"] == [f"{name}#one.txt", "LimitExceeded", f"{name}#two.txt"]
+    assert [text for kind, text in results if kind == "LimitExceeded"] == ["slow.rtf: took longer than 3 s (Limits.seconds)"]
