@@ -1,11 +1,12 @@
 """How fast the default model encodes on this machine, beside sentence-transformers' default, in one run on the same texts.
 
-    python benchmarks/encode.py [--texts 400] [--rounds 5] [--threads 0] [--budgets] [--json]
+    python benchmarks/encode.py [--texts 400] [--rounds 5] [--threads 0] [--dtype auto] [--budgets] [--json]
 
-Texts: the abstracts of ../shared/data/scifact-train where that folder exists, else sentences this script makes up with the
-same spread of lengths. Both see at most 256 tokens of each. The two take turns, round by round; the table has the median
-over rounds of tokens per second of processor time and of wall time, and the ratio within rounds, since other work on the
-machine changes both alike. Last: seconds from a cold process to its first query's vector.
+Texts, with the lengths they really have: scientific abstracts and one-sentence claims (../shared/data/scifact-train), the
+paragraphs of wiki articles (../shared/data/chunking-spans), and all three mixed, as a folder of documents would bring them;
+without those folders, sentences this script makes up. Both see at most 256 tokens of each. The two take turns, round by round;
+the table has the median over rounds of tokens per second of processor time and of wall time, and the ratio within rounds,
+since other work on the machine changes both alike. Last: seconds from a cold process to its first query's vector.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-CORPUS = Path(__file__).resolve().parents[2] / "shared/data/scifact-train/corpus.jsonl"
+DATA = Path(__file__).resolve().parents[2] / "shared/data"
 SYLLABLES = [
     "ba",
     "co",
@@ -48,14 +50,20 @@ SYLLABLES = [
 ]
 
 
-def read_texts(count: int) -> tuple[list[str], str]:
-    """`count` texts and where they come from; every n-th of the corpus, so that lengths are spread as they are there."""
-    if CORPUS.exists():
-        lines = CORPUS.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines[:: max(1, len(lines) // count)][:count]]
-        return [f"{row.get('title', '')} {row['text']}".strip() for row in rows], "SciFact abstracts"
-    rng = random.Random(0)
-    return [_made_up(rng) for _ in range(count)], "made-up sentences"
+def read_texts(count: int) -> dict[str, list[str]]:
+    """Up to `count` texts of each kind; every n-th of a collection, so that lengths are spread as they are there."""
+    if not DATA.exists():
+        rng = random.Random(0)
+        return {"made-up sentences": [_made_up(rng) for _ in range(count)]}
+    abstracts, claims = (
+        [f"{row.get('title', '')} {row['text']}".strip() for row in map(json.loads, path.read_text("utf-8").splitlines())]
+        for path in (DATA / "scifact-train/corpus.jsonl", DATA / "scifact-train/queries.jsonl")
+    )
+    lines = (DATA / "chunking-spans/wikitexts.md").read_text(encoding="utf-8").splitlines()
+    kinds = {"abstracts": abstracts, "paragraphs": [line for line in lines if line.strip()], "claims": claims}
+    texts = {kind: all_of[:: max(1, len(all_of) // count)][:count] for kind, all_of in kinds.items()}
+    texts["mixed"] = [text for all_of in texts.values() for text in all_of[:: len(texts)]]
+    return texts
 
 
 def _made_up(rng: random.Random) -> str:
@@ -70,13 +78,13 @@ def timed(encode: Callable[[], np.ndarray]) -> tuple[float, float, np.ndarray]:
     return time.process_time() - cpu, time.perf_counter() - wall, rows
 
 
-def throughput(texts: list[str], *, rounds: int) -> dict[str, object]:
+def throughput(texts: list[str], *, rounds: int, dtype: str) -> dict[str, object]:
     """Both encoders on all texts, turn by turn: medians per contender, the ratios, and the smallest cosine between them."""
     from sentence_transformers import SentenceTransformer
 
     from ragkit.encode import default_model_folder, load_encoder
 
-    ours = load_encoder()
+    ours = load_encoder(dtype=dtype)
     theirs = SentenceTransformer(str(default_model_folder()), device="cpu", local_files_only=True)
     tokens = int(np.minimum(ours.count_tokens(texts), ours.card.max_tokens).sum())
     contenders: dict[str, Callable[[], np.ndarray]] = {
@@ -91,7 +99,7 @@ def throughput(texts: list[str], *, rounds: int) -> dict[str, object]:
         for name in list(contenders)[:: 1 if round_number % 2 else -1]:
             cpu, wall, rows[name] = timed(contenders[name])
             seconds[name].append((cpu, wall))
-    result: dict[str, object] = {"tokens": tokens, "rounds": rounds}
+    result: dict[str, object] = {"texts": len(texts), "tokens": tokens, "rounds": rounds}
     for name, pairs in seconds.items():
         cpus, walls = zip(*pairs, strict=True)
         result[name] = {
@@ -146,45 +154,38 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="of torch, for both; 0: its own default")
+    parser.add_argument("--dtype", default="auto", help="of ours; theirs computes in float32")
     parser.add_argument("--budgets", action="store_true", help="also compare batch budgets")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    texts, source = read_texts(arguments.texts)
+    texts = read_texts(arguments.texts)
     cold = cold_start(runs=3)
     import torch
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    result: dict[str, object] = {
-        "texts": len(texts),
-        "source": source,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    result |= throughput(texts, rounds=arguments.rounds)
+    result: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "dtype": arguments.dtype}
+    result["kinds"] = {kind: throughput(some, rounds=arguments.rounds, dtype=arguments.dtype) for kind, some in texts.items()}
     result["cold_start_seconds"] = cold
     if arguments.budgets:
-        result["tokens_per_cpu_second_by_budget"] = budgets(texts, rounds=arguments.rounds)
+        result["tokens_per_cpu_second_by_budget"] = budgets(next(iter(texts.values())), rounds=arguments.rounds)
     print(json.dumps(result, indent=2) if arguments.json else table(result))
 
 
-def table(result: dict[str, object]) -> str:
-    where = f"{result['threads']} thread(s), torch {result['torch']}"
-    lines = [f"{result['texts']} {result['source']}, {result['tokens']} tokens, {where}"]
-    lines.append(f"{'':24}{'tokens / CPU s':>16}{'tokens / s':>14}")
-    for name in ("sentence-transformers", "ragkit"):
-        rates = result[name]
-        assert isinstance(rates, dict)
-        lines.append(f"{name:24}{rates['tokens_per_cpu_second']:16,.0f}{rates['tokens_per_second']:14,.0f}")
-    for kind in ("cpu", "wall"):
-        ratio = result[f"ratio_{kind}"]
-        assert isinstance(ratio, dict)
-        lines.append(f"ratio by {kind:4} {ratio['median']:.2f} (rounds: {ratio['min']:.2f} to {ratio['max']:.2f})")
-    lines.append(f"smallest cosine between the two: {result['cosine_min']:.7f}")
-    cold, sizes = result["cold_start_seconds"], result.get("tokens_per_cpu_second_by_budget", {})
-    assert isinstance(cold, dict) and isinstance(sizes, dict)  # noqa: PT018
-    lines += [f"cold start to first query vector, {name}: {wall:.2f} s, {cpu:.2f} CPU s" for name, (wall, cpu) in cold.items()]
-    lines += [f"budget of {size:>6} tokens: {rate:,.0f} tokens / CPU s" for size, rate in sizes.items()]
+def table(result: dict[str, Any]) -> str:
+    lines = [f"{result['threads']} thread(s), torch {result['torch']}, ours in {result['dtype']}; tokens per processor second"]
+    lines.append(
+        f"{'':20}{'texts':>7}{'tokens each':>13}{'sentence-tr.':>14}{'ragkit':>9}{'ratio':>8}{'wall':>7}{'cosine >=':>12}"
+    )
+    for kind, found in result["kinds"].items():
+        theirs, ours = (found[name]["tokens_per_cpu_second"] for name in ("sentence-transformers", "ragkit"))
+        lines.append(
+            f"{kind:20}{found['texts']:>7}{found['tokens'] / found['texts']:>13.1f}{theirs:>14,.0f}{ours:>9,.0f}"
+            f"{found['ratio_cpu']['median']:>8.2f}{found['ratio_wall']['median']:>7.2f}{found['cosine_min']:>12.6f}"
+        )
+    lines += [f"cold start, {name}: {wall:.1f} s, {cpu:.1f} CPU s" for name, (wall, cpu) in result["cold_start_seconds"].items()]
+    for size, speed in result.get("tokens_per_cpu_second_by_budget", {}).items():
+        lines.append(f"batches of {size} tokens: {speed:,.0f} tokens / CPU s")
     return "\n".join(lines)
 
 
