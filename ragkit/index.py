@@ -11,7 +11,6 @@ when it is first needed, and refused when it is not the one that built the index
 from __future__ import annotations
 
 import asyncio
-import base64
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,38 +22,39 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from pydantic import ValidationError
 
 from ragkit.catalog.catalog import Catalog, DocumentRow, Failure, UnitRow
-from ragkit.chunk import CHUNKERS
 from ragkit.encode import load_encoder, resolve_name
 from ragkit.encode.cache import EmbeddingCache, cached
 from ragkit.encode.contract import Encoder, Encoding
 from ragkit.encode.given import PREFIX, embeds_text, unit_vectors
-from ragkit.encode.late import why_not_late, why_not_late_multi
-from ragkit.errors import FingerprintMismatch, NotAnIndex, RagkitError, RecipeMismatch, StorageError
+from ragkit.errors import RecipeMismatch
 from ragkit.filters import FieldColumns, Filters
 from ragkit.ingest import AddOptions, Callback, Ingest, MetadataOf, Target, paths_of, pruned_roots
 from ragkit.load import IGNORE_FILES, Limits
-from ragkit.locks import writer_lock
+from ragkit.opening import (
+    LOCK_TIMEOUT,
+    OF_MODEL,
+    PROBE_COSINE,
+    changed,
+    check_fingerprint,
+    create_index,
+    existing,
+    new_recipe,
+    probes_agree,
+    settings_of,
+    with_multi,
+)
 from ragkit.recipe import (
     KEYWORDS,
-    ChunkStage,
-    EncodeStage,
-    LoadStage,
-    MultiStage,
     Recipe,
-    StoreStage,
     chunker_name,
     disagreements,
-    stored_value,
 )
-from ragkit.recipe import MULTI as TOKEN_STATES
 from ragkit.refine import CANDIDATES, Refinement, refine
 from ragkit.retrieve import NO_MULTI, Candidate, SearchOptions, citation, mean_vector, rank, read_hits, search
 from ragkit.store import DENSE, LEXICAL, MULTI, Snapshot, Store, Writer, layout_of
 from ragkit.types import AddReport, Citation, Document, Floats, Hit, Hits, Ints, Page, Reason, Span
-from ragkit.vectors.multi import PRECISIONS
 
 if TYPE_CHECKING:
     from ragkit.backup import BackupReport
@@ -65,17 +65,7 @@ if TYPE_CHECKING:
     from ragkit.status import Status
     from ragkit.verify import Finding
 
-PROBES = (
-    "The quick brown fox jumps over the lazy dog.",
-    "Wie spät ist es in Zürich?",
-    "def add(a, b): return a + b",
-    "東京は日本の首都です。",
-)
-PROBE_COSINE = 0.999  # two builds of one model agree better than this, in bfloat16 too; two models do not
 LISTED = 500  # rows of documents read together
-OF_MODEL = ("task", "max_tokens", "dtype", "max_pixels")  # settings that a model is loaded with, and that go with it
-LOCK_TIMEOUT = 10.0  # seconds
-CHUNK_TOKENS = 128  # what the default model was trained on; finds more per character read than 256: docs/measurements.md
 STREAMED = 16  # hits, or documents, read from the catalog together when they are streamed
 
 
@@ -207,7 +197,7 @@ class Index:
             "recall": recall,
         }
         encoder = None if model is None or isinstance(model, str) else model
-        catalog = _existing(path) or _create(
+        catalog = existing(path) or create_index(
             path, given, name=name, encoder=encoder, device=device, api_keys=api_keys, create=create
         )
         try:
@@ -254,7 +244,7 @@ class Index:
                     max_pixels=stage.max_pixels,
                 )
             if not self._encoder_checked:
-                _check_fingerprint(self.path, self._catalog, self._encoder, self.recipe.encode)
+                check_fingerprint(self.path, self._catalog, self._encoder, self.recipe.encode)
                 self._encoder_checked = True
                 if self._cache is not None:  # behind the check, which must see what the model does now
                     self._encoder = cached(self._encoder, self._cache)
@@ -397,11 +387,11 @@ class Index:
             old = self.recipe
             encoder = self._encoder_for(old, model, given)
             if given.get("multi"):
-                encoder = _with_multi(encoder, device=self._device, wanted={})
-            new = _new_recipe(_changed(old, encoder, given), encoder)
-            settings = _settings(new, encoder)
+                encoder = with_multi(encoder, device=self._device, wanted={})
+            new = new_recipe(changed(old, encoder, given), encoder)
+            settings = settings_of(new, encoder)
             same_model = encoder.card.fingerprint == self._catalog.setting("fingerprint") and (
-                model is None or _probes_agree(self._catalog, encoder, old.encode) >= PROBE_COSINE
+                model is None or probes_agree(self._catalog, encoder, old.encode) >= PROBE_COSINE
             )
             done = reach(old, new, width=old.encode.dims or encoder.card.dims, same_model=same_model)
             if done == "nothing":
@@ -1003,201 +993,3 @@ def _check_k(k: int) -> None:
         raise TypeError(f"k is a number of hits, an int, got {k!r}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-
-
-def _existing(path: Path) -> Catalog | None:
-    """The catalog of the index at `path`, or None where there is none yet; NotAnIndex where there is something else."""
-    if path.exists() and not path.is_dir():
-        raise NotAnIndex(f"{path} is a file, not a folder")
-    if not (path / "catalog.db").exists():
-        return None
-    catalog = Catalog(path / "catalog.db")
-    if catalog.exists:
-        return catalog
-    catalog.close()
-    return None
-
-
-def _create(
-    path: Path,
-    given: Mapping[str, Any],
-    *,
-    name: str,
-    encoder: Encoder | None,
-    device: str | None,
-    api_keys: Mapping[str, str] | None,
-    create: bool,
-) -> Catalog:
-    if not create:
-        raise NotAnIndex(f"there is no index at {path}. Make one: ragkit add {path} FILES")
-    ours = {"segments", "lexical", "LOCK", "catalog.db", "catalog.db-wal", "catalog.db-shm", "catalog.db-journal"}
-    if path.exists() and any(entry.name not in ours for entry in path.iterdir()):
-        raise NotAnIndex(f"{path} is not empty and holds no index. Name an empty or a new folder.")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot create {path}: {error.strerror}") from error
-    # A wrong model or recipe must leave nothing behind, so both are settled before the first file is written.
-    wanted = {one: given[one] for one in ("dtype", "task", "max_tokens", "max_pixels")}
-    encoder = encoder or load_encoder(name, device=device, api_keys=api_keys, **wanted)
-    if given["multi"]:
-        encoder = _with_multi(encoder, device=device, wanted=wanted)
-    recipe = _new_recipe(given, encoder)
-    settings = _settings(recipe, encoder)
-    with writer_lock(path / "LOCK", timeout=LOCK_TIMEOUT):
-        existing = _existing(path)  # another process may have been quicker
-        if existing is None:
-            Store.create(path, settings)
-    return existing or Catalog(path / "catalog.db")
-
-
-def _with_multi(encoder: Encoder, *, device: str | None, wanted: Mapping[str, Any]) -> Encoder:
-    """The encoder, or the same model with its token states as multi-vectors; ValueError where it has none to give."""
-    if encoder.card.multi_dims:
-        return encoder
-    try:
-        return load_encoder(encoder.card.name + TOKEN_STATES, device=device, **wanted)
-    except (ValueError, RagkitError) as error:
-        raise ValueError(f"multi needs an encoder with multi-vectors, and {encoder.card.name} has none: {error}") from None
-
-
-def _new_multi(given: Mapping[str, Any], encoder: Encoder) -> MultiStage | None:
-    """The stage of multi-vectors, where they were asked for: they take many times the room of the dense ones."""
-    multi, card = given["multi"], encoder.card
-    if multi is None or multi is False:
-        if given["pool"] is not None:
-            raise ValueError("pool makes the tokens of multi-vectors fewer; set multi=True, too")
-        if not card.dims:
-            raise ValueError(f"{card.name} makes multi-vectors only; set multi=True")
-        return None
-    if multi is not True and multi not in PRECISIONS:
-        raise ValueError(f"multi is True, False or a precision ({', '.join(PRECISIONS)}), got {multi!r}")
-    if given["dims"] is not None and not card.dims:
-        raise ValueError(f"dims is for dense vectors, and {card.name} makes none")
-    precision: Any
-    precision, pool = "int8" if multi is True else multi, 1 if given["pool"] is None else given["pool"]
-    return MultiStage(dims=card.multi_dims, precision=precision, pool=pool, alone=not card.dims)
-
-
-def _new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
-    """The recipe of a new index: what was given, and defaults for the rest. ValueError names the keyword that is off."""
-    card = encoder.card
-
-    def chosen(name: str, default: Any) -> Any:
-        return default if given[name] is None else given[name]
-
-    embeds = embeds_text(card)
-    chunker, max_tokens = chosen("chunker", "sentences" if embeds else "whole"), chosen("max_tokens", card.max_tokens)
-    headers = chosen("contextual_headers", False)
-    tokens = chosen("chunk_tokens", min(CHUNK_TOKENS, max_tokens - max_tokens // 8 if headers else max_tokens))
-    if chunker not in CHUNKERS and not chunker.startswith("callable:"):
-        raise ValueError(f"chunker must be one of {', '.join(CHUNKERS)}, or a function from Document to spans; got {chunker!r}")
-    if max_tokens > card.max_tokens:
-        raise ValueError(f"max_tokens {max_tokens} is beyond what {card.name} takes: {card.max_tokens}")
-    if tokens > max_tokens:
-        raise ValueError(f"chunk_tokens {tokens} is beyond max_tokens {max_tokens} of {card.name}")
-    if given["dims"] is not None and not 1 <= given["dims"] <= card.dims:
-        raise ValueError(f"dims must be between 1 and {card.dims} for {card.name}, got {given['dims']}")
-    late = chosen("late_chunking", "auto")
-    if late not in ("auto", True, False):
-        raise ValueError(f"late_chunking is 'auto', True or False, got {late!r}")
-    if late is True and (reason := why_not_late(encoder)):
-        raise ValueError(f"late_chunking=True is not for {card.name}: {reason}")
-    if late is True and chunker == "whole":
-        raise ValueError("late_chunking=True is for chunks of a document; the chunker 'whole' makes none")
-    if not embeds and (chunker != "whole" or headers):
-        raise ValueError(f"an index of {card.name} keeps documents whole, each with the vector it brings: nothing is chunked")
-    if headers and late is True:
-        raise ValueError("contextual_headers=True and late_chunking=True are two ways to one end: choose one")
-    if headers and given["overflow"] == "window":
-        raise ValueError("contextual_headers=True is not for overflow='window': only the first window would have the header")
-    if late is True and given["multi"] and (reason := why_not_late_multi(encoder)):
-        raise ValueError(reason)
-    try:
-        return Recipe(
-            multi=_new_multi(given, encoder),
-            load=LoadStage(pdf_engine=chosen("pdf_engine", "auto")),
-            chunk=ChunkStage(chunker=chunker, tokens=tokens, overlap=chosen("chunk_overlap", 0)),
-            encode=EncodeStage(
-                model=card.name,
-                revision=card.revision,
-                task=given["task"],
-                dims=given["dims"],
-                max_tokens=max_tokens,
-                max_pixels=given["max_pixels"],
-                overflow=chosen("overflow", "error"),
-                dtype=card.dtype,
-                contextual_headers=headers,
-                late_chunking=late is True,  # "auto" is off for every model that was measured: docs/late-chunking.md
-            ),
-            store=StoreStage(recall=chosen("recall", StoreStage().recall)),
-        )
-    except ValidationError as error:
-        raise ValueError("; ".join(_complaint(one) for one in error.errors())) from None
-
-
-def _changed(old: Recipe, encoder: Encoder, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of `open` that make the changed recipe; what belongs to a model goes with it."""
-    stored = {name: stored_value(old, name) for name in KEYWORDS}
-    if encoder.card.name != old.encode.model:
-        stored |= dict.fromkeys(("dims", *OF_MODEL))
-    if given.get("multi") is False:
-        stored["pool"] = None
-    return {**stored, **given}
-
-
-def _complaint(error: Any) -> str:
-    """What pydantic says of a stage's field, under the keyword of Index.open that set it."""
-    field = str(error["loc"][-1]) if error["loc"] else ""
-    name = next((name for name, (_, known) in KEYWORDS.items() if known == field), field)
-    return f"{name}: {error['msg']}, got {error['input']!r}" if name else str(error["msg"])
-
-
-def _settings(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
-    """What the catalog keeps of a recipe and its encoder."""
-    return {"recipe": recipe.model_dump(), "fingerprint": encoder.card.fingerprint, "probes": _probes(encoder, recipe.encode)}
-
-
-def _probes(encoder: Encoder, stage: EncodeStage) -> dict[str, str]:
-    """The probe texts' vectors in the document role: text to base64 of (d,) little-endian float32."""
-    if not embeds_text(encoder.card):
-        return {}
-    rows = _probe_rows(encoder, PROBES, stage)
-    return {text: base64.b64encode(row.astype("<f4").tobytes()).decode() for text, row in zip(PROBES, rows, strict=True)}
-
-
-def _probe_rows(encoder: Encoder, texts: Sequence[str], stage: EncodeStage) -> Floats:
-    """A direction per text, (n, d) unit rows: its dense vector, or the mean of its multi-vectors where it has no other."""
-    encoding = encoder.encode_document(texts, task=stage.task, truncate_dim=stage.dims, truncate=True)
-    if encoding.dense is not None:
-        return encoding.dense
-    assert encoding.multi is not None
-    return np.concatenate([mean_vector(encoding.multi[at]) for at in range(len(texts))])
-
-
-def _check_fingerprint(path: Path, catalog: Catalog, encoder: Encoder, stage: EncodeStage) -> None:
-    stored = catalog.setting("fingerprint")
-    if encoder.card.fingerprint != stored:
-        raise FingerprintMismatch(
-            f"{path} was built with {stage.model} ({stored[:12]}), but this encoder is {encoder.card.name} "
-            f"({encoder.card.fingerprint[:12]}). Open it with the first, or embed its documents again with this one: "
-            f"ragkit migrate {path} --model {encoder.card.name}"
-        )
-    cosine = _probes_agree(catalog, encoder, stage)
-    if cosine < PROBE_COSINE:
-        raise FingerprintMismatch(
-            f"{encoder.card.name} calls itself the model that built {path}, but a probe text comes out at cosine "
-            f"{cosine:.4f} to the stored vector, below {PROBE_COSINE}: its weights or its software differ. "
-            f"Put back what it was, or embed all documents again: ragkit migrate {path} --model {encoder.card.name}"
-        )
-
-
-def _probes_agree(catalog: Catalog, encoder: Encoder, stage: EncodeStage) -> float:
-    """The least cosine between the stored vectors of the probe texts and those that this encoder makes."""
-    probes = catalog.setting("probes")
-    texts = list(probes)
-    if not texts:
-        return 1.0
-    expected = np.stack([np.frombuffer(base64.b64decode(probes[text]), dtype="<f4") for text in texts])
-    rows = _probe_rows(encoder, texts, stage)
-    return float((rows * expected).sum(axis=1).min())

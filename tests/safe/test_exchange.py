@@ -32,7 +32,7 @@ def test_imported_into_a_new_index_it_answers_the_same(rich: Path, tmp_path: Pat
         expected = answers(index)
         documents = {row.source: (index.document(row.source), dict(row.meta), row.lang) for row in index.documents()}
     with monkeypatch.context() as patch:
-        patch.setattr("ragkit.index.load_encoder", None)  # no model is there
+        patch.setattr("ragkit.opening.load_encoder", None)  # no model is there
         report = Index.import_from(tmp_path / "new", tmp_path / "parcel")
     assert len(report.added) == 5
     with Index.open(tmp_path / "new") as index:
