@@ -231,12 +231,12 @@ class Ingest:
 
     # Sources
 
-    def _from_paths(self, targets: Sequence[str | Path]) -> Iterator[_Item]:
+    def _from_paths(self, targets: Sequence[str | Path | Source]) -> Iterator[_Item]:
         found = [self._discover(one, on_skip=self._skip) for one in targets]
         threading.Thread(target=self._count, args=(targets,), daemon=True).start()
         yield from self._from_sources(source for sources in found for source in sources)
 
-    def _discover(self, target: str | Path, *, on_skip: Callable[[Path, str], None] | None = None) -> Iterator[Source]:
+    def _discover(self, target: str | Path | Source, *, on_skip: Callable[[Path, str], None] | None = None) -> Iterator[Source]:
         options = self._options
         return discover(
             target, include=options.include, exclude=options.exclude, ignore_files=options.ignore_files, on_skip=on_skip
@@ -323,7 +323,7 @@ class Ingest:
         self._seen.add(identity)
         return self._catalog.find(identity)
 
-    def _count(self, targets: Sequence[str | Path]) -> None:
+    def _count(self, targets: Sequence[str | Path | Source]) -> None:
         """How many documents there will be, where files are documents."""
         total = 0
         try:
@@ -689,13 +689,13 @@ def _warnings(document: Document) -> tuple[str, ...]:
     return tuple(found)
 
 
-def paths_of(target: Target) -> list[str | Path] | None:
+def paths_of(target: Target) -> list[str | Path | Source] | None:
     """The paths and globs that a target names, or None where it is documents. FileNotFoundError for one that is not there."""
     if isinstance(target, (bytes, bytearray)):
         raise TypeError("add() takes a path, a glob, or an iterable of paths, documents and dicts; not bytes")
-    if isinstance(target, (str, Path)):
-        paths: list[str | Path] = [target]
-    elif isinstance(target, (list, tuple)) and target and all(isinstance(one, (str, Path)) for one in target):
+    if isinstance(target, (str, Path, Source)):
+        paths: list[str | Path | Source] = [target]
+    elif isinstance(target, (list, tuple)) and target and all(isinstance(one, (str, Path, Source)) for one in target):
         paths = list(target)
     else:
         return None
@@ -704,11 +704,11 @@ def paths_of(target: Target) -> list[str | Path] | None:
     return paths
 
 
-def pruned_roots(targets: Sequence[str | Path] | None) -> list[Path]:
+def pruned_roots(targets: Sequence[str | Path | Source] | None) -> list[Path]:
     """The folders and files beneath which `prune` may delete, absolute; ValueError where the targets name none."""
     if targets is None:
         raise ValueError("prune=True is for files and folders: documents handed in have no place on the disk that could be empty")
-    roots = [Path(os.path.abspath(os.path.expanduser(target))) for target in targets]  # noqa: PTH100, PTH111 - as `discover` does
+    roots = [_named_path(target) for target in targets]
     for root in roots:
         if not root.exists():
             raise ValueError(f"prune=True is for folders and files, and {root} is a pattern: name the folder, with include=")
@@ -737,6 +737,12 @@ def _stamp(path: Path) -> tuple[int, ...]:
     """What changes when a file does, nearly always: its size, times and inode."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def _named_path(target: str | Path | Source) -> Path:
+    if isinstance(target, Source):
+        return target.path
+    return Path(os.path.abspath(os.path.expanduser(target)))  # noqa: PTH100, PTH111 - as `discover` does
 
 
 def _is_container(source: Source) -> bool:

@@ -32,7 +32,7 @@ class Source:
 
 
 def discover(
-    target: str | Path,
+    target: str | Path | Source,
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -54,6 +54,8 @@ def discover(
     what they name is left out silently. Give (".ragkitignore", ".gitignore") to heed both. Sidecars, such as
     "a.pdf.meta.json", are no sources.
     """
+    if isinstance(target, Source):  # a file under a name that its caller chose
+        return iter((target,))
     if not str(target):
         raise ValueError("the target is empty. Name a file, a folder, or a glob such as 'papers/**/*.pdf'.")
     path = Path(os.path.abspath(os.path.expanduser(target)))  # noqa: PTH100, PTH111 - Path.resolve would follow links

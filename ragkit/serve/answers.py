@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
@@ -67,7 +68,19 @@ class Json(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
+        try:
+            return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
+        except ValueError:  # somebody's metadata
+            return json.dumps(_without_nan(content), ensure_ascii=True, separators=(",", ":")).encode()
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN and infinities, which JSON has not, as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    return [_without_nan(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _service(request: Request) -> Service:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from ragkit import __version__
@@ -15,27 +16,46 @@ DESCRIPTION = "Embeddings as Jina's and OpenAI's APIs have them, and search with
 
 
 def create_app(service: Service) -> Gate:
-    """An ASGI application for a service that it starts and closes. MissingExtra without fastapi."""
+    """An ASGI application for a service that it starts and closes. MissingExtra without fastapi.
+
+    With the package mcp, /mcp serves the indexes' tools; those that write, for keys that may, where the service has jobs.
+    """
     try:
         from fastapi import FastAPI
     except ImportError:
         raise MissingExtra.of("fastapi", "server", "the HTTP server") from None
-    from ragkit.serve import embeddings, status
+    from ragkit.serve import documents, embeddings, rerank, search, status
+
+    tools = _tools(service)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
         try:
-            yield
+            async with AsyncExitStack() as stack:
+                if tools is not None:
+                    await stack.enter_async_context(tools[1]())
+                yield
         finally:
             await service.close()
 
     app = FastAPI(title="ragkit", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
-    for part in (embeddings, status):
+    for part in (embeddings, search, documents, rerank, status):
         app.include_router(part.router)
     _tell_errors(app)
+    if tools is not None:
+        app.router.routes.extend(tools[0].routes)
     return Gate(app, service)
+
+
+def _tools(service: Service) -> tuple[Any, Any] | None:
+    """What serves /mcp, and what runs it; None without indexes or without the package."""
+    if not service.indexes or importlib.util.find_spec("mcp") is None:
+        return None
+    from ragkit.serve.mcp import http_app
+
+    return http_app(service, writable=bool(service.jobs))
 
 
 def _tell_errors(app: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from ragkit.terminal import AsJson, opened, print_json, say
 
 if TYPE_CHECKING:
     from ragkit.encode.contract import Encoder
+    from ragkit.index import Index
     from ragkit.serve.keys import Key
 
 Model = Annotated[
@@ -28,24 +30,62 @@ def serve(
     keys: Annotated[
         Path | None, typer.Option(help="A file of keys, as `ragkit keys add` makes it. Or RAGKIT_KEY: one key.")
     ] = None,
+    reranker: Annotated[
+        list[str] | None, typer.Option(help="A cross-encoder for /v1/rerank, by name or folder; or NAME=FOLDER.")
+    ] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Whatever the key: nothing is added or deleted.")] = False,
+    state: Annotated[Path | None, typer.Option(help="Where additions and sent files lie; INDEX.serve if left out.")] = None,
+    fetch_urls: Annotated[bool, typer.Option("--fetch-urls", help="Fetch images by https from public addresses.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
 ) -> None:
-    """Serve indexes and models over HTTP: /v1/embeddings, until Ctrl-C."""
+    """Serve indexes and models over HTTP, until Ctrl-C: embeddings, search, documents, pages, reranking."""
+    from ragkit.serve.jobs import Jobs
     from ragkit.serve.run import make_server
     from ragkit.serve.service import Service
+    from ragkit.serve.urls import Fetcher
 
     if not indexes and not model:
         raise ValueError("name an index to serve, or a model: ragkit serve INDEX, or ragkit serve --model default")
     with ExitStack() as stack:
-        found = {path.absolute().name: stack.enter_context(opened(path, create=False, device=device)) for path in indexes or ()}
-        if len(found) < len(indexes or ()):
-            raise ValueError("two of these indexes have the same folder name: rename one")
-        service = Service(found, models=_models(model or (), device), keys=_keys(keys))
+        found = _opened(indexes or (), device, stack)
+        folders = {name: (state / name if state else index.path.with_name(f"{name}.serve")) for name, index in found.items()}
+        service = Service(
+            found,
+            models=_models(model or (), device),
+            rerankers=_rerankers(reranker or (), device),
+            keys=_keys(keys),
+            fetcher=Fetcher() if fetch_urls else None,
+            jobs={} if read_only else {name: Jobs(index, name, folders[name]) for name, index in found.items()},
+        )
         server = make_server(service, host=host, port=port)
         say(
             f"serving {', '.join([*found, *service.models])} at http://{host}:{port}" + ("" if service.keys else ", without keys")
         )
         server.run()
+
+
+def mcp(
+    indexes: Annotated[list[Path], typer.Argument(metavar="INDEX...", help="Folders of indexes.")],
+    allow_writing: Annotated[bool, typer.Option("--allow-writing", help="With the tools add and delete.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
+) -> None:
+    """Serve indexes as MCP tools over standard input and output, for the client that started this."""
+    from ragkit.errors import MissingExtra
+
+    try:
+        from ragkit.serve.mcp import run_stdio
+    except ImportError as error:
+        raise MissingExtra.of(str(error.name), "mcp", "serving MCP") from None
+    with ExitStack() as stack:
+        run_stdio(_opened(indexes, device, stack), writable=allow_writing)
+
+
+def _opened(paths: Sequence[Path], device: str | None, stack: ExitStack) -> dict[str, Index]:
+    """The indexes by the names of their folders, closed with the stack."""
+    found = {path.absolute().name: stack.enter_context(opened(path, create=False, device=device)) for path in paths}
+    if len(found) < len(paths):
+        raise ValueError("two of these indexes have the same folder name: rename one")
+    return found
 
 
 def _models(names: Any, device: str | None) -> dict[str, Encoder]:
@@ -56,6 +96,16 @@ def _models(names: Any, device: str | None) -> dict[str, Encoder]:
         name, given, folder = one.partition("=")
         encoder = load_encoder(folder if given else one, device=device)
         found[name if given else encoder.card.name] = encoder
+    return found
+
+
+def _rerankers(names: Any, device: str | None) -> dict[str, Any]:
+    from ragkit.encode.cross_encoder import load_cross_encoder
+
+    found = {}
+    for one in names:
+        name, given, folder = one.partition("=")
+        found[name if given else Path(one).name] = load_cross_encoder(folder if given else one, device=device)
     return found
 
 
@@ -116,4 +166,4 @@ def remove_key(file: KeyFile, name: KeyName) -> None:
     say(f"removed {name}")
 
 
-COMMANDS = (serve,)
+COMMANDS = (serve, mcp)

@@ -19,6 +19,7 @@ from ragkit.serve.problems import Problem, problem_of
 
 if TYPE_CHECKING:
     from ragkit.index import Index
+    from ragkit.serve.jobs import Jobs
     from ragkit.serve.urls import Fetcher
 
 Done = TypeVar("Done")
@@ -28,7 +29,8 @@ class Service:
     """State of one server; `start` and `close` are its lifespan, within one event loop.
 
     indexes: by the name that requests give. models: beside the indexes' own, by the name that requests give. rerankers: what
-    `Index.search(rerank=)` takes, by name. fetcher: what fetches images by URL, None for not at all.
+    `Index.search(rerank=)` takes, by name. fetcher: what fetches images by URL, None for not at all. jobs: how
+    documents are added, by index; an index without is only read.
     """
 
     def __init__(
@@ -40,12 +42,14 @@ class Service:
         keys: Sequence[Key] = (),
         limits: ServeLimits | None = None,
         fetcher: Fetcher | None = None,
+        jobs: Mapping[str, Jobs] | None = None,
     ) -> None:
         self.indexes = dict(indexes or {})
         self.rerankers = dict(rerankers or {})
         self.keys = tuple(keys)
         self.limits = limits or ServeLimits()
         self.fetcher = fetcher
+        self.jobs = dict(jobs or {})
         self.metrics = Metrics()
         self.spans = Spans()
         self.ready = False
@@ -66,11 +70,15 @@ class Service:
             batcher.start()
             self._batchers[name] = batcher
             self.metrics.watch(name, batcher)
+        for jobs in self.jobs.values():
+            jobs.start()
         self.ready = True
 
     async def close(self) -> None:
         self.ready = False
         self.stopping.set()
+        for jobs in self.jobs.values():
+            await asyncio.to_thread(jobs.close)
         for batcher in self._batchers.values():
             await batcher.close()
         await asyncio.to_thread(self._threads.shutdown)
@@ -99,7 +107,7 @@ class Service:
         key = key or ANYBODY
         if key.index is not None and name not in (None, key.index):
             raise Problem(403, f"the key {key.name!r} is bound to the index {key.index!r}", field="index")
-        wanted = name or key.index
+        wanted = name if name is not None else key.index
         if wanted is None and len(self.indexes) == 1:
             wanted = next(iter(self.indexes))
         if wanted is None:

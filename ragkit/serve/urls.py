@@ -113,7 +113,11 @@ class _Pinned(http.client.HTTPSConnection):
 
     def connect(self) -> None:
         plain = socket.create_connection(self._pinned, self.timeout)
-        self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+        try:
+            self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+        except BaseException:
+            plain.close()
+            raise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,18 +155,21 @@ class Fetcher:
         connection = _Pinned(host, addresses[0], self.port, timeout=max(0.1, end - time.monotonic()), context=self.context)
         try:
             connection.request("GET", path, headers={"User-Agent": "ragkit", "Accept": "image/*", "Accept-Encoding": "identity"})
-            answer = connection.getresponse()
-            if answer.status in (301, 302, 303, 307, 308):
-                return urljoin(url, answer.getheader("Location") or "")
-            if answer.status != 200:
-                raise _refused(f"its server answered {answer.status}")
-            if not (answer.getheader("Content-Type") or "").lower().startswith("image/"):
-                raise _refused("what it names is not an image")
-            return self._read(answer, end)
+            with connection.getresponse() as answer:
+                return self._taken(url, answer, end)
         except (OSError, http.client.HTTPException, ValueError):
             raise _refused("its server did not answer as it should") from None
         finally:
             connection.close()
+
+    def _taken(self, url: str, answer: http.client.HTTPResponse, end: float) -> bytes | str:
+        if answer.status in (301, 302, 303, 307, 308):
+            return urljoin(url, answer.getheader("Location") or "")
+        if answer.status != 200:
+            raise _refused(f"its server answered {answer.status}")
+        if not (answer.getheader("Content-Type") or "").lower().startswith("image/"):
+            raise _refused("what it names is not an image")
+        return self._read(answer, end)
 
     def _read(self, answer: http.client.HTTPResponse, end: float) -> bytes:
         content = bytearray()

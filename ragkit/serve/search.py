@@ -1,0 +1,177 @@
+"""POST /v1/search: hits with their evidence. GET /v1/indexes: what there is to search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from ragkit.cite import hit_fields
+from ragkit.index import Index
+from ragkit.retrieve import RRF
+from ragkit.serve.answers import RESPONSES, Asker, Json, Serving
+from ragkit.serve.keys import Key
+from ragkit.serve.problems import Problem
+from ragkit.serve.service import narrowed
+from ragkit.types import Hit, Hits
+
+router = APIRouter(tags=["search"])
+Filter = Annotated[dict[str, Any], Field(description="as ragkit.filters has it: Haystack's tree or the Mongo-like shorthand")]
+PHRASINGS = 16
+
+
+class SearchRequest(BaseModel):
+    """What `Index.search` takes."""
+
+    query: str
+    index: str | None = Field(None, description="its name, where the server has several")
+    k: int = Field(10, ge=1)
+    mode: Literal["hybrid", "text", "dense", "lexical"] = "hybrid"
+    filters: Filter | None = None
+    dims: int | None = Field(None, ge=1)
+    min_score: float | None = Field(None, allow_inf_nan=False)
+    group_by: Literal["document"] | None = None
+    phrasings: list[str] = Field(default_factory=list, max_length=PHRASINGS)
+    diversity: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    rerank: str | None = Field(None, description="the name of one of the server's rerankers")
+    candidates: int = Field(50, ge=1)
+    expand: Literal["page", "section"] | None = None
+    before: int = Field(0, ge=0, le=100, description="neighbouring units to add before each hit")
+    after: int = Field(0, ge=0, le=100)
+    explain: bool = Field(False, description="what each space gave to each score")
+    degraded: bool = False
+
+
+class CitedBox(BaseModel):
+    page: int
+    points: list[float]
+    relative: list[float]
+
+
+class CitationFields(BaseModel):
+    text: str
+    source: str
+    pages: list[int]
+    span: list[int]
+    boxes: list[CitedBox]
+
+
+class ReasonFields(BaseModel):
+    space: str
+    rank: int
+    score: float
+
+
+class Share(BaseModel):
+    space: str
+    share: float
+
+
+class HitFields(BaseModel):
+    rank: int
+    score: float
+    scale: str
+    key: int
+    kind: str
+    text: str
+    document_id: str
+    title: str
+    headings: list[str]
+    citation: CitationFields
+    meta: dict[str, Any]
+    via: list[ReasonFields]
+    explanation: list[Share] | None = Field(None, description="shares that sum to the score")
+
+
+class SearchResponse(BaseModel):
+    index: str
+    hits: list[HitFields]
+    missing: list[str] = Field(description="what a degraded search had to leave out")
+
+
+class IndexFields(BaseModel):
+    name: str
+    documents: int
+    units: int | None
+    model: str
+    commit: int
+
+
+class Indexes(BaseModel):
+    object: Literal["list"]
+    data: list[IndexFields]
+
+
+@router.post("/v1/search", responses={200: {"model": SearchResponse}, **RESPONSES}, response_class=Json)
+async def search(asked: SearchRequest, service: Serving, key: Asker) -> Json:
+    """The k best hits, best first, each with document, pages, character span and boxes."""
+    name, index = service.index(asked.index, key)
+    check_k(asked.k, service.limits.k)
+    check_k(asked.candidates, service.limits.k, field="candidates")
+    if asked.rerank is not None and asked.rerank not in service.rerankers:
+        raise Problem(400, f"this server has the rerankers: {', '.join(service.rerankers) or 'none'}", field="rerank")
+    if asked.expand is not None and (asked.before or asked.after):
+        raise Problem(400, "expand to a page or section, or by before and after: not both", field="expand")
+    filters = narrowed(asked.filters, key, depth=service.limits.filter_depth)
+    scorer = None if asked.rerank is None else service.rerankers[asked.rerank]
+    with service.spans.within("search", index=name, mode=asked.mode, k=asked.k):
+        fields = await service.run(_found, index, asked, filters, scorer)
+    return Json({"index": name, **fields})
+
+
+def check_k(k: int, most: int, *, field: str = "k") -> None:
+    if k > most:
+        raise Problem(400, f"{field} is at most {most} here, got {k}", field=field)
+
+
+def _found(index: Index, asked: SearchRequest, filters: Mapping[str, Any] | None, scorer: Any) -> dict[str, Any]:
+    hits: Hits = index.search(
+        asked.query,
+        asked.k,
+        mode=asked.mode,
+        filters=filters,
+        dims=asked.dims,
+        min_score=asked.min_score,
+        group_by=asked.group_by,
+        phrasings=asked.phrasings,
+        diversity=asked.diversity,
+        rerank=scorer,
+        candidates=asked.candidates,
+        degraded=asked.degraded,
+    )
+    shown = [hit.expand(asked.expand, before=asked.before, after=asked.after) for hit in hits]
+    return {"hits": [_fields(hit, explain=asked.explain) for hit in shown], "missing": list(hits.missing)}
+
+
+def _fields(hit: Hit, *, explain: bool) -> dict[str, Any]:
+    fields = hit_fields(hit)
+    if not explain:
+        return fields
+    return fields | {"explanation": shares(hit)}
+
+
+def shares(hit: Hit) -> list[dict[str, Any]]:
+    """What each space gave to the score. Phrasings fuse whole answers, so there the score is one share."""
+    parts = [{"space": one.space, "share": 1.0 / (RRF + one.rank)} for one in hit.via]
+    if hit.scale == "rrf" and abs(sum(float(str(one["share"])) for one in parts) - hit.score) < 1e-9:
+        return parts
+    return [{"space": "phrasings" if hit.scale == "rrf" else hit.via[-1].space, "share": hit.score}]
+
+
+@router.get("/v1/indexes", responses={200: {"model": Indexes}, **RESPONSES}, response_class=Json)
+async def indexes(service: Serving, key: Asker) -> Json:
+    """The indexes that the key may use. With a key that is bound to a filter, the documents that it sees are counted."""
+    names = [name for name in service.indexes if key is None or key.index in (None, name)]
+    return Json({"object": "list", "data": [await service.run(index_fields, name, service.indexes[name], key) for name in names]})
+
+
+def index_fields(name: str, index: Index, key: Key | None) -> dict[str, Any]:
+    """An index in numbers, as one key sees it."""
+    stats = index.stats()
+    fields = {"name": name, "documents": stats.documents, "units": stats.units, "model": stats.model, "commit": stats.commit}
+    if key is not None and key.filters is not None:
+        rows = list(index.documents(key.filters))
+        fields |= {"documents": len(rows), "units": sum(row.units for row in rows)}
+    return fields
