@@ -131,6 +131,14 @@ def _refuse_others(
         "use_sliding_window": (bool(text.get("use_sliding_window")), (False,)),
         "rope_type": (rope.get("rope_type", rope.get("type", "default")), ("default", "mrope")),
         "resample": (pixels.get("resample", 3), (3,)),
+        **{
+            f"preprocessor's {name}": (pixels.get(name, vision[own]), (vision[own],))
+            for name, own in {
+                "patch_size": "patch_size",
+                "merge_size": "spatial_merge_size",
+                "temporal_patch_size": "temporal_patch_size",
+            }.items()
+        },
         "rescale_factor": (round(1 / float(pixels.get("rescale_factor", 1 / 255)), 3), (255.0,)),
     }
     for name, (found, values) in known.items():

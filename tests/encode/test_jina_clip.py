@@ -80,6 +80,13 @@ def test_image_batches_and_their_order_change_nothing(clip: Any) -> None:
         assert np.abs(clip.encode_document([many[i]]).dense[0] - together[i]).max() < 1e-5
 
 
+def test_one_text_among_many_images_is_one_text(clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, encode = [], clip._texts.encode_document
+    monkeypatch.setattr(clip._texts, "encode_document", lambda items, truncate: texts.extend(items) or encode(items))
+    clip.encode_document([*images(), "a text", *images()])
+    assert texts == ["a text"]
+
+
 def test_logits_of_texts_for_images_equal_the_oracle(clip: Any, oracle: ClipOracle) -> None:
     found = clip.logit_scale * clip.encode_document(images()[:3]).dense @ clip.encode_query(TEXTS).dense.T
     assert np.abs(found - oracle.logits(images()[:3], TEXTS)).max() < 1e-3

@@ -509,6 +509,7 @@ def test_incomplete_damaged_and_unsafe_folders_are_refused(tmp_path: Path) -> No
         ("config", {"text_config": {"rope_scaling": {"mrope_section": [1, 1, 1]}}}, "impossible sizes"),
         ("config", {"text_config": {"rope_scaling": {"type": "yarn", "mrope_section": [2, 3, 3]}}}, "rope_type is 'yarn'"),
         ("preprocessor_config", {"resample": 2}, "resample is 2"),
+        ("preprocessor_config", {"merge_size": 3}, "preprocessor's merge_size is 3"),
         ("preprocessor_config", {"max_pixels": 5}, "impossible sizes"),
         ("adapters/adapter_config", {"use_dora": True}, "not a plain LoRA"),
         ("adapters/adapter_config", {"r": 8}, r"lora_A.*has the shape \(4"),
