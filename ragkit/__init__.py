@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ragkit.errors import RagkitError
     from ragkit.index import Index
     from ragkit.load import Limits
+    from ragkit.maxsim_index import MaxSimIndex
     from ragkit.ragged import MultiVectors
     from ragkit.types import AddReport, Box, Chunk, Citation, Document, Hit, Page, Span
 
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Index": "index",
+    "MaxSimIndex": "maxsim_index",
     "Document": "types",
     "Page": "types",
     "Span": "types",
@@ -58,6 +60,7 @@ __all__ = [
     "Hit",
     "Index",
     "Limits",
+    "MaxSimIndex",
     "MultiVectors",
     "Page",
     "RagkitError",

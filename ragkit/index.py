@@ -202,7 +202,9 @@ class Index:
         )
         try:
             catalog.check_format()
-            recipe = Recipe.model_validate(catalog.setting("recipe"))
+            if (stored := catalog.setting("recipe")) is None:
+                raise NotAnIndex(f"{path} is an index without documents: open it with ragkit.MaxSimIndex")
+            recipe = Recipe.model_validate(stored)
             if differing := disagreements(recipe, given):
                 raise RecipeMismatch(
                     f"{path} was built with other settings ({'; '.join(differing)}). Leave them out to use the stored ones, "

@@ -210,16 +210,25 @@ class Snapshot:
         return keys, scores
 
     def search_multi(
-        self, queries: Sequence[Floats], k: int, *, allowed: Ints | None = None, threads: int | None = None
+        self,
+        queries: Sequence[Floats],
+        k: int,
+        *,
+        allowed: Ints | None = None,
+        keys: Ints | None = None,
+        without: Ints | None = None,
+        threads: int | None = None,
     ) -> list[tuple[Ints, Scores]]:
         """The k best units per query by MaxSim over all segments: keys and scores, best first, ties by key. queries (q, d) each.
 
-        `allowed` are document versions, ascending, as in `search_dense`.
+        `allowed` are document versions, ascending, as in `search_dense`; `keys` units to answer from, `without` units not to.
         """
         found: list[list[tuple[Ints, Scores]]] = [[] for _ in queries]
         for segment, live in zip(self.segments, self._live, strict=True):
             if segment.multi is not None:
                 mask = live if allowed is None else live & np.isin(segment.documents, allowed)
+                mask = mask if keys is None else mask & np.isin(segment.keys, keys)
+                mask = mask if without is None or len(without) == 0 else mask & ~np.isin(segment.keys, without)
                 for parts, part in zip(found, segment.multi.search(queries, k, allowed=mask, threads=threads), strict=True):
                     parts.append(part)
         return [_best(parts, k) for parts in found]

@@ -40,7 +40,8 @@ def verify(store: Store, *, progress: Callable[[Progress], None] | None = None) 
     try:
         findings = [Finding(row.problem, repair) for row in store.catalog.damaged_rows()]
         commit = store.catalog.latest()
-        live = [("segments", row.id) for row in store.catalog.segments(commit.number)] + [("lexical", commit.lexical)]
+        live = [("segments", row.id) for row in store.catalog.segments(commit.number)]
+        live += [("lexical", commit.lexical)] if commit.lexical else []
         findings += _unknown_folders(store)
         folders = [CheckedFolder(store.path / parent / name, store.catalog.files(name)) for parent, name in live]
     except Damaged as error:
@@ -106,6 +107,11 @@ def _disagreements(store: Store) -> Iterator[str]:
         units = store.catalog.unit_keys(snapshot.commit.number)
         rows = [np.asarray(segment.keys)[snapshot.live(at)] for at, segment in enumerate(snapshot.segments)]
         keys = np.sort(np.concatenate(rows)) if rows else np.empty(0, dtype=np.int64)
+        if not snapshot.commit.lexical:  # a MaxSimIndex: a document is a key
+            owners = sorted(int(row.source) for row in store.catalog.documents(snapshot.commit.number))
+            if owners != keys.tolist() or len(owners) != snapshot.commit.documents:
+                yield f"the catalog has {len(owners)} keys and the segments {len(keys)}, and they are not the same"
+            return
         assert snapshot.lexical is not None  # only an intact snapshot goes without
         lexical, versions = snapshot.lexical.rows()
     except StorageError as error:

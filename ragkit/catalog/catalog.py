@@ -367,6 +367,11 @@ class Catalog:
             row = connection.execute(query).mappings().first()
             return None if row is None else _document(row)
 
+    def live_ids(self, identities: Iterable[str]) -> list[tuple[str, int]]:
+        """Identity and id of the live versions of those documents that there are."""
+        rows = self._by(s.documents, s.documents.c.identity, identities)
+        return [(row["identity"], row["id"]) for row in rows if row["deleted"] is None]
+
     def by_content(self, hashes: Iterable[str], *, recipe_hash: str) -> dict[str, list[DocumentRow]]:
         """The live documents made by a recipe from contents with the given hashes, by hash, oldest first."""
         found: dict[str, list[DocumentRow]] = {}

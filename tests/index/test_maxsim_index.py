@@ -1,0 +1,225 @@
+"""MaxSimIndex: keys in, keys and scores out, under the same commit as an index of documents."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from ragkit import Index, MaxSimIndex, MultiVectors
+from ragkit.errors import Damaged, IndexLocked, NotAnIndex, RecipeMismatch
+from ragkit.ragged import unit_rows
+from ragkit.testing import HashEncoder
+from ragkit.types import Floats
+
+DIM = 24
+
+
+def item(seed: int, size: int | None = None) -> Floats:
+    rng = np.random.default_rng(seed)
+    return unit_rows(rng.normal(size=(size or int(rng.integers(1, 9)), DIM)))
+
+
+def naive(query: Floats, items: dict[int, Floats]) -> dict[int, float]:
+    """The definition, in float64."""
+    return {key: float((query.astype(np.float64) @ rows.T.astype(np.float64)).max(axis=1).sum()) for key, rows in items.items()}
+
+
+def pairs(found: Any) -> list[tuple[int, float]]:
+    return list(zip(found[0].tolist(), found[1].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("precision", ["int8", "float16", "float32"])
+def test_the_issues_example(tmp_path: Path, precision: str) -> None:
+    items = {key: item(abs(key)) for key in (5, 3, 900, -7)}
+    with MaxSimIndex.open(tmp_path / "vectors", dim=DIM, precision=precision) as index:
+        index.add(list(items), list(items.values()))
+        index.commit()
+        query = item(100, 6)
+        exact = naive(query, items)
+        keys, scores = index.search(query, k=10)
+        assert keys.tolist() == sorted(exact, key=lambda key: -exact[key])
+        np.testing.assert_allclose(scores, [exact[key] for key in keys.tolist()], atol=0.05 if precision == "int8" else 5e-3)
+        for key, score in pairs((keys, scores)):
+            found = index.explain(query, key)
+            assert found.score == score
+            assert found.tokens.tolist() == (query @ items[key].T).argmax(axis=1).tolist() or precision != "float32"
+        two = index.search([query, item(101)], k=2, allowed=[3, 900, 12345])
+        assert [len(keys) for keys, _ in two] == [2, 2]
+        assert pairs(two[0]) == [pair for pair in pairs((keys, scores)) if pair[0] in (3, 900)]
+        assert index.delete([3, 4]) == 1
+        index.commit()
+        assert pairs(index.search(query)) == [pair for pair in pairs((keys, scores)) if pair[0] != 3]
+        assert index.verify() == []
+    with MaxSimIndex.open(tmp_path / "vectors") as again:
+        assert len(again) == 3
+        assert pairs(again.search(query)) == [pair for pair in pairs((keys, scores)) if pair[0] != 3]
+
+
+def test_changes_are_searchable_at_once_and_others_see_them_after_the_commit(tmp_path: Path) -> None:
+    with MaxSimIndex.open(tmp_path / "v", dim=DIM) as index, MaxSimIndex.open(tmp_path / "v") as other:
+        index.add([1, 2], MultiVectors.pack([item(1), item(2)]))
+        before = pairs(index.search(item(9)))
+        assert len(before) == len(index) == 2
+        assert pairs(other.search(item(9))) == []
+        index.commit()
+        assert pairs(other.search(item(9))) == pairs(index.search(item(9))) == before
+        index.add([2], [item(3)])
+        index.delete([1])
+        replaced = pairs(index.search(item(9)))
+        assert [key for key, _ in replaced] == [2]
+        assert replaced != before
+        assert index.explain(item(9), 2).score == replaced[0][1]
+        with pytest.raises(KeyError):
+            index.explain(item(9), 1)
+        assert pairs(other.search(item(9))) == before
+        index.commit()
+        assert pairs(other.search(item(9))) == replaced
+
+
+class AgainstADictionary(RuleBasedStateMachine):
+    """Any sequence of changes leaves what a dictionary would hold, with the scores that each item had from the start."""
+
+    @initialize()
+    def begin(self) -> None:
+        import tempfile
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.index = MaxSimIndex.open(Path(self.folder.name) / "v", dim=DIM)
+        self.held: dict[int, int] = {}
+        self.committed: dict[int, int] = {}
+        self.scores: dict[int, float] = {}
+
+    @rule(keys=st.lists(st.integers(0, 12), unique=True, max_size=5), seed=st.integers(0, 40))
+    def add(self, keys: list[int], seed: int) -> None:
+        self.index.add(keys, [item(seed + at) for at in range(len(keys))])
+        self.held |= {key: seed + at for at, key in enumerate(keys)}
+
+    @rule(keys=st.lists(st.integers(0, 14), unique=True, max_size=4))
+    def delete(self, keys: list[int]) -> None:
+        assert self.index.delete(keys) == len(set(keys) & set(self.held))
+        self.held = {key: seed for key, seed in self.held.items() if key not in keys}
+
+    @rule()
+    def commit(self) -> None:
+        self.index.commit()
+        self.committed = dict(self.held)
+
+    @rule()
+    def compact(self) -> None:
+        self.index.compact()
+        self.committed = dict(self.held)
+        assert self.index.verify() == []
+
+    @rule()
+    def reopen(self) -> None:
+        self.index.close()
+        self.index = MaxSimIndex.open(Path(self.folder.name) / "v")
+        self.held = dict(self.committed)
+
+    @invariant()
+    def answers_as_the_dictionary(self) -> None:
+        if not hasattr(self, "index"):
+            return
+        found = dict(pairs(self.index.search(item(1000, 5), k=50)))
+        assert set(found) == set(self.held)
+        assert len(self.index) == len(self.held)
+        for key, seed in self.held.items():
+            assert found[key] == self.scores.setdefault(seed, found[key])
+        allowed = [key for key in self.held if key % 2]
+        assert {key for key, _ in pairs(self.index.search(item(1000, 5), k=50, allowed=allowed))} == set(allowed)
+
+    def teardown(self) -> None:
+        if hasattr(self, "index"):
+            self.index.close()
+            self.folder.cleanup()
+
+
+AgainstADictionary.TestCase.settings = settings(max_examples=6, stateful_step_count=10, deadline=None)
+TestAgainstADictionary = AgainstADictionary.TestCase
+
+
+def test_a_process_that_dies_before_the_commit_leaves_the_index_as_it_was(tmp_path: Path) -> None:
+    with MaxSimIndex.open(tmp_path / "v", dim=DIM) as index:
+        index.add([1], [item(1)])
+        index.commit()
+    code = (
+        "import os, sys, numpy as np\nfrom ragkit import MaxSimIndex\n"
+        f"index = MaxSimIndex.open({str(tmp_path / 'v')!r})\nindex.add([2], [np.eye({DIM}, dtype='f4')])\n"
+        "index.delete([1])\nos._exit(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert done.returncode == 3, done.stderr.decode()
+    with MaxSimIndex.open(tmp_path / "v") as again:
+        assert again.search(item(9))[0].tolist() == [1]
+
+
+def test_misuse_is_told_and_changes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="dim=128"):
+        MaxSimIndex.open(tmp_path / "v")
+    with pytest.raises(ValueError, match="precision"):
+        MaxSimIndex.open(tmp_path / "v", dim=DIM, precision="int4")
+    with MaxSimIndex.open(tmp_path / "v", dim=DIM) as index:
+        index.add([1], [item(1)])
+        index.commit()
+        wrong: list[tuple[Any, Any, str]] = [
+            ([1, 1], [item(1), item(2)], "twice"),
+            ([1], [item(1), item(2)], "as many"),
+            ([1.5], [item(1)], "int64"),
+            ([2], [np.zeros((0, DIM), np.float32)], "no vectors"),
+            ([2], [np.ones((3, DIM + 1), np.float32)], "dims"),
+            ([2], [np.full((3, DIM), np.nan, np.float32)], "not finite"),
+            ([2], [5 * item(2)], "unit length"),
+            ([2, 3], [item(2), np.ones(DIM, np.float32)], "item 1"),
+        ]
+        for keys, vectors, message in wrong:
+            with pytest.raises(ValueError, match=message):
+                index.add(keys, vectors)
+        for k in (0, -1):
+            with pytest.raises(ValueError, match="k must be"):
+                index.search(item(9), k)
+        assert len(index.search(item(9), allowed=[])[0]) == 0
+        assert index.search(item(9))[0].tolist() == [1]
+        index.delete([1])
+        with MaxSimIndex.open(tmp_path / "v")._store.writer(timeout=1), pytest.raises(IndexLocked):
+            index.commit(lock_timeout=0)
+        index.commit()
+        assert len(index) == 0
+    with pytest.raises(RecipeMismatch, match="float16"):
+        MaxSimIndex.open(tmp_path / "v", precision="float16")
+    with pytest.raises(NotAnIndex, match="MaxSimIndex"):
+        Index.open(tmp_path / "v", model=HashEncoder())
+    Index.open(tmp_path / "documents", model=HashEncoder()).close()
+    with pytest.raises(NotAnIndex, match=r"ragkit\.Index"):
+        MaxSimIndex.open(tmp_path / "documents", dim=DIM)
+
+
+def test_a_flipped_bit_is_an_error_and_only_where_it_is_touched(tmp_path: Path) -> None:
+    with MaxSimIndex.open(tmp_path / "v", dim=DIM, precision="float32") as index:
+        index.add(range(400), [item(key, 60) for key in range(400)])  # some two megabytes: three blocks
+        index.commit()
+    [path] = (tmp_path / "v").glob("segments/*/chunk.multi.npy")
+    body = bytearray(path.read_bytes())
+    body[-3] ^= 4
+    path.write_bytes(body)
+    with MaxSimIndex.open(tmp_path / "v") as again:
+        assert again.search(item(9), allowed=[0, 1, 2])[0].tolist()
+        with pytest.raises(Damaged, match=r"chunk\.multi\.npy"):
+            again.search(item(9))
+        assert again.verify()
+
+
+def test_many_single_additions_leave_few_segments(tmp_path: Path) -> None:
+    with MaxSimIndex.open(tmp_path / "v", dim=DIM) as index:
+        for key in range(40):
+            index.add([key], [item(key)])
+            index.commit()
+        assert len(index.stats()) <= 4
+        assert len(index.search(item(9), k=500)[0]) == 40
