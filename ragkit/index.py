@@ -28,7 +28,7 @@ from ragkit.encode import load_encoder, resolve_name
 from ragkit.encode.cache import EmbeddingCache, cached
 from ragkit.encode.contract import Encoder, Encoding
 from ragkit.encode.given import PREFIX, embeds_text, unit_vectors
-from ragkit.errors import RecipeMismatch
+from ragkit.errors import NotAnIndex, RecipeMismatch
 from ragkit.filters import FieldColumns, Filters
 from ragkit.ingest import AddOptions, Callback, Ingest, MetadataOf, Target, paths_of, pruned_roots
 from ragkit.load import IGNORE_FILES, Limits
