@@ -38,6 +38,9 @@ PACKAGES: dict[str, tuple[str, str, str]] = {
     "python-calamine": ("spreadsheets", "MIT", "office"),
     "striprtf": ("RTF", "BSD-3-Clause", "office"),
     "ir-measures": ("ragkit eval", "Apache-2.0", "eval"),
+    "haystack-ai": ("inside Haystack", "Apache-2.0", "haystack"),
+    "langchain-core": ("inside LangChain", "MIT", "langchain"),
+    "llama-index-core": ("inside LlamaIndex", "MIT", "llama-index"),
 }
 
 

@@ -642,7 +642,7 @@ class Index:
         """The queries embedded, once for all spaces; or the dense rows (q, d) given, and the rest embedded where `multi`."""
         if given is None:
             return self._encode_queries(queries)
-        rows = unit_vectors(given, self.recipe.encode.dims or self.encoder.card.dims)
+        rows = unit_vectors(given, self.encoder.card.dims, keep=self.recipe.encode.dims)
         if len(rows) != len(queries):
             raise ValueError(f"{len(queries)} queries and phrasings need as many vectors, got {len(rows)}")
         return replace(self._encode_queries(queries), dense=rows) if multi else Encoding(dense=rows)

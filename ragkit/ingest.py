@@ -438,6 +438,8 @@ class Ingest:
         item.warnings = _warnings(item.document)
         if not item.chunks:
             item.warnings += ("no text was found in it",)
+        elif not self._embeds and not item.dense:
+            item.warnings += ("it brings no vector, so it is found by its words alone",)
         self._pool.append(item)
         self._pool_units += len(item.chunks)
         self._pool_characters += len(item.document.text)
@@ -457,7 +459,7 @@ class Ingest:
                 f"vectors made elsewhere in an index of their own: Index.open(..., model='vectors:<dims>')"
             )
         if document.vector is not None:
-            item.dense = list(unit_vectors(document.vector[None], card.dims))
+            item.dense = list(unit_vectors(document.vector[None], card.dims, keep=self._recipe.encode.dims))
         if item.dense or document.text.strip():
             item.chunks = (Chunk(Span(0, len(document.text))),)
 

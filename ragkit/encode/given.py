@@ -76,11 +76,17 @@ def embeds_text(card: EncoderCard) -> bool:
     return "text" in card.modalities
 
 
-def unit_vectors(vectors: Any, dims: int) -> Floats:
-    """Rows given from outside as (n, dims) float32 unit rows. ValueError for another shape, NaN, infinity or zeros."""
+def unit_vectors(vectors: Any, dims: int, *, keep: int | None = None) -> Floats:
+    """Rows given from outside as float32 unit rows, (n, dims), or (n, keep) of an index that keeps the first so many.
+
+    Rows may come as wide as either. ValueError for another shape, NaN, infinity or zeros.
+    """
     rows = np.asarray(vectors, dtype=np.float32)
-    if rows.ndim != 2 or rows.shape[1] != dims:
-        raise ValueError(f"vectors of this index have {dims} dims, got an array of shape {rows.shape}")
+    widths = (dims,) if keep is None else (dims, keep)
+    if rows.ndim != 2 or rows.shape[1] not in widths:
+        wanted = " or ".join(map(str, widths))
+        raise ValueError(f"vectors of this index have {wanted} dims, got an array of shape {rows.shape}")
+    rows = rows[:, :keep]
     norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     if not np.isfinite(norms).all() or (norms == 0).any():
         raise ValueError("a vector must be finite and not all zeros: it has no direction otherwise")

@@ -50,7 +50,7 @@ def cached_folder(name: str, *, revision: str | None = None) -> Path:
     if malformed or "/" not in name:
         raise CheckpointError(
             f"{name!r} is neither a folder here, nor a registered name (default, all-MiniLM-L6-v2, hash, hash:<dims>), "
-            "nor a hub id such as organisation/model"
+            "nor a hub id such as organisation/model. An index built with an encoder object is opened with one: model=encoder"
         )
     at = f", revision={revision!r}" if revision else ""
     raise CheckpointError(

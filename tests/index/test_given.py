@@ -46,9 +46,23 @@ def test_words_and_vector_are_fused(index: Index) -> None:
     assert {reason.space for reason in found[0].via} == {"chunk.dense", "chunk.lexical"}
 
 
+def test_fewer_dims_are_a_prefix_of_what_was_given_and_will_be(index: Index) -> None:
+    index.rebuild(dims=5)
+    index.add([{"id": "later", "text": "later", "vector": ROWS[0] * 2}, {"id": "short", "text": "short", "vector": ROWS[1][:5]}])
+    prefix, query = ROWS[:, :5], QUERY[:5]
+    cosines = prefix @ query / (np.linalg.norm(prefix, axis=1) * np.linalg.norm(query))
+    for given in (QUERY, query):
+        scores = {hit.document_id: hit.score for hit in index.search("", 10, vector=given, mode="dense")}
+        expected = {f"d{n}": cosine for n, cosine in enumerate(cosines)} | {"later": cosines[0], "short": cosines[1]}
+        assert scores == pytest.approx(expected, abs=2e-3)
+    with pytest.raises(ValueError, match="12 or 5 dims"):
+        index.search("", vector=QUERY[:7], mode="dense")
+
+
 def test_documents_without_a_vector_are_found_by_words_and_verify_agrees(index: Index) -> None:
     report = index.add([{"id": "bare", "text": "number none"}, {"id": "dumb", "text": "", "vector": ROWS[0]}, *records()[:1]])
-    assert (len(report.added), len(report.unchanged)) == (2, 1)
+    assert {one.source: bool(one.warnings) for one in report.added} == {"bare": True, "dumb": False}
+    assert len(report.unchanged) == 1
     assert "bare" not in {hit.document_id for hit in index.search("", 50, vector=QUERY, mode="dense")}
     assert index.search("none", 5, mode="lexical")[0].document_id == "bare"
     dumb = index.search("", 2, vector=ROWS[0], mode="dense", filters={"source": "dumb"})
