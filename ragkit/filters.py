@@ -9,7 +9,8 @@ Two spellings, mixed freely:
 Operators: == != > >= < <= in "not in" contains exists ($eq $ne $gt $gte $lt $lte $in $nin $contains $exists). From Python, the
 operator of a comparison may also be a function of (value, target), value None where missing.
 Fields are keys of the document's metadata (dots reach into nested objects), and source, id, title, mime, lang of the
-document itself; "meta." in front says metadata where both have the name. Semantics follow Haystack's document-store suite:
+document itself; "meta." in front says metadata where both have the name. Three fields more, hit.headings, hit.page and
+hit.page_label, speak of passages: `ragkit.passages`. Semantics follow Haystack's document-store suite:
 a missing field is None, equals None and
 differs from everything else; ordering compares numbers, or ISO 8601 dates; ordering a missing or unlike value is false.
 
@@ -47,6 +48,7 @@ MONGO = {
     "$exists": "exists",
 }
 ORDER: dict[str, Callable[[Any, Any], bool]] = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+UNIT_FIELDS = frozenset({"hit.headings", "hit.page", "hit.page_label"})  # of passages: `ragkit.passages`
 MAX_DEPTH = 50
 
 
@@ -226,11 +228,18 @@ class FieldColumns:
         self._ids = array("q")
         self._columns: dict[str, _Column] = {}
 
-    def allowed(self, filters: Filters) -> Ints:
-        """Ids of the document versions that match, ascending, (n,) int64. Deleted versions may be among them."""
+    def allowed(self, filters: Filters, *, passages: bool = False) -> Ints:
+        """Ids of the document versions that match, ascending, (n,) int64. Deleted versions may be among them.
+
+        With `passages`, those of which some passage may match: `ragkit.passages` decides. Without, ValueError for a filter
+        that speaks of passages.
+        """
         tree = parse(filters)
+        unit_fields = fields_of(tree) & UNIT_FIELDS
+        if unit_fields and not passages:
+            raise ValueError(f"{', '.join(sorted(unit_fields))} speak of passages: they filter searches, not documents")
         with self._lock:
-            fields = _fields(tree)
+            fields = fields_of(tree) - UNIT_FIELDS
             if not fields <= self._columns.keys():
                 # Versions may have vanished since the others were read, so a new column means that all are read again.
                 self._columns = {field: _Column(field) for field in fields | self._columns.keys()}
@@ -240,7 +249,7 @@ class FieldColumns:
                 for column in self._columns.values():
                     column.append(row)
             ids = np.array(self._ids, dtype=np.int64)
-            return ids[_evaluate(tree, self._columns, len(ids))]
+            return ids[_bounds(tree, self._columns, len(ids))[1]]
 
 
 class _Column:
@@ -259,20 +268,27 @@ class _Column:
         self.codes.append(self._code[name])
 
 
-def _fields(tree: tuple[Any, ...]) -> set[str]:
+def fields_of(tree: tuple[Any, ...]) -> set[str]:
     if tree[0] in ("and", "or", "not"):
-        return set().union(*(_fields(child) for child in tree[1]))
+        return set().union(*(fields_of(child) for child in tree[1]))
     return {tree[1]}
 
 
-def _evaluate(tree: tuple[Any, ...], columns: Mapping[str, _Column], n: int) -> Mask:
+def _bounds(tree: tuple[Any, ...], columns: Mapping[str, _Column], n: int) -> tuple[Mask, Mask]:
+    """Which documents match for sure, and which may: they differ only where a filter speaks of passages."""
+    none, every = np.zeros(n, dtype=np.bool_), np.ones(n, dtype=np.bool_)
     if tree[0] in ("and", "or", "not"):
-        masks = [_evaluate(child, columns, n) for child in tree[1]]
+        parts = [_bounds(child, columns, n) for child in tree[1]]
         if tree[0] == "or":
-            return np.logical_or.reduce(masks) if masks else np.zeros(n, dtype=np.bool_)
-        both = np.logical_and.reduce(masks) if masks else np.ones(n, dtype=np.bool_)
-        return ~both if tree[0] == "not" else both
+            sure = np.logical_or.reduce([none, *(part[0] for part in parts)])
+            return sure, np.logical_or.reduce([none, *(part[1] for part in parts)])
+        sure = np.logical_and.reduce([every, *(part[0] for part in parts)])
+        may = np.logical_and.reduce([every, *(part[1] for part in parts)])
+        return (~may, ~sure) if tree[0] == "not" else (sure, may)
     op, field, target = tree
+    if field in UNIT_FIELDS:
+        return none, every
     column = columns[field]
     verdicts = np.fromiter((matches(op, value, target) for value in column.values), dtype=np.bool_, count=len(column.values))
-    return verdicts[np.array(column.codes, dtype=np.int64)] if n else np.zeros(0, dtype=np.bool_)
+    mask = verdicts[np.array(column.codes, dtype=np.int64)] if n else none
+    return mask, mask

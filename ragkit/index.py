@@ -45,6 +45,7 @@ from ragkit.opening import (
     settings_of,
     with_multi,
 )
+from ragkit.passages import passage_test
 from ragkit.recipe import (
     KEYWORDS,
     Recipe,
@@ -530,10 +531,11 @@ class Index:
         asked = _checked_queries([*queries, *refinement.phrasings])
         given = [vector] if vector is not None and isinstance(query, str) else vector
         snapshot, vectors = self._asked(asked, options, given=given, multi=refinement.by_maxsim)
-        allowed = None if filters is None else self._columns.allowed(filters)
+        allowed = None if filters is None else self._columns.allowed(filters, passages=True)
         found = search(
             snapshot,
             self._catalog,
+            wanted=passage_test(filters, self._catalog),
             queries=asked,
             vectors=vectors,
             k=max(k, candidates) if refinement.active else k,
@@ -598,8 +600,11 @@ class Index:
         options = self._options(mode, dims, min_score, group_by, weights, rrf, exact)
         queries = _checked_queries([query])
         snapshot, vectors = self._asked(queries, options)
-        allowed = None if filters is None else self._columns.allowed(filters)
-        [(ranked, _)] = rank(snapshot, self._catalog, queries=queries, vectors=vectors, k=k, allowed=allowed, options=options)
+        allowed = None if filters is None else self._columns.allowed(filters, passages=True)
+        wanted = passage_test(filters, self._catalog)
+        [(ranked, _)] = rank(
+            snapshot, self._catalog, queries=queries, vectors=vectors, k=k, allowed=allowed, options=options, wanted=wanted
+        )
         return self._stream(snapshot, ranked, options.scale)
 
     def _stream(self, snapshot: Snapshot, ranked: Sequence[Candidate], scale: str) -> Iterator[Hit]:

@@ -287,3 +287,68 @@ def test_progress_knows_how_many_there_will_be_records_included(index: Index, fo
     index.add(folder, progress=steps.append)
     last = [step for step in steps if step.unit == "documents"][-1]
     assert (last.done, last.total) == (35, 35)
+
+
+# Passages
+
+
+def test_filters_on_passages_are_exact_with_those_on_documents(folder: Path) -> None:
+    index = Index.open(folder.parent / "sections", model=HashEncoder(dims=32), chunker="structure")
+    for n in range(6):
+        sections = "".join(f"# {name}\n\nThe otter of {name} {n} swims.\n\n" for name in ("Methods", "Results", "Notes"))
+        write(folder / f"{n}.md", f"---\nyear: {2020 + n}\n---\n{sections}")
+    index.add(folder)
+    everything = {mode: index.search("otter", 100, mode=mode) for mode in ("hybrid", "dense", "lexical")}
+    assert {mode: len(hits) for mode, hits in everything.items()} == {"hybrid": 24, "dense": 24, "lexical": 18}
+
+    def in_late_notes(hit: Any) -> bool:
+        return "Notes" in hit.headings and hit.meta["year"] >= 2024
+
+    def in_results_or_2021(hit: Any) -> bool:
+        return hit.headings == ("Results",) or hit.meta["year"] == 2021
+
+    def brute(mode: str, test: Any) -> list[int]:
+        return sorted(hit.key for hit in everything[mode] if test(hit))
+
+    cases: list[tuple[Any, Any]] = [
+        ({"hit.headings": {"$contains": "Methods"}}, lambda hit: "Methods" in hit.headings),
+        (
+            {"hit.headings": {"$contains": "Notes"}, "year": {"$gte": 2024}},
+            lambda h: "Notes" in h.headings and h.meta["year"] >= 2024,
+        ),
+        (
+            {"$or": [{"hit.headings": ["Results"]}, {"year": 2021}]},
+            lambda h: h.headings == ("Results",) or h.meta["year"] == 2021,
+        ),
+        ({"$not": {"hit.headings": {"$contains": "Methods"}}}, lambda hit: "Methods" not in hit.headings),
+        (
+            {"$not": {"$and": [{"hit.headings": {"$contains": "Methods"}}, {"year": 2020}]}},
+            lambda hit: not ("Methods" in hit.headings and hit.meta["year"] == 2020),
+        ),
+        ({"hit.page": {"$gte": 1}}, lambda hit: False),
+    ]
+    for filters, test in cases:
+        for mode in everything:
+            expected = brute(mode, test)
+            assert sorted(hit.key for hit in index.search("otter", 100, mode=mode, filters=filters)) == expected, (mode, filters)
+            few = index.search("otter", 2, mode=mode, filters=filters)
+            assert len(few) == min(2, len(expected))
+            assert {hit.key for hit in few} <= set(expected)
+    with pytest.raises(ValueError, match="speak of passages"):
+        list(index.documents({"hit.page": 1}))
+    with pytest.raises(ValueError, match="speak of passages"):
+        index.delete(filters={"hit.headings": {"$contains": "Methods"}})
+    index.close()
+
+
+def test_passages_are_found_by_their_page_and_its_label(index: Index, folder: Path) -> None:
+    cues = "".join(
+        f"00:{minute:02}:01.000 --> 00:{minute:02}:02.000\nThe otter of minute {minute} swims.\n\n" for minute in range(4)
+    )
+    write(folder / "talk.vtt", "WEBVTT\n\n" + cues)
+    with Index.open(folder.parent / "by page", model=HashEncoder(dims=32), chunker="page") as pages:
+        pages.add(folder)
+        assert [hit.pages for hit in pages.search("otter", 9, filters={"hit.page": 3})] == [(3,)]
+        assert [hit.pages for hit in pages.search("otter", 9, filters={"hit.page_label": "00:01:00"})] == [(2,)]
+        assert sorted(hit.pages for hit in pages.search("otter", 9, filters={"hit.page": {"$lt": 3}})) == [(1,), (2,)]
+        assert list(pages.documents({"page_labels": {"$contains": "00:02:00"}}))
