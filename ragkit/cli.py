@@ -361,13 +361,13 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Write the cited page as a PNG with the evidence boxed; for documents without pages, print the passage."""
-    from ragkit.show import evidence, page_png
+    from ragkit.show import can_draw, evidence, page_png
 
     with _opened(index, create=False) as opened:
         found = evidence(opened, reference, query=query, k=k)
         number = page or (found.pages[0] if found.pages else None)
         path = None
-        if number is not None and opened.pages(found.row):
+        if number is not None and can_draw(found.row) and opened.pages(found.row):
             path = output or Path(f"{Path(found.row.source).name}-p{number}.png")
             path.write_bytes(page_png(opened, found, page=number, dpi=dpi, password=password))
     if as_json:

@@ -13,7 +13,7 @@ from pathlib import Path
 from ragkit.catalog.catalog import DocumentRow
 from ragkit.errors import MissingExtra, StorageError
 from ragkit.index import Index
-from ragkit.load import Limits, Parser, file_hash
+from ragkit.load import Limits, Parser, file_hash, format_of
 from ragkit.types import Citation, Span
 
 COLOUR = (235, 140, 0)
@@ -51,6 +51,13 @@ def evidence(index: Index, reference: str, *, query: str | None = None, k: int =
         return Evidence(row, (start,), (index.text(row, Span(0, min(row.characters, 300))),))
     hits = index.search_within(row, query, k)
     return Evidence(row, tuple(hit.citation for hit in hits), tuple(hit.text for hit in hits))
+
+
+def can_draw(row: DocumentRow) -> bool:
+    """Whether a document's pages can be drawn: those of a PDF that is a file of its own. Slides, sheets and files within files
+    are cited with their pages, and shown as text."""
+    kind = None if row.path is None else format_of(row.path)
+    return kind is None or kind.loader == "pdf"
 
 
 def page_png(index: Index, found: Evidence, *, page: int, dpi: int = 110, password: str | None = None) -> bytes:

@@ -352,3 +352,11 @@ def test_passages_are_found_by_their_page_and_its_label(index: Index, folder: Pa
         assert [hit.pages for hit in pages.search("otter", 9, filters={"hit.page_label": "00:01:00"})] == [(2,)]
         assert sorted(hit.pages for hit in pages.search("otter", 9, filters={"hit.page": {"$lt": 3}})) == [(1,), (2,)]
         assert list(pages.documents({"page_labels": {"$contains": "00:02:00"}}))
+
+
+def test_show_prints_the_passage_where_pages_cannot_be_drawn(folder: Path, tmp_path: Path) -> None:
+    write(folder / "talk.srt", "1\n00:01:01,000 --> 00:01:02,000\nThe otter swims.\n")
+    with Index.open(tmp_path / "library", model=HashEncoder(dims=32)) as index:
+        index.add(folder)
+    told = CliRunner().invoke(app, ["show", str(tmp_path / "library"), "talk.srt"])
+    assert (told.exit_code, told.stdout) == (0, "talk.srt, p. 2: The otter swims.\n")
