@@ -443,10 +443,11 @@ def stats(index: IndexPath, as_json: AsJson = False) -> None:
         return
     per_document = found.bytes // max(found.documents, 1)
     print(f"{found.path}: {found.documents} documents, {found.units} units, commit {found.commit}")
-    print(f"model      {found.model}")
-    chunk = found.recipe["chunk"]
+    chunk, encode = found.recipe["chunk"], found.recipe["encode"]
+    dims = f"first {encode['dims']} dims" if encode["dims"] else "all dims"
+    print(f"model      {found.model}; task {encode['task'] or 'default'}, {dims}, {encode['dtype']}")
     ways = (("late_chunking", "late chunking"), ("contextual_headers", "contextual headers"))
-    around = [f"{name} {'on' if found.recipe['encode'][field] else 'off'}" for field, name in ways]
+    around = [f"{name} {'on' if encode[field] else 'off'}" for field, name in ways]
     print(f"chunker    {chunk['chunker']}, {chunk['tokens']} tokens, overlap {chunk['overlap']}; {', '.join(around)}")
     print(
         f"on disk    {found.bytes:,} bytes, {per_document:,} a document: "
