@@ -55,6 +55,9 @@ flip: $(READY)  ## flip every byte of every file of a small index
 kill: $(READY)  ## kill a writer a thousand times, at any moment
 	$(BIN)/python -m pytest -s -m slow tests/safe/test_interrupted.py -k random $(ARGS)
 
+fuzz: $(READY)  ## ask a server over 10,000 requests that its OpenAPI document allows, or does not
+	CASES=16000 $(BIN)/python -m pytest -s --timeout 0 tests/serve/test_openapi.py $(ARGS)
+
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 from pydantic import BaseModel
-from starlette.responses import Response
+from starlette.responses import JSONResponse
 
 from ragkit.serve.keys import Key
 from ragkit.serve.service import Service
@@ -62,7 +62,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Json(Response):
+class Json(JSONResponse):
     """JSON in ASCII, so that a lone surrogate that somebody sent can be sent back."""
 
     media_type = "application/json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,11 +57,14 @@ def serve(
             fetcher=Fetcher() if fetch_urls else None,
             jobs={} if read_only else {name: Jobs(index, name, folders[name]) for name, index in found.items()},
         )
-        server = make_server(service, host=host, port=port)
-        say(
-            f"serving {', '.join([*found, *service.models])} at http://{host}:{port}" + ("" if service.keys else ", without keys")
-        )
-        server.run()
+        warning = "" if service.keys else "; without keys, for this machine only"
+
+        def ready(address: str) -> None:
+            say(f"serving {', '.join([*found, *service.models])} at {address}{warning}")
+
+        server = make_server(service, host=host, port=port, on_ready=ready)
+        with suppress(KeyboardInterrupt):  # uvicorn passes the signal on once it has stopped; to be told to stop is no failure
+            server.run()
 
 
 def mcp(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ragkit.errors import MissingExtra
@@ -21,8 +22,18 @@ def check_host(host: str, service: Service) -> None:
         )
 
 
-def make_server(service: Service, *, host: str = "127.0.0.1", port: int = 8000, grace: int = GRACE) -> Any:
-    """A uvicorn.Server; `run()` returns once it was told to stop and what was running has ended."""
+def make_server(
+    service: Service,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    grace: int = GRACE,
+    on_ready: Callable[[str], None] | None = None,
+) -> Any:
+    """A uvicorn.Server; `run()` returns once it was told to stop and what was running has ended.
+
+    on_ready(address) is called when it answers. grace: seconds for what is running.
+    """
     check_host(host, service)
     try:
         import uvicorn
@@ -30,6 +41,12 @@ def make_server(service: Service, *, host: str = "127.0.0.1", port: int = 8000, 
         raise MissingExtra.of("uvicorn", "server", "the HTTP server") from None
 
     class Server(uvicorn.Server):  # type: ignore[misc,unused-ignore]
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if on_ready is not None and self.started:
+                at, found = self.servers[0].sockets[0].getsockname()[:2]
+                on_ready(f"http://[{at}]:{found}" if ":" in at else f"http://{at}:{found}")
+
         def handle_exit(self, sig: int, frame: Any) -> None:
             service.stopping.set()  # streams of events end, or they would hold the server up
             super().handle_exit(sig, frame)

@@ -1,0 +1,201 @@
+"""What the server costs on top of the model: embeddings by 1, 8 and 64 clients, searches, and the start.
+
+    python benchmarks/serve.py [--texts 512] [--clients 1 8 64]
+
+The server is a process of its own, `ragkit serve`, with one thread for arithmetic, and so is the loop it is compared with: the
+encoder called with the same texts, in lists of 64. Ratios are of processor time, which other work on the machine changes little;
+requests per second and latencies are of wall time, and mean something on an idle machine only. sentence-transformers is called as
+a naive server would: once for every request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from ragkit import Index, load_encoder
+
+WORDS = tuple(
+    f"{part}{end}" for part in ("wind", "turb", "bat", "gear", "pow", "vill") for end in ("", "ing", "er", "s", "age", "ed")
+)
+TOGETHER = 64  # texts of a full request
+
+
+def texts_of(count: int) -> list[str]:
+    """Texts of 20 to 80 words, the same in every run."""
+    dice = random.Random(7)
+    return [" ".join(dice.choices(WORDS, k=dice.randint(20, 80))) for _ in range(count)]
+
+
+@contextmanager
+def server(*arguments: str) -> Any:
+    """(address, process, seconds from its start to its first answer) of a `ragkit serve`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = time.perf_counter()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ragkit.cli", "serve", *arguments, "--port", "0"],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert child.stderr is not None
+        found = None
+        while found is None:
+            found = re.search(r"http://[\d.]+:\d+", child.stderr.readline())
+        address = found[0]
+        yield address, psutil.Process(child.pid), lambda: time.perf_counter() - started
+    finally:
+        child.terminate()
+        child.wait(60)
+
+
+def cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def asked(work: Callable[[httpx.Client, Any], None], jobs: Sequence[Any], clients: int, url: str) -> tuple[float, list[float]]:
+    """(seconds for all jobs by so many clients, seconds of each)."""
+    connections = [httpx.Client(base_url=url, timeout=600) for _ in range(clients)]
+    latencies: list[float] = []
+
+    def run(number: int) -> None:
+        for job in jobs[number::clients]:
+            began = time.perf_counter()
+            work(connections[number], job)
+            latencies.append(time.perf_counter() - began)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(run, range(clients)))
+    for one in connections:
+        one.close()
+    return time.perf_counter() - began, sorted(latencies)
+
+
+def embed(client: httpx.Client, texts: Any) -> None:
+    body = {"model": "all-MiniLM-L6-v2", "input": texts, "embedding_type": "base64"}
+    while (answer := client.post("/v1/embeddings", json=body)).status_code == 429:
+        time.sleep(0.2)
+    answer.raise_for_status()
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    return values[min(len(values) - 1, int(share * len(values)))] * 1000
+
+
+def raw_seconds(texts: Sequence[str]) -> float:
+    """Processor seconds of the encoder in a loop, lists of TOGETHER."""
+    encoder = load_encoder()
+    encoder.encode_document(texts[:TOGETHER])
+    before = time.process_time()
+    for start in range(0, len(texts), TOGETHER):
+        encoder.encode_document(texts[start : start + TOGETHER])
+    return time.process_time() - before
+
+
+def naive_seconds(texts: Sequence[str]) -> float:
+    """Processor seconds of sentence-transformers, called for every text."""
+    from sentence_transformers import SentenceTransformer
+
+    from ragkit.encode import default_model_folder
+
+    model = SentenceTransformer(str(default_model_folder()), device="cpu")
+    model.encode(texts[:2])
+    before = time.process_time()
+    for text in texts:
+        model.encode([text], show_progress_bar=False)
+    return time.process_time() - before
+
+
+def embeddings(texts: list[str], clients: Sequence[int]) -> None:
+    raw, naive = raw_seconds(texts), naive_seconds(texts)
+    print(f"{len(texts)} texts; the encoder in a loop: {raw:.2f} s of processor, sentence-transformers one by one: {naive:.2f} s")
+    print("clients  texts/request  server's processor / loop  / naive   requests/s  p50 ms  p99 ms")
+    with server("--model", "default") as (url, process, since):
+        with httpx.Client(base_url=url) as client:
+            while True:
+                try:
+                    embed(client, "first")
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.02)
+        print(f"cold start to the first vector: {since():.2f} s of wall time")
+        asked(embed, [texts[:TOGETHER]] * 2, 1, url)
+        full = [texts[start : start + TOGETHER] for start in range(0, len(texts), TOGETHER)]
+        for jobs, size in ((texts, 1), (full, TOGETHER)):
+            for count in clients:
+                before = cpu(process)
+                seconds, latencies = asked(embed, jobs, min(count, len(jobs)), url)
+                used = cpu(process) - before
+                print(
+                    f"{count:7}  {size:13}  {used / raw:25.2f}  {used / naive:7.2f}  {len(jobs) / seconds:10.1f}"
+                    f"  {percentile(latencies, 0.5):6.1f}  {percentile(latencies, 0.99):6.1f}"
+                )
+
+
+def searches(texts: list[str], clients: Sequence[int]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "library"
+        with Index.open(path) as index:
+            index.add([{"id": str(i), "text": text} for i, text in enumerate(texts)])
+            queries = [" ".join(text.split()[:6]) for text in texts[:200]]
+            index.search(queries[0])
+            before = time.process_time()
+            for query in queries:
+                index.search(query, 10)
+            alone = time.process_time() - before
+        with server(str(path)) as (url, process, _), httpx.Client(base_url=url) as client:
+            while True:
+                try:
+                    client.get("/readyz").raise_for_status()
+                    break
+                except httpx.HTTPError:
+                    time.sleep(0.05)
+
+            def search(client: httpx.Client, query: str) -> None:
+                client.post("/v1/search", json={"query": query, "k": 10}).raise_for_status()
+
+            asked(search, queries[:10], 1, url)
+            print(
+                f"searches, {len(texts)} documents, k = 10, hybrid; Index.search in a loop: {alone / len(queries) * 1000:.1f} ms"
+            )
+            for count in clients:
+                before = cpu(process)
+                seconds, latencies = asked(search, queries, count, url)
+                used = cpu(process) - before
+                print(
+                    f"{count:7} clients  processor / loop {used / alone:5.2f}  {len(queries) / seconds:7.1f} requests/s"
+                    f"  p50 {percentile(latencies, 0.5):6.1f} ms  p99 {percentile(latencies, 0.99):6.1f} ms"
+                    f"  mean {statistics.mean(latencies) * 1000:6.1f} ms"
+                )
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--texts", type=int, default=512)
+    options.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
+    given = options.parse_args()
+    texts = texts_of(given.texts)
+    embeddings(texts, given.clients)
+    searches(texts, given.clients)
+
+
+if __name__ == "__main__":
+    main()
