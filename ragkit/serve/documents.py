@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response, StreamingResponse
 
 from ragkit.catalog.catalog import DocumentRow
+from ragkit.errors import StorageError
 from ragkit.index import Index
 from ragkit.serve.answers import RESPONSES, Asker, Json, Serving
 from ragkit.serve.jobs import DONE, Job, Jobs
@@ -297,4 +298,7 @@ def marked_page(
     wanted = page or (found.pages[0] if found.pages else None)
     if wanted is None or wanted not in numbers:
         raise Problem(404, f"{found.row.source} has no such page: it has {len(numbers)}")
-    return page_png(index, found, page=wanted, dpi=dpi)
+    try:
+        return page_png(index, found, page=wanted, dpi=dpi)
+    except StorageError as error:
+        raise Problem(409, f"the file of {found.row.source} is not there, or is not what was indexed") from error

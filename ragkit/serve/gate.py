@@ -121,8 +121,9 @@ class Gate:
 
         work = asyncio.ensure_future(self.app(scope, body.receive, beginning))
         gone = asyncio.ensure_future(body.gone())
+        whole = asyncio.ensure_future(body.whole.wait())
         try:
-            await body.whole.wait() if not work.done() else None
+            await asyncio.wait({work, whole}, return_when=asyncio.FIRST_COMPLETED)  # an answer may come before the body has
             done, _ = await asyncio.wait({work, gone}, timeout=self._service.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
             if not done and began.is_set():
                 done, _ = await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -131,9 +132,9 @@ class Gate:
             elif gone not in done:
                 raise Problem(504, f"no answer within {self._service.limits.seconds:g} s")
         finally:
-            for task in (work, gone):
+            for task in (work, gone, whole):
                 task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            await asyncio.gather(work, gone, whole, return_exceptions=True)
 
 
 class _Body:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ragkit.errors import Damaged, EncodeError, IndexLocked, InputTooLong, MissingExtra, RagkitError, StorageError
+from ragkit.errors import IndexLocked, InputTooLong, MissingExtra, RagkitError, StorageError
 
 OPENAI_FIELDS = frozenset({"encoding_format", "user"})
 JINA_FIELDS = frozenset(
@@ -105,12 +105,10 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, InputTooLong):
         return Problem(400, str(error), code="INPUT_TOO_LONG", field="input")
     if isinstance(error, IndexLocked):
-        return Problem(409, str(error), code="INDEX_LOCKED", retry_after=5)
-    if isinstance(error, (Damaged, MissingExtra)):
+        return Problem(409, "another process writes to the index; try again", code="INDEX_LOCKED", retry_after=5)
+    if isinstance(error, (StorageError, MissingExtra)):  # their messages name folders, and what to do there
         return Problem(503, "the index or the installation needs its keeper's care; the server's log says more")
-    if isinstance(error, (StorageError, EncodeError, ValueError, TypeError)):
-        return Problem(400, str(error))
-    if isinstance(error, RagkitError):
+    if isinstance(error, (RagkitError, ValueError, TypeError)):
         return Problem(400, str(error))
     return Problem(500, "the server failed; its log says more", code="INTERNAL_ERROR")
 

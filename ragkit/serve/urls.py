@@ -8,11 +8,13 @@ Each redirect is a new URL, judged anew. Size, time and the number of redirects 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import ipaddress
 import re
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -119,6 +121,12 @@ class _Pinned(http.client.HTTPSConnection):
             plain.close()
             raise
 
+    def hang_up(self) -> None:
+        """End it from another thread."""
+        if self.sock is not None:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetcher:
@@ -126,7 +134,6 @@ class Fetcher:
 
     most_bytes: int = 8_000_000
     seconds: float = 10.0
-    at_once: int = 8
     resolve: Resolve = resolved
     public: Callable[[str], bool] = is_public
     port: int = 443
@@ -153,6 +160,10 @@ class Fetcher:
         if not addresses or not all(self.public(one) for one in addresses):
             raise _refused("its host has no address, or one that is not public")  # which of both is nobody's business
         connection = _Pinned(host, addresses[0], self.port, timeout=max(0.1, end - time.monotonic()), context=self.context)
+        watch = threading.Timer(
+            max(0.1, end - time.monotonic()), connection.hang_up
+        )  # a timeout is of one read, and many may come
+        watch.start()
         try:
             connection.request("GET", path, headers={"User-Agent": "ragkit", "Accept": "image/*", "Accept-Encoding": "identity"})
             with connection.getresponse() as answer:
@@ -160,6 +171,7 @@ class Fetcher:
         except (OSError, http.client.HTTPException, ValueError):
             raise _refused("its server did not answer as it should") from None
         finally:
+            watch.cancel()
             connection.close()
 
     def _taken(self, url: str, answer: http.client.HTTPResponse, end: float) -> bytes | str:

@@ -152,6 +152,12 @@ def test_bodies_over_the_limit_are_413_whether_announced_or_not() -> None:
         )
 
 
+def test_an_answer_does_not_wait_for_a_body_that_nobody_reads() -> None:
+    with served(service()) as url:
+        head = b"POST /v1/documents/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 99\r\n\r\n"
+        assert raw(url, head, seconds=3).startswith(b"HTTP/1.1 422")
+
+
 def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     with served(service(limits=ServeLimits(idle_seconds=0.2))) as url:
         head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"

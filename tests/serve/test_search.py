@@ -191,6 +191,10 @@ def test_pages_are_png_with_the_evidence_marked(tmp_path: Path, client_of: Calla
         for wrong in ("/v1/pages/999999.png", "/v1/pages/report.pdf.png?page=3", "/v1/pages/nobody.png"):
             assert client.get(wrong).status_code == 404
         assert client.post("/v1/documents", json={"documents": [{"text": "a"}]}).status_code == 403  # only read
+        (tmp_path / "report.pdf").write_bytes(b"another")
+        changed = client.get("/v1/pages/report.pdf.png", params={"page": 1})
+        assert changed.status_code == 409
+        assert str(tmp_path) not in changed.text
 
 
 def test_reranking_is_by_the_models_own_cosines(client: Any) -> None:

@@ -6,6 +6,7 @@ import http.server
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,11 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        if self.path == "/slow":
+            for _ in range(100):
+                time.sleep(0.05)
+                self.wfile.write(b"X")
+            return
         content = b"x" * 5000 if self.path == "/large.png" else b"PNG"
         self.send_response(404 if self.path == "/missing.png" else 200)
         self.send_header("Content-Type", "text/html" if self.path == "/page" else "image/png")
@@ -249,3 +255,10 @@ def test_each_redirect_is_judged_and_answers_are_limited(site: tuple[int, Path],
 def test_a_certificate_for_another_name_is_refused(site: tuple[int, Path]) -> None:
     with pytest.raises(Problem, match="did not answer as it should"):
         fetcher_for(site).get("https://example.org/a.png")
+
+
+def test_a_server_that_dribbles_is_left_in_time(site: tuple[int, Path]) -> None:
+    began = time.monotonic()
+    with pytest.raises(Problem):
+        fetcher_for(site, seconds=0.5).get("https://example.com/slow")
+    assert time.monotonic() - began < 4  # it would dribble for five
