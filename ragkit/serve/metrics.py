@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ragkit.errors import MissingExtra
+
 if TYPE_CHECKING:
     from ragkit.serve.batching import Batcher
 
@@ -17,8 +19,10 @@ class Metrics:
     """What `/metrics` tells. No label ever holds what a caller sent: routes and models are ours."""
 
     def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
+        try:
+            from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+        except ImportError:
+            raise MissingExtra.of("prometheus-client", "server", "the server") from None
         self.registry = CollectorRegistry()
         names = ["method", "route"]
         self._requests = Counter("ragkit_requests", "Answers, by status.", [*names, "status"], registry=self.registry)
