@@ -82,7 +82,7 @@ OTHERS = Layout("sentence_transformers", lambda folder, config, names: True)
 
 _RARER = {
     "multi": "returns its token states as multi-vectors (BERT models with mean pooling do)",
-    "max_pixels": "sees images",
+    "max_pixels": "sees images of a size that may be chosen",
     "merge_adapters": "has adapters to merge",
 }
 
