@@ -125,6 +125,7 @@ class Index:
         self.recipe = recipe
         self._catalog = catalog
         self._store = Store(path, catalog, recall=recipe.store.recall, multi=layout_of(recipe))
+        self._store.device = device if device is not None and device.startswith("cuda") else None
         self._encoder = encoder
         self._chunker = chunker
         self._device = device

@@ -60,18 +60,28 @@ class Shares:
 class MaxSimIndex:
     """Multi-vectors on disk, searched by exact MaxSim. Open one with `MaxSimIndex.open`; threads may share it."""
 
-    def __init__(self, path: Path, catalog: Catalog, layout: Layout) -> None:
+    def __init__(self, path: Path, catalog: Catalog, layout: Layout, *, device: str | None = None) -> None:
         self.path = path
         self.layout = layout
         self._store = Store(path, catalog, recall=1.0, multi=layout)
+        self._store.device = device
         self._lock = threading.RLock()
         self._added: dict[int, Stored] = {}  # since the last commit
         self._deleted: set[int] = set()
 
     @classmethod
-    def open(cls, path: str | Path, *, dim: int | None = None, precision: str | None = None, create: bool = True) -> MaxSimIndex:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        dim: int | None = None,
+        precision: str | None = None,
+        device: str | None = None,
+        create: bool = True,
+    ) -> MaxSimIndex:
         """Open the index in the folder `path`, or create it there; `dim` is needed then, and precision is "int8" unless given
-        ("float16", "float32"). int8 takes vectors of unit length. Later both may be left out.
+        ("float16", "float32"). int8 takes vectors of unit length. Later both may be left out. device: "cuda" scans what is
+        committed with torch, to the same scores within `ragkit.vectors.maxsim_torch.TOLERANCE`; None is the kernel.
 
         Raises NotAnIndex for a folder that holds something else, or for none when `create` is False; RecipeMismatch.
         """
@@ -90,7 +100,7 @@ class MaxSimIndex:
         except BaseException:
             catalog.close()
             raise
-        return cls(path, catalog, Layout(stored["dim"], stored["precision"]))
+        return cls(path, catalog, Layout(stored["dim"], stored["precision"]), device=device)
 
     def close(self) -> None:
         """Let go of files. What was not committed is lost."""

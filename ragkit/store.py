@@ -80,7 +80,8 @@ class Rows:
 class Segment:
     """An open segment: `keys` and `documents` (n,) int64, mapped, and a reader per space. Immutable; held by a shared lock."""
 
-    def __init__(self, folder: Path, row: SegmentRow, records: Sequence[FileRecord]) -> None:
+    def __init__(self, folder: Path, row: SegmentRow, records: Sequence[FileRecord], *, device: str | None = None) -> None:
+        self._device = device
         self.pin = Pin(folder)
         self.row = row
         self.folder = CheckedFolder(folder, records, mend=f"ragkit repair {folder.parent.parent}")
@@ -97,7 +98,7 @@ class Segment:
             return None
         with self._lock:
             if self._multi is None:
-                self._multi = MultiReader(self.folder, MULTI, self.keys)
+                self._multi = MultiReader(self.folder, MULTI, self.keys, device=self._device)
             return self._multi
 
     def bytes_of(self, space: str) -> int:
@@ -346,6 +347,7 @@ class Store:
         that is another index: see `ragkit.rebuild`."""
         self.path = path
         self.multi = multi
+        self.device: str | None = None  # where torch scans multi-vectors; None for the kernel
         self.catalog = catalog
         self.recall = recall
         self.numbers = numbers or catalog
@@ -447,7 +449,7 @@ class Store:
         return LexicalReader(CheckedFolder(self.path / "lexical" / commit.lexical, records, mend=mend))
 
     def _open_segment(self, row: SegmentRow) -> Segment:
-        return Segment(self.path / "segments" / row.id, row, self.catalog.files(row.id))
+        return Segment(self.path / "segments" / row.id, row, self.catalog.files(row.id), device=self.device)
 
     @contextmanager
     def writer(self, *, timeout: float, mending: bool = False) -> Iterator[Writer]:

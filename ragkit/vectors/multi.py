@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from ragkit.ragged import MultiVectors, unit_rows
 from ragkit.types import Floats, Ints
 from ragkit.vectors import maxsim
 from ragkit.vectors.maxsim import Items, Loss, Mask, Quantiser, Scores
+from ragkit.vectors.maxsim_torch import TorchItems
 
 Precision = Literal["int8", "float16", "float32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -150,9 +152,15 @@ def _header(layout: Layout, tokens: int) -> bytes:
 
 
 class MultiReader:
-    """A segment's multi-vectors, mapped read-only; `keys` (n,) int64 of its rows. Thread-safe."""
+    """A segment's multi-vectors, mapped read-only; `keys` (n,) int64 of its rows. Thread-safe.
 
-    def __init__(self, folder: CheckedFolder, name: str, keys: Ints) -> None:
+    device: where torch scans them, such as "cuda"; None for the kernel.
+    """
+
+    def __init__(self, folder: CheckedFolder, name: str, keys: Ints, *, device: str | None = None) -> None:
+        self._device = device
+        self._sent: TorchItems | None = None
+        self._lock = threading.Lock()
         self._folder = folder
         self._name = name
         folder.verify(f"{name}.json")
@@ -193,10 +201,20 @@ class MultiReader:
         """
         if allowed is not None and allowed.all():
             allowed = None
+        if self._device is not None:
+            return self._on_device(self._device).scan(queries, k=k, allowed=allowed)
         self._verify(None if allowed is None else np.flatnonzero(allowed))
         if threads is None:
             threads = usable_cores() if self.stats.tokens >= PARALLEL else 1
         return maxsim.scan(queries, self.items, k=k, allowed=allowed, threads=threads)
+
+    def _on_device(self, device: str) -> TorchItems:
+        """The tokens where torch scans them; all are verified before they are sent."""
+        with self._lock:
+            if self._sent is None:
+                self._verify(None)
+                self._sent = TorchItems(self.items, device)
+            return self._sent
 
     def scores_of(self, queries: Sequence[Floats], positions: Ints) -> Scores:
         """The scores of the rows at positions (m,), (number of queries, m): what `search` would give them."""
