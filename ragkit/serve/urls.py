@@ -39,7 +39,7 @@ _INSIDE = (
     ".test",
     ".invalid",
 )
-# What Python calls global and is not one host's own address: translations and tunnels into other networks.
+# Translations and tunnels into other networks, over which versions of Python differ.
 _TUNNELS = [
     ipaddress.ip_network(one)
     for one in (
