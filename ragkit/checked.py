@@ -54,7 +54,7 @@ def _sums(path: Path, block: int) -> tuple[int, bytes]:
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """An ordinary .npy file. Not np.save, which ignores the last error: a full disk leaves a short file, and nobody is told."""
+    """An ordinary .npy file. Not np.save, whose error on a full disk does not say that it is full."""
     with path.open("wb") as file:
         header = np.lib.format.header_data_from_array_1_0(array)
         np.lib.format.write_array_header_1_0(file, header)

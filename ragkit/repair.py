@@ -56,12 +56,22 @@ def repair(
     with store.writer(timeout=lock_timeout, mending=True) as writer:
         findings = verify(store, progress=progress)
         problems = tuple(one.problem for one in findings if not one.remedy.startswith("none needed"))
-        report = RepairReport(problems) if not problems else _mend(store, writer, problems, embed, bare, progress)
+        try:
+            report = RepairReport(problems) if not problems else _mend(store, writer, problems, embed, bare, progress)
+        except Damaged as error:
+            raise Damaged(f"{str(error).partition(' Run: ')[0]} {_beyond(store.path)}") from error
     with store.writer(timeout=lock_timeout):
         pass  # what crashes left is removed
     if problems and (left := verify(store)):
         raise Damaged(f"{store.path} is still damaged: {left[0].problem}. Restore it from a backup.")
     return report
+
+
+def _beyond(path: Path) -> str:
+    return (
+        "That cannot be mended from the index itself. Restore it from a backup, or read what is left and import it to a new "
+        f"index: ragkit export {path} FOLDER; ragkit import NEW FOLDER"
+    )
 
 
 def _mend(

@@ -25,7 +25,7 @@ from ragkit.index import Index
 from ragkit.types import Progress
 
 STEPS = 8  # changes that a process is given; it is killed before it has made them all, or after
-LONGEST = 0.5  # seconds that a process lives, at most
+LONGEST = 0.1  # seconds that it lives on, at most, after the change that was waited for: about as long as one takes
 VERIFIED = 10  # every how many rounds all checksums are compared
 DONE, READY = b".", b"r"
 
@@ -61,7 +61,7 @@ def crash(folder: Path, count: int, *, seed: int = 0, progress: Callable[[Progre
         held: Holdings = {"first": "The first document."}
         for round in range(count):
             plan = [_step(draw, round, at) for at in range(STEPS)]
-            done, was_killed = _killed(context, path, plan, after=draw.random() * LONGEST)
+            done, was_killed = _killed(context, path, plan, wait=draw.randrange(STEPS), after=draw.random() * LONGEST)
             killed, finished, changes = killed + was_killed, finished + (not was_killed), changes + done
             problem, held = _examined(path, held, plan, done)
             if not problem and round % VERIFIED == VERIFIED - 1:
@@ -83,8 +83,8 @@ def _step(draw: random.Random, round: int, at: int) -> Step:
     return name, "" if draw.random() < 0.25 else f"Round {round} wrote step{at} of {name}, at {draw.randrange(1000)}."
 
 
-def _killed(context: Any, path: Path, plan: list[Step], *, after: float) -> tuple[int, bool]:
-    """How many changes a process said were done before it was killed, and whether it was."""
+def _killed(context: Any, path: Path, plan: list[Step], *, wait: int, after: float) -> tuple[int, bool]:
+    """How many changes a process said were done before it was killed, `after` seconds after `wait` of them; if it was."""
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=_write, args=(str(path), plan, writer))
     process.start()
@@ -92,6 +92,9 @@ def _killed(context: Any, path: Path, plan: list[Step], *, after: float) -> tupl
     heard = 0
     with contextlib.suppress(EOFError):
         reader.recv_bytes()  # it is about to begin
+        while heard < wait:
+            reader.recv_bytes()
+            heard += 1
         time.sleep(after)
     process.kill()
     process.join()

@@ -525,6 +525,21 @@ class Catalog:
             yield from self._damaged_rows_of(table)
 
     def _damaged_rows_of(self, table: Table) -> Iterator[DamagedRow]:
+        """One pass over the table; where SQLite cannot make that, the rows by their keys, as far as those can be read."""
+        try:
+            with self.reading() as connection:
+                found = [
+                    _damaged_row(self.path, table, row)
+                    for rows in connection.execute(select(table)).mappings().partitions(1000)
+                    for row in rows
+                    if not s.is_whole(table, row)
+                ]
+        except Damaged:
+            yield from self._damaged_rows_by_key(table)
+        else:
+            yield from found
+
+    def _damaged_rows_by_key(self, table: Table) -> Iterator[DamagedRow]:
         keys = list(table.primary_key)
         try:
             with self.reading() as connection:
@@ -541,10 +556,7 @@ class Catalog:
                 continue
             for row in rows:
                 if not s.is_whole(table, row):
-                    key = tuple(row[column.name] for column in keys)
-                    name = ", ".join(f"{column.name}={value!r}" for column, value in zip(keys, key, strict=True))
-                    problem = f"{self.path}: the row {name} of {table.name} does not match its checksum"
-                    yield DamagedRow(table.name, key, problem)
+                    yield _damaged_row(self.path, table, row)
 
     def spent_counters(self) -> Iterator[str]:
         """Counters that would give out a number again; one line each."""
@@ -667,6 +679,12 @@ def _lived(row: Any) -> bool:
         return bool(s.life_sum(row.id, row.added, row.deleted) == row.life_sum)
     except (TypeError, OverflowError, struct.error):
         return False
+
+
+def _damaged_row(path: Path, table: Table, row: RowMapping) -> DamagedRow:
+    key = tuple(row[column.name] for column in table.primary_key)
+    name = ", ".join(f"{column.name}={value!r}" for column, value in zip(table.primary_key, key, strict=True))
+    return DamagedRow(table.name, key, f"{path}: the row {name} of {table.name} does not match its checksum")
 
 
 def _without_way_out(error: Damaged) -> str:

@@ -36,10 +36,7 @@ def mend_rows(catalog: Catalog, rows: Sequence[DamagedRow]) -> list[Failure]:
     """
     beyond = [row for row in rows if row.key is None or row.table == "settings"]
     if beyond:
-        raise Damaged(
-            f"{beyond[0].problem}. That cannot be mended from the index itself: restore it from a backup, or read what is "
-            f"left with: ragkit export {catalog.path.parent} FOLDER, and add that to a new index"
-        )
+        raise Damaged(f"{beyond[0].problem}.")
     keys: dict[str, list[Any]] = defaultdict(list)
     for row in rows:
         assert row.key is not None

@@ -205,7 +205,7 @@ def _compress(stored: Halves, path: Path, *, recall: float, seed: int) -> DenseS
             curve = trial.recalls(stored, index, probes=probes)
             factor, own, blurred = next((step for step in curve if min(step[1:]) >= recall), (0, 0.0, 0.0))
             if factor:
-                path.write_bytes(_faiss().serialize_index(index).data)  # FAISS itself ignores a disk that fills at the end
+                path.write_bytes(_faiss().serialize_index(index).data)  # FAISS itself only prints that the last bytes did not fit
                 return DenseStats(
                     rows=rows, dims=dims, structure=structure, factor=factor, probes=probes, recall_target=recall,
                     recall=min(own, blurred), recall_rows=own, recall_blurred=blurred, trials=TRIALS,

@@ -71,6 +71,7 @@ def test_data_and_folders_are_synced_before_the_commit(operation: str) -> None:
 def test_killed_at_random_nothing_that_was_done_is_lost() -> None:
     counts = prove("random", 8)
     assert counts["killed"] + counts["finished"] == 8
+    assert counts["changes"] > 0
 
 
 @pytest.mark.slow

@@ -206,6 +206,19 @@ def test_lost_settings_name_the_backup(index: Index) -> None:
         damaged.repair()
 
 
+def test_a_catalog_whose_pages_cannot_be_read_names_the_ways_out(index: Index) -> None:
+    index.close()
+    body = bytearray((index.path / "catalog.db").read_bytes())
+    assert len(body) > 5 * 4096
+    body[3 * 4096 : 4 * 4096] = b"\xff" * 4096
+    (index.path / "catalog.db").write_bytes(body)
+    with Index.open(index.path) as damaged:
+        with pytest.raises(Damaged, match="backup") as caught:
+            damaged.repair()
+        assert "ragkit repair" not in str(caught.value)
+        assert "ragkit export" in str(caught.value)
+
+
 def test_until_it_is_whole_again_nothing_is_answered_from_half_of_it(index: Index) -> None:
     index.close()
     flip(only((index.path / "segments").glob("*/chunk.dense.npy")), -1)

@@ -14,6 +14,7 @@ from tests.index.test_cli import run_json
 def test_killed_processes_lose_nothing(tmp_path: Path) -> None:
     report = run_json("selfcheck", "--crash", "5", "--folder", tmp_path)
     assert report["killed"] + report["finished"] == 5
+    assert report["changes"] > 0
     assert report["problems"] == []
     assert list(tmp_path.iterdir()) == []
 
@@ -21,10 +22,10 @@ def test_killed_processes_lose_nothing(tmp_path: Path) -> None:
 def test_a_change_that_is_lost_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = selfcheck._killed
 
-    def forgetful(context: object, path: Path, plan: list[selfcheck.Step], *, after: float) -> tuple[int, bool]:
+    def forgetful(context: object, path: Path, plan: list[selfcheck.Step], *, wait: int, after: float) -> tuple[int, bool]:
         """A disk that says it wrote: what the process did is gone."""
         shutil.copytree(path, path.with_name("before"))
-        done, killed = kept(context, path, plan, after=5)
+        done, killed = kept(context, path, plan, wait=selfcheck.STEPS, after=0)
         assert done == selfcheck.STEPS
         shutil.rmtree(path)
         path.with_name("before").rename(path)
