@@ -20,6 +20,7 @@ from ragkit.types import Ints
 
 LOST = "its rows in the catalog were damaged; add it again"
 MARGIN = 1 << 20  # numbers skipped where a counter was damaged, since it must not give any out twice
+NO_WORDS = "-"  # a generation that is never there: it is made anew
 PARTS = (s.texts, s.blocks, s.pages, s.units)
 
 
@@ -179,7 +180,7 @@ def _recount(connection: Connection, number: int) -> None:
         "number": number,
         "made": row["made"] if whole and row else now(),
         "kind": row["kind"] if whole and row else "repair",
-        "lexical": row["lexical"] if whole and row else "",
+        "lexical": row["lexical"] if whole and row else NO_WORDS,
         "documents": documents,
         "units": units,
     }
