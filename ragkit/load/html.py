@@ -14,6 +14,7 @@ from typing import Any
 
 from ragkit.load.decode import decode
 from ragkit.load.limits import Options
+from ragkit.load.records import DEEPEST
 from ragkit.types import Block, Document, Span
 
 _HIDDEN = {
@@ -153,7 +154,7 @@ class _Page:
     def finish(self) -> tuple[str, tuple[Block, ...]]:
         kept = [b for b in self.blocks if 0 <= b[2] < b[3]]
         kept.sort(key=lambda b: b[2])  # stable: an outer block was begun first
-        return "".join(self.parts), tuple(Block(kind, Span(start, end), level) for kind, level, start, end in kept)
+        return "".join(self.parts), tuple(Block(kind, Span(start, end), min(level, DEEPEST)) for kind, level, start, end in kept)
 
 
 def _walk(root: Any, page: _Page) -> None:

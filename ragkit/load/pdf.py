@@ -12,6 +12,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +59,13 @@ def open_pdf(path: Path, *, engine: str = "auto", password: str | None = None) -
 
         return pdf_pypdfium2.Pdf(path, password)
     raise ValueError(f'pdf_engine must be "auto", "pymupdf" or "pypdfium2", got {engine!r}')
+
+
+def prepare(engine: str) -> None:
+    """Imports the engine, so that its first document does not wait for it. Missing ones are told when they are needed."""
+    wanted = next((name for name in ENGINES if find_spec(name)), "") if engine == "auto" else engine
+    if wanted in ENGINES and find_spec(wanted):
+        import_module(wanted)
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:

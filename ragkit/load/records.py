@@ -22,6 +22,7 @@ BLOCK_KINDS = (
     *("heading", "paragraph", "list", "table", "row", "code", "quote", "caption", "header", "footer", "footnote"),
     "annotation",
 )
+DEEPEST = 1000  # level of a block
 _DEPTH = 20  # of nested meta; a JSON parser of somebody else's must be able to read it back
 
 
@@ -156,7 +157,7 @@ def check(document: Document) -> Document:
     start = 0
     for i, block in enumerate(document.blocks):
         span = block.span
-        if not (block.kind in BLOCK_KINDS and 0 <= block.level <= 1000):
+        if not (block.kind in BLOCK_KINDS and 0 <= block.level <= DEEPEST):
             raise ValueError(f"block {i}: unknown kind {block.kind!r} or level {block.level}")
         if not start <= span.start <= span.end <= size:
             raise ValueError(f"block {i}: its span [{span.start}, {span.end}) is out of order or beyond {size}")

@@ -192,6 +192,7 @@ class _Clock:
     def restart(self, child: Child | None = None) -> None:
         """A new document begins."""
         self.page = 0
+        self._preparing = False
         self._began = time.monotonic()
         self._spent = 0.0  # processor time, in children before this one
         self._from = child.cpu() if child else 0.0
@@ -200,6 +201,14 @@ class _Clock:
         """The document goes on, in this child."""
         self._child, self.page = child, 0
         self._from = self._seen = child.cpu()
+        self._followed, self._preparing = time.monotonic(), True
+
+    def begin(self) -> None:
+        """The child has imported what it needs, for which no document pays. Once for each child and request."""
+        if self._preparing:
+            self._preparing = False
+            self._began += time.monotonic() - self._followed
+            self._from = self._seen = self._child.cpu()
 
     def pause(self) -> None:
         """The document goes on in another child than the one so far."""
@@ -211,6 +220,8 @@ class _Clock:
     def left(self) -> float:
         """Seconds until the next limit could be reached. Raises LimitExceeded at the first that was."""
         now, limits = time.monotonic(), self._limits
+        if self._preparing and now - self._followed < _START_SECONDS:
+            return _START_SECONDS - (now - self._followed)
         cpu = self._seen = self._child.cpu()
         bounds = [
             (limits.seconds, now - self._began, "s", "seconds"),
@@ -470,12 +481,15 @@ class Parser:
             child = self._borrow()
             clock.follow(child)
             child.send(request)
-            if request["kind"] == "render":
-                clock.turn(request["page"])
             while True:
                 header, payload = child.receive(clock.left)
                 if header["kind"] == "end":
                     break
+                if header["kind"] == "begin":
+                    clock.begin()
+                    if request["kind"] == "render":
+                        clock.turn(request["page"])
+                    continue
                 if header["kind"] == "page":
                     clock.turn(int(header["page"]))
                     continue

@@ -92,7 +92,7 @@ def _leash() -> Iterator[None]:
 def _answer(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> None:
     try:
         if request["kind"] == "render":
-            _send(answers, wire.frame({"kind": "image"}, [_render(request)]))
+            _send(answers, wire.frame({"kind": "image"}, [_render(request, answers)]))
         else:
             for result in _load(request, limits, answers):
                 _send(answers, wire.pack_document(result) if isinstance(result, Document) else wire.pack_error(result))
@@ -108,13 +108,15 @@ def _answer(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> None:
         _send(answers, wire.pack_error(LoadError(f"{type(error).__name__}: {error}")))
 
 
-def _render(request: dict[str, Any]) -> bytes:
-    from ragkit.load.pdf import render_page
+def _render(request: dict[str, Any], answers: BinaryIO) -> bytes:
+    from ragkit.load.pdf import prepare, render_page
 
     path = Path(request["path"])
     if (kind := format_of(path)) is None or kind.loader != "pdf":
         raise UnsupportedFormat(f"{path.suffix or path.name} has no pages to render")
     _regular(path)
+    prepare(request["pdf_engine"])
+    _send(answers, wire.frame({"kind": "begin"}))
     return render_page(
         path,
         request["page"],
@@ -165,6 +167,9 @@ def _load(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Iterato
     from ragkit.load.finish import finished, iso
 
     loader = importlib.import_module(f"ragkit.load.{kind.loader}")
+    if kind.loader == "pdf":
+        loader.prepare(options.pdf_engine)
+    _send(answers, wire.frame({"kind": "begin"}))  # importing a library is not the document's time
     for result in loader.load(path, options):
         if isinstance(result, LoadError) or kind.container:  # a container's loader finishes what it finds
             yield result
