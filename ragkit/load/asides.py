@@ -8,6 +8,7 @@ box on top), nobody reads it. So a scan's invisible layer of recognised words, w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,41 @@ SMALLEST = 1.0  # points; the height of letters below which nobody reads them
 PIXELS = 2_000_000  # of the picture that words are looked up in
 _CONTRAST = 12  # of 255, between the lightest and the darkest dot of a word
 _FIELD_HEIGHT = 12.0  # points; a field's letters are no taller, however large the field
+# Text modes 3 and 7 draw nothing; fills of white or nearly: one, three or four components (ISO 32000-2, 9.3.6 and 8.6.8).
+_LIGHT, _NONE = rb"(?:1(?:\.0*)?|0?\.9\d*)", rb"(?:0(?:\.0\d*)?|\.0\d*)"
+_WHITE = re.compile(
+    rb"(?:(?:^|[^\d.])(?:%s (?:g|scn?)|%s %s %s (?:rg|scn?)|%s %s %s %s (?:k|scn?)))\Z"
+    % (_LIGHT, _LIGHT, _LIGHT, _LIGHT, _NONE, _NONE, _NONE, _NONE)
+)
+_OPERATORS = re.compile(rb"(?<=[ \])>])(?:rg|g|k|scn?|cs|Tr|T[jJ]|[qQ'\"])(?= |\Z)")
+_SHOWS = frozenset((b"Tj", b"TJ", b"'", b'"'))
+_BLANKS = bytes.maketrans(b"\n\r\t\f\0", b"     ")
 _KEPT, _LONGEST = 100, 2000  # entries of meta["hidden"], characters of each
+
+
+def hides(content: bytes) -> bool:
+    """Whether a content stream shows text by no mode, or in white or nearly: it may have other reasons to."""
+    if b"Tj" not in content and b"TJ" not in content and b"'" not in content and b'"' not in content:
+        return False
+    content = b" " + content.translate(_BLANKS)
+    while b"  " in content:
+        content = content.replace(b"  ", b" ")
+    white = unseen = False
+    outer: list[tuple[bool, bool]] = []
+    for match in _OPERATORS.finditer(content):
+        operator, at = match[0], match.start()
+        if operator in _SHOWS:
+            if white or unseen:
+                return True
+        elif operator == b"q":
+            outer.append((white, unseen))
+        elif operator == b"Q":
+            white, unseen = outer.pop() if outer else (False, False)
+        elif operator == b"Tr":
+            unseen = content[at - 2 : at - 1] in (b"3", b"7")
+        else:
+            white = _WHITE.search(content, max(at - 40, 0), match.end()) is not None
+    return False
 
 
 def with_asides(page: PageWords) -> PageWords:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ragkit.errors import EncryptedDocument, LoadError, MissingExtra, UnsupportedFormat
-from ragkit.load.asides import SMALLEST
+from ragkit.load.asides import SMALLEST, hides
 from ragkit.load.outline import Entry
 from ragkit.load.part import Part
 from ragkit.load.pdf_text import Aside, PageWords
@@ -21,12 +21,6 @@ from ragkit.types import Floats, Ints
 
 _BEYOND = 1e9  # points
 _ANNOTATIONS = 10_000  # read of a page
-# Text modes 3 and 7 draw nothing; fills of white or nearly: one, three or four components (ISO 32000-2, 9.3.6 and 8.6.8).
-_LIGHT, _NONE = rb"(?:1(?:\.0*)?|0?\.9\d*)", rb"(?:0(?:\.0\d*)?|\.0\d*)"
-_HIDING = re.compile(
-    rb"(?<![\d.])(?:[37]\s+Tr\b|%s\s+(?:g|sc|scn)\b|%s\s+%s\s+%s\s+(?:rg|sc|scn)\b|%s\s+%s\s+%s\s+%s\s+(?:k|sc|scn)\b)"
-    % (_LIGHT, _LIGHT, _LIGHT, _LIGHT, _NONE, _NONE, _NONE, _NONE)
-)
 
 
 class Pdf:
@@ -147,20 +141,32 @@ class Pdf:
         return textpage.extractWORDS(), outside
 
     def _suspect(self, page: Any, words: Sequence[Any]) -> bool:
-        """Whether the page's content has what hides text: the mode that draws none, white, tiny letters, pictures over words."""
-        content = page.read_contents()
-        if b" Do" in content:
-            streams = [self._document.xref_stream(xref) or b"" for xref, *_ in self._document.get_page_xobjects(page.number)]
-            content = b"\n".join((content, *streams))
-        if _HIDING.search(content) or any(word[3] - word[1] < SMALLEST for word in words):
+        """Whether the page's content has what hides text: letters drawn by no mode, in white or tiny, pictures over words."""
+        if any(word[3] - word[1] < SMALLEST for word in words):
             return True
-        images = [found["bbox"] for found in page.get_image_info()] if b" Do" in content or b"BI" in content else []
-        if not images:
-            return False
+        content = page.read_contents()
+        streams = [content]
+        if b" Do" in content:
+            streams += [self._document.xref_stream(xref) or b"" for xref, *_ in self._document.get_page_xobjects(page.number)]
+        if any(hides(stream) for stream in streams):
+            return True
+        pictures = self._document.get_page_images(page.number) or any(b" ID" in stream for stream in streams)
+        return bool(pictures) and self._covers(page, words)
+
+    def _covers(self, page: Any, words: Sequence[Any]) -> bool:
+        """Whether a picture is drawn over a text that was drawn before it."""
         turned = page.rotation_matrix
-        boxes = np.array([tuple(self._pymupdf.Rect(box) * turned) for box in images])
-        middles = np.array([((word[0] + word[2]) / 2, (word[1] + word[3]) / 2) for word in words])[:, None]
-        return bool(((middles > boxes[:, :2]) & (middles < boxes[:, 2:])).all(axis=2).any())
+        images = np.array([tuple(self._pymupdf.Rect(found["bbox"]) * turned) for found in page.get_image_info()]).reshape(-1, 4)
+        places = np.array([word[:4] for word in words])
+        if not len(images) or not _inside(places, images).any():
+            return False
+        before: list[Any] = []
+        for kind, box, *_ in page.get_bboxlog():
+            if kind.endswith("-text"):
+                before.append(box)
+            elif kind.startswith("fill-image") and before and _inside(np.array(before), np.array([box])).any():
+                return True
+        return False
 
     def _asides(self, page: Any) -> list[Aside]:
         """Form fields with text in them, and annotations with a text."""
@@ -188,6 +194,12 @@ class Pdf:
         matrix = self._pymupdf.Matrix(scale, scale)
         pixmap = self._load(index).get_pixmap(matrix=matrix, alpha=False, colorspace=self._pymupdf.csRGB)
         return int(pixmap.width), int(pixmap.height), bytes(pixmap.samples)
+
+
+def _inside(places: Floats, boxes: Floats) -> npt.NDArray[np.bool_]:
+    """Whether the middle of each of the places (n, 4) lies in each of the boxes (b, 4): (n, b)."""
+    middles = ((places[:, :2] + places[:, 2:]) / 2)[:, None]
+    return np.asarray(((middles > boxes[:, :2]) & (middles < boxes[:, 2:])).all(axis=2))
 
 
 def _letter_by_letter(page: PageWords) -> bool:

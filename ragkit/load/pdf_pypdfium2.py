@@ -7,6 +7,7 @@ the first and the last character of a word, and for all of them only where the p
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,34 +108,64 @@ class Pdf:
             asides += [Aside("hidden", text[start:end], tuple(box), "it lies outside the page") for start, end, box in outside]
             glued = None if glued is None else glued[kept]
         texts = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-        suspect = bool(texts) and self._suspect(page, turn, boxes)
+        suspect = bool(texts) and self._suspect(page, boxes)
         return PageWords(texts, boxes, lines, width, height, rotation, label, glued, tuple(asides), suspect)
 
-    def _suspect(self, page: Any, turn: _Displayed, boxes: Floats) -> bool:
-        """Whether the page's objects have what hides text: the mode that draws none, white, tiny letters, pictures over words."""
-        raw, handle = self._raw, page.raw
+    def _suspect(self, page: Any, boxes: Floats) -> bool:
+        """Whether the page's objects have what hides text: letters drawn by no mode, in white or tiny, pictures over words."""
         if (boxes[:, 3] - boxes[:, 1]).min() < SMALLEST:
             return True
-        red, green, blue, alpha = (ctypes.c_uint() for _ in range(4))
-        edges = [ctypes.c_float() for _ in range(4)]
-        for number in range(min(raw.FPDFPage_CountObjects(handle), _OBJECTS)):
-            one = raw.FPDFPage_GetObject(handle, number)
-            kind = raw.FPDFPageObj_GetType(one)
+        raw, handle = self._raw, page.raw
+        count = min(raw.FPDFPage_CountObjects(handle), _OBJECTS)
+        objects = [raw.FPDFPage_GetObject(handle, number) for number in range(count)]
+        kinds = [raw.FPDFPageObj_GetType(one) for one in objects]
+        before: list[Any] = []
+        pictures = raw.FPDF_PAGEOBJ_IMAGE in kinds or raw.FPDF_PAGEOBJ_FORM in kinds
+        for one, kind in zip(objects, kinds, strict=True):
             if kind == raw.FPDF_PAGEOBJ_TEXT:
-                if raw.FPDFTextObj_GetTextRenderMode(one) in _UNDRAWN:
+                if self._hides(one):
                     return True
-                if raw.FPDFPageObj_GetFillColor(one, red, green, blue, alpha) and (
-                    min(red.value, green.value, blue.value) >= _LIGHT or alpha.value <= 255 - _LIGHT
-                ):
-                    return True
-            elif kind == raw.FPDF_PAGEOBJ_FORM:
-                return True  # what is drawn inside it cannot be asked for as cheaply as it is looked at
-            elif kind == raw.FPDF_PAGEOBJ_IMAGE and raw.FPDFPageObj_GetBounds(one, *edges):
-                x0, y0, x1, y1 = turn(np.array([[edge.value for edge in edges]], np.float32))[0]
-                x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
-                if ((x > x0) & (x < x1) & (y > y0) & (y < y1)).any():
+                if pictures:
+                    before.append(self._bounds(one))
+            elif kind == raw.FPDF_PAGEOBJ_FORM and self._form_hides(one, depth=3):
+                return True
+            elif kind in (raw.FPDF_PAGEOBJ_IMAGE, raw.FPDF_PAGEOBJ_FORM) and before:
+                x0, y0, x1, y1 = self._bounds(one)
+                if kind == raw.FPDF_PAGEOBJ_FORM and not self._has_image(one):
+                    continue
+                if any(x0 < (a + c) / 2 < x1 and y0 < (b + d) / 2 < y1 for a, b, c, d in before):
                     return True
         return False
+
+    def _hides(self, text: Any) -> bool:
+        raw = self._raw
+        if raw.FPDFTextObj_GetTextRenderMode(text) in _UNDRAWN:
+            return True
+        red, green, blue, alpha = (ctypes.c_uint() for _ in range(4))
+        return bool(raw.FPDFPageObj_GetFillColor(text, red, green, blue, alpha)) and (
+            min(red.value, green.value, blue.value) >= _LIGHT or alpha.value <= 255 - _LIGHT
+        )
+
+    def _bounds(self, one: Any) -> tuple[float, float, float, float]:
+        edges = [ctypes.c_float() for _ in range(4)]
+        self._raw.FPDFPageObj_GetBounds(one, *edges)
+        return edges[0].value, edges[1].value, edges[2].value, edges[3].value
+
+    def _inner(self, form: Any) -> Iterator[tuple[Any, int]]:
+        for number in range(min(self._raw.FPDFFormObj_CountObjects(form), _OBJECTS)):
+            one = self._raw.FPDFFormObj_GetObject(form, number)
+            yield one, self._raw.FPDFPageObj_GetType(one)
+
+    def _form_hides(self, form: Any, *, depth: int) -> bool:
+        for one, kind in self._inner(form):
+            if kind == self._raw.FPDF_PAGEOBJ_TEXT and self._hides(one):
+                return True
+            if kind == self._raw.FPDF_PAGEOBJ_FORM and (depth == 0 or self._form_hides(one, depth=depth - 1)):
+                return True  # deeper than anybody draws is looked at
+        return False
+
+    def _has_image(self, form: Any) -> bool:
+        return any(kind != self._raw.FPDF_PAGEOBJ_TEXT and kind != self._raw.FPDF_PAGEOBJ_PATH for _, kind in self._inner(form))
 
     def _asides(self, page: Any, turn: _Displayed) -> list[Aside]:
         """Form fields with text in them, and annotations with a text."""

@@ -330,7 +330,7 @@ def test_a_page_that_ends_its_child_costs_that_page_only(tmp_path: Path, engine:
         assert len(result.pages) == 3
         with pytest.raises(LimitExceeded, match="page 2 took longer"):
             parser.render(path, 2)
-    assert time.monotonic() - began < 1.5 * 2 + 15  # children start between
+    assert time.monotonic() - began < 1.5 * 2 + 60  # a busy machine starts children slowly
 
 
 def test_processor_time_is_limited_by_page_and_by_document(tmp_path: Path, engine: str) -> None:
@@ -349,7 +349,7 @@ def test_time_is_counted_over_all_attempts_and_so_are_lost_pages(tmp_path: Path,
     began = time.monotonic()
     with Parser(pdf_engine=engine, limits=Limits(seconds=2.0, page_seconds=0.6)) as parser:
         assert "took longer than 2 s (Limits.seconds)" in str(one(parser, path))
-    assert time.monotonic() - began < 2.0 + 10  # children start between
+    assert time.monotonic() - began < 2.0 + 60  # a busy machine starts children slowly
     with Parser(pdf_engine=engine, limits=Limits(lost_pages=1, page_seconds=0.3)) as parser:
         result = one(parser, path)
     assert isinstance(result, LimitExceeded)
