@@ -57,6 +57,7 @@ kill: $(READY)  ## kill a writer a thousand times, at any moment
 
 fuzz: $(READY)  ## ask a server over 10,000 requests that its OpenAPI document allows, or does not
 	CASES=16000 $(BIN)/python -m pytest -s --timeout 0 tests/serve/test_openapi.py $(ARGS)
+
 hostile: $(READY)  ## feed 2,000 hostile files to the sandbox, by each PDF engine
 	$(BIN)/python -m pytest -s -m slow tests/load/test_hostile.py $(ARGS)
 
