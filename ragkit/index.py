@@ -390,7 +390,7 @@ class Index:
             self._view()
             old = self.recipe
             encoder = self._encoder_for(old, model, given)
-            if given.get("multi"):
+            if given.get("multi", old.multi):
                 encoder = with_multi(encoder, device=self._device, wanted={})
             new = new_recipe(changed(old, encoder, given), encoder)
             settings = settings_of(new, encoder)

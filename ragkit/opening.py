@@ -94,7 +94,9 @@ def with_multi(encoder: Encoder, *, device: str | None, wanted: Mapping[str, Any
     try:
         return load_encoder(encoder.card.name + TOKEN_STATES, device=device, **wanted)
     except (ValueError, RagkitError) as error:
-        raise ValueError(f"multi needs an encoder with multi-vectors, and {encoder.card.name} has none: {error}") from None
+        raise ValueError(
+            f"multi needs an encoder with multi-vectors, and {encoder.card.name} has none: {error}. Leave multi out, or give it up: multi=False"
+        ) from None
 
 
 def _new_multi(given: Mapping[str, Any], encoder: Encoder) -> MultiStage | None:

@@ -426,3 +426,13 @@ def test_copies_take_the_token_vectors_of_their_twin(multi_index: Index) -> None
             score for (name, _), score in scores.items() if name == "otter"
         ]
     assert multi_index.verify() == []
+
+
+def test_another_model_keeps_the_token_vectors_or_says_that_it_cannot(multi_index: Index) -> None:
+    with pytest.raises(ValueError, match="multi=False"):
+        multi_index.rebuild(model="hash:48")
+    assert multi_index.rebuild(model="hash:48+multi16").done == "embedded"
+    [segment] = multi_index.stats().multi
+    assert segment["dims"] == 16
+    assert multi_index.rebuild(model="hash:48", multi=False).done == "embedded"
+    assert multi_index.spaces == ("chunk.dense", "chunk.lexical")

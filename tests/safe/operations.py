@@ -78,7 +78,7 @@ OPERATIONS: dict[str, Callable[[Index], Any]] = {
     "delete": _delete,
     "compact": lambda index: index.compact(),
     "cut": lambda index: index.rebuild(dims=16),
-    "rebuild": lambda index: index.rebuild(model="hash:32+seed5"),
+    "rebuild": lambda index: index.rebuild(model="hash:32+multi16+seed5"),
     "backup": _backup,
 }
 
