@@ -95,7 +95,8 @@ def with_multi(encoder: Encoder, *, device: str | None, wanted: Mapping[str, Any
         return load_encoder(encoder.card.name + TOKEN_STATES, device=device, **wanted)
     except (ValueError, RagkitError) as error:
         raise ValueError(
-            f"multi needs an encoder with multi-vectors, and {encoder.card.name} has none: {error}. Leave multi out, or give it up: multi=False"
+            f"multi needs an encoder with multi-vectors, and {encoder.card.name} has none: {error}. "
+            "Leave multi out, or give it up: multi=False"
         ) from None
 
 
