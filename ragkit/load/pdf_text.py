@@ -27,6 +27,7 @@ _HEADING_CHARACTERS = 200
 _ENDS = re.compile(r"[.!?:;。！？…][\"'”’)\]]*$")
 _KINDS = {layout.HEADER: "header", layout.FOOTER: "footer", layout.NOTE: "annotation"}
 _HYPHENS = ("-", "\u00ad", "\u2010")
+_FAR, _LEAST = 1e6, 0.1  # points: the farthest corner of a box, the least side of one
 _FIRST = 8  # of a word's tag: it begins a page
 _SOFT = "\u00ad"
 
@@ -121,7 +122,9 @@ class _Part:
 def _segments(pages: Sequence[PageWords]) -> _Part:
     texts = list(chain.from_iterable(page.texts for page in pages))
     words = np.cumsum([0, *(len(page.texts) for page in pages)])
-    boxes = np.concatenate([page.boxes for page in pages])
+    # A hostile file has boxes without extent, or light years wide: neither may reach the arithmetic of the layout.
+    boxes = np.clip(np.nan_to_num(np.concatenate([page.boxes for page in pages])), -_FAR, _FAR)
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + _LEAST)
     lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     # Odd and even, so that neighbouring pages' lines differ whatever their numbers.
     lines = np.concatenate(

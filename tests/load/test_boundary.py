@@ -1,0 +1,77 @@
+"""Our own code at the boundary, on whatever an engine or a child may say: never a crash, never an unlawful document."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ragkit.errors import LimitExceeded
+from ragkit.load import Limits, wire
+from ragkit.load.asides import hides, with_asides
+from ragkit.load.pdf_text import Aside, PageWords, assemble
+from ragkit.load.records import check
+from ragkit.types import Document
+
+WORDS = st.text(alphabet="abc-\u00ad1.中文かאبﬁลำ\u0301\x07", min_size=1, max_size=6)
+SIDES = st.floats(-50, 700, width=32) | st.sampled_from([0.0, 100.0, 1e30, -1e30])
+
+
+@st.composite
+def pages(draw: st.DrawFn) -> PageWords:
+    texts = draw(st.lists(WORDS, max_size=25))
+    corners = np.array(
+        draw(st.lists(st.tuples(SIDES, SIDES, SIDES, SIDES), min_size=len(texts), max_size=len(texts))), np.float32
+    )
+    corners = corners.reshape(-1, 4)
+    boxes = np.concatenate((np.minimum(corners[:, :2], corners[:, 2:]), np.maximum(corners[:, :2], corners[:, 2:])), axis=1)
+    lines = np.sort(np.array(draw(st.lists(st.integers(0, 9), min_size=len(texts), max_size=len(texts))), np.int64))
+    notes = draw(
+        st.lists(st.builds(Aside, st.sampled_from(["field", "annotation"]), WORDS, st.just((1.0, 2.0, 30.0, 40.0))), max_size=2)
+    )
+    glued = draw(st.none() | st.just(np.ones(len(texts), bool)))
+    side = st.sampled_from([0.0, 1.0, 400.0, 200_000.0])
+    return PageWords(texts, boxes, lines, draw(side), draw(side), 0, draw(st.none() | WORDS), glued, tuple(notes))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(pages(), min_size=1, max_size=4))
+def test_any_words_at_any_places_make_a_lawful_document(drawn: list[PageWords]) -> None:
+    text, made, blocks = assemble([with_asides(page) for page in drawn], on_page=lambda _: None)
+    document = check(Document(text=text, pages=made, blocks=blocks))
+    assert len(document.pages) == len(drawn)
+    shown = [page for page in drawn if page.width > 0 and page.height > 0]
+    assert sum(len(page.words) for page in document.pages) == sum(
+        len(page.texts) + sum(len(aside.text.split()) for aside in page.asides) for page in shown
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200), st.binary(max_size=60))
+def test_any_bytes_from_a_child_are_refused_or_lawful(data: bytes, payload: bytes) -> None:
+    with contextlib.suppress(wire.BrokenFrame, LimitExceeded):
+        wire.sizes(data.ljust(wire.PREFIX.size, b"\0")[: wire.PREFIX.size], limits=Limits())
+    with contextlib.suppress(wire.BrokenFrame, LimitExceeded):
+        check(wire.unpack_document(wire.header_of(data), memoryview(payload), limits=Limits()))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from([b"1 g", b"0 g", b"3 Tr", b"0 Tr", b"(a) Tj", b"q", b"Q", b"1 1 1 rg", b"\xff", b"'"]), max_size=12)
+)
+def test_text_is_suspect_where_a_plain_reading_of_the_operators_says_so(operators: list[bytes]) -> None:
+    white, unseen, expected, outer = False, False, False, []
+    for one in operators:
+        if one in (b"(a) Tj", b"'"):
+            expected |= white or unseen
+        elif one.endswith(b"Tr"):
+            unseen = one == b"3 Tr"
+        elif one.endswith(b"g"):
+            white = one != b"0 g"
+        elif one == b"q":
+            outer.append((white, unseen))
+        elif one == b"Q":
+            white, unseen = outer.pop() if outer else (False, False)
+    assert hides(b"\n".join(operators)) == expected
