@@ -124,3 +124,17 @@ def test_similar_documents_are_recommended(library: Path) -> None:
     assert len(scores) == 3
     assert scores == sorted(scores, reverse=True)
     assert "report.pdf" not in output
+
+
+def test_a_client_asks_over_mcp(library: Path) -> None:
+    pytest.importorskip("mcp")
+    output = run("mcp_client.py", library, QUESTION, "-k", "2")
+    with Index.open(library) as index:
+        cited = [str(hit.citation) for hit in index.search(QUESTION, 2)]
+    assert set(output.splitlines()[0].removeprefix("tools: ").split(", ")) == {
+        "search",
+        "get_document",
+        "get_page_image",
+        "status",
+    }
+    assert [line for line in output.splitlines()[1:] if not line.startswith("    ")] == cited
