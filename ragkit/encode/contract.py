@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ragkit.ragged import MultiVectors
-from ragkit.types import Floats, Ints
+from ragkit.types import Box, Floats, Ints
 
 Item = Any  # str; a PIL image, or (str, image) together, where the model sees: see `ragkit.encode.texts.split_item`
 
@@ -56,6 +56,26 @@ class TokenIds:
     ids: npt.NDArray[Any]
     spans: Ints
     special: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Patches:
+    """Where the vectors of an image look: a grid of cells over a part of it.
+
+    `region` is what the grid covers, in fractions of the image as given: 0-1 where the model sees all of it, inside where it
+    crops, beyond where it pads. tokens (rows, columns) int64: the vector of the image's multi-vector that stands for a cell, -1
+    for none. Several cells may share one; vectors of words and marks around the image stand for no cell.
+    """
+
+    region: Box
+    tokens: Ints
+
+    def box(self, row: int, column: int) -> Box:
+        """A cell, in fractions of the image as given."""
+        rows, columns = self.tokens.shape
+        width, height = (self.region.x1 - self.region.x0) / columns, (self.region.y1 - self.region.y0) / rows
+        x0, y0 = self.region.x0 + column * width, self.region.y0 + row * height
+        return Box(x0, y0, x0 + width, y0 + height)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,4 +159,18 @@ class TokenEncoder(Protocol):
 
         No row attends to another. Raises InputTooLong for a row beyond the limit, ValueError for an empty one.
         """
+        ...
+
+
+@runtime_checkable
+class ImageEncoder(Protocol):
+    """What an encoder that sees tells of its pictures: at which size to render a page for it, and where its vectors look."""
+
+    def image_size(self, width: float, height: float) -> tuple[int, int]:
+        """(width, height) in pixels at which the model sees an image of these proportions: what to render a page at, so that
+        nothing is lost by enlarging or reducing it again. Units of the arguments do not matter."""
+        ...
+
+    def patches(self, width: int, height: int) -> Patches:
+        """The grid over an image of so many pixels, given alone to `encode_document`."""
         ...
