@@ -1,7 +1,8 @@
 """For tests, ours and other people's: an encoder without a model, and a check that any encoder keeps the contract.
 
 `HashEncoder` is deterministic on every machine, fast, needs neither torch nor files, and ranks sensibly: texts that share
-words, or parts of words, are similar. `assert_encoder_contract(encoder)` raises AssertionError with what is broken.
+words, or parts of words, are similar, and `HashEncoder(images=True)` sees colours: the query "red" finds the pictures with red
+in them, and the patch where it is. `assert_encoder_contract(encoder)` raises AssertionError with what is broken.
 """
 
 from __future__ import annotations
@@ -16,19 +17,30 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ragkit.encode.contract import Encoder, EncoderCard, Encoding, TokenIds, TokenStates
+from ragkit.encode.contract import Encoder, EncoderCard, Encoding, ImageEncoder, Patches, TokenIds, TokenStates
+from ragkit.encode.images import Image, Resizing, upright_rgb, upright_size
 from ragkit.encode.tasks import GENERAL, checked_task, full_task, full_tasks
-from ragkit.encode.texts import check_texts, check_truncate_dim, too_long, without_surrogates
+from ragkit.encode.texts import check_texts, check_truncate_dim, split_item, too_long, without_surrogates
 from ragkit.errors import InputTooLong
 from ragkit.ragged import MultiVectors, truncate_dims, unit_rows
-from ragkit.types import Floats, Ints
+from ragkit.types import Box, Floats, Ints
 
 VERSION = "1"  # of the vectors: changes with anything that changes them
 _NO_SPACES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana and ideographs: one token each
 _TOKEN = re.compile(f"[{_NO_SPACES}]|[^\\W{_NO_SPACES}]+|[^\\w\\s]")
-_NAME = re.compile(r"hash(?::(?P<dims>\d+)(?:\+multi(?P<multi>\d+))?(?P<asymmetric>\+asymmetric)?(?:\+seed(?P<seed>\d+))?)?")
+_NAME = re.compile(
+    r"hash(?::(?P<dims>\d+)(?:\+multi(?P<multi>\d+))?(?P<images>\+images)?(?P<asymmetric>\+asymmetric)?(?:\+seed(?P<seed>\d+))?)?"
+)
 _SPECIALS = 2  # one token before the text, one after it, as most models have: off-by-ones show
 _FIRST, _LAST = "\0first", "\0last"  # ids of the special tokens: no word has a NUL in it and goes on
+COLOURS = {
+    "white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128), "red": (255, 0, 0), "orange": (255, 140, 0),
+    "yellow": (255, 255, 0), "green": (0, 160, 0), "cyan": (0, 255, 255), "blue": (0, 0, 255), "purple": (128, 0, 128),
+    "pink": (255, 160, 200), "brown": (140, 70, 20),
+}  # fmt: skip
+CELL, MAX_PIXELS = 28, 28 * 28 * 256  # a side of a cell; of an image, 256 cells
+_WHITE = 0.05  # of a colour's weight: paper is no content, and a mark stands out from it
+_BEFORE, _AFTER = ("\0picture", "\0look"), ("\0end",)  # vectors of the prompt around an image: off-by-prefixes show
 _CONTEXT = 0.25  # of the text's mean in each token state: late chunks differ from chunks alone, and the mean keeps its direction
 
 
@@ -38,6 +50,9 @@ class HashEncoder:
     A token's state is a vector of pseudo-random signs, longer words weighing more, plus a share of its text's mean; a text's
     dense vector is the unit mean of all its states. Multi-vectors are the tokens' own, one each, without context.
     asymmetric: queries and documents get different special tokens, so that a test sees roles swapped.
+    images: it is an `ImageEncoder` too. A picture is a grid of square cells, each the mean of the words for its pixels' colours
+    (`COLOURS`), white weighing little; its multi-vector is two vectors of a prompt, the cells by rows, and one more. Texts
+    beside a picture follow it. Cells do not count against max_tokens; max_pixels bounds them.
     """
 
     def __init__(
@@ -46,9 +61,11 @@ class HashEncoder:
         *,
         multi_dims: int = 0,
         max_tokens: int = 512,
+        images: bool = False,
         asymmetric: bool = False,
         seed: int = 0,
         task: str | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         """dims, multi_dims: widths, multi_dims 0 for none. max_tokens: the two special tokens included."""
         if dims < 1 or multi_dims < 0 or max_tokens < _SPECIALS + 1 or seed < 0:
@@ -56,7 +73,13 @@ class HashEncoder:
                 f"HashEncoder needs dims >= 1, multi_dims >= 0, max_tokens >= {_SPECIALS + 1}, seed >= 0, "
                 f"got {dims}, {multi_dims}, {max_tokens}, {seed}"
             )
-        parts = (f"+multi{multi_dims}" * bool(multi_dims), "+asymmetric" * asymmetric, f"+seed{seed}" * bool(seed))
+        if max_pixels is not None and not (images and max_pixels >= CELL**2):
+            raise ValueError(f"max_pixels is for HashEncoder(images=True), from {CELL**2} on, one cell; got {max_pixels}")
+        flags = "+images" * images + "+asymmetric" * asymmetric
+        parts = (f"+multi{multi_dims}" * bool(multi_dims), flags, f"+seed{seed}" * bool(seed))
+        self._resizing = Resizing(unit=CELL, least=CELL**2, most=max_pixels or MAX_PIXELS)
+        seen = {"images": {"cell": CELL, "max_pixels": self._resizing.most}} if images else {}
+        modalities = ("text", "image") if images else ("text",)
         self.card = EncoderCard(
             name=f"hash:{dims}" + "".join(parts),
             revision=VERSION,
@@ -65,28 +88,34 @@ class HashEncoder:
             multi_dims=multi_dims,
             max_tokens=max_tokens,
             tasks=GENERAL,
+            modalities=modalities,
+            query_modalities=modalities,
             outputs=("dense", "multi") if multi_dims else ("dense",),
-            preprocessing={"casefold": True, "seed": seed, "asymmetric": asymmetric},
+            preprocessing={"casefold": True, "seed": seed, "asymmetric": asymmetric, **seen},
         )
         self.card = replace(self.card, task=checked_task(task, self.card))
         self._seed = seed
         self._roles = {"query": "query" if asymmetric else "", "document": "document" if asymmetric else ""}
 
     @classmethod
-    def from_name(cls, name: str, *, max_tokens: int | None = None, task: str | None = None) -> HashEncoder:
-        """The encoder whose card has that name: "hash", "hash:64", "hash:64+multi32+asymmetric+seed7"."""
+    def from_name(
+        cls, name: str, *, max_tokens: int | None = None, task: str | None = None, max_pixels: int | None = None
+    ) -> HashEncoder:
+        """The encoder whose card has that name: "hash", "hash:64", "hash:64+multi32+images+asymmetric+seed7"."""
         match = _NAME.fullmatch(name)
         if match is None:
             raise ValueError(
-                f"{name!r} is not hash, hash:<dims>, or hash:<dims>+multi<dims>+asymmetric+seed<number> with parts left out"
+                f"{name!r} is not hash, hash:<dims>, or hash:<dims>+multi<dims>+images+asymmetric+seed<n> with parts left out"
             )
         return cls(
             int(match["dims"] or 64),
             multi_dims=int(match["multi"] or 0),
             max_tokens=512 if max_tokens is None else max_tokens,
+            images=match["images"] is not None,
             asymmetric=match["asymmetric"] is not None,
             seed=int(match["seed"] or 0),
             task=task,
+            max_pixels=max_pixels,
         )
 
     @classmethod
@@ -149,21 +178,36 @@ class HashEncoder:
         check_texts(documents)
         return np.array([len(_TOKEN.findall(text)) + _SPECIALS for text in documents], dtype=np.int64)
 
-    def _encode(self, texts: Sequence[Any], task: str, *, truncate_dim: int | None, truncate: bool) -> Encoding:
+    def image_size(self, width: float, height: float) -> tuple[int, int]:
+        self._check_sees()
+        return self._resizing.largest(width, height)
+
+    def patches(self, width: int, height: int) -> Patches:
+        self._check_sees()
+        columns, rows = (side // CELL for side in self._resizing.size(width, height))
+        tokens = len(_BEFORE) + np.arange(rows * columns, dtype=np.int64).reshape(rows, columns)
+        return Patches(Box(0, 0, 1, 1), tokens if self.card.multi_dims else np.full_like(tokens, -1))
+
+    def _check_sees(self) -> None:
+        if "image" not in self.card.modalities:
+            raise ValueError(f"{self.card.name} sees no images: make it with images=True")
+
+    def _encode(self, items: Sequence[Any], task: str, *, truncate_dim: int | None, truncate: bool) -> Encoding:
         role = "query" if task.endswith(".query") else "document"  # symmetric tasks are encoded as documents are
-        check_texts(texts)
+        inputs = self._inputs(items)
         check_truncate_dim(truncate_dim, self.card)
-        dense = np.empty((len(texts), self.card.dims), dtype=np.float32)
+        dense = np.empty((len(inputs), self.card.dims), dtype=np.float32)
         multi, truncated, room = [], 0, self.card.max_tokens - _SPECIALS
-        for i, text in enumerate(texts):
+        for i, (text, image) in enumerate(inputs):
             words = _TOKEN.findall(text)
             if len(words) > room:
                 if not truncate:
                     self._check_length(i, len(words))
                 words, truncated = words[:room], truncated + 1
-            dense[i] = self._states(words, role, dims=self.card.dims).mean(axis=0)
+            seen = None if image is None else _colour_shares(self._cells(i, image))
+            dense[i] = self._states(words, role, dims=self.card.dims, seen=seen).mean(axis=0)
             if self.card.multi_dims:
-                multi.append(self._multi(words, role))
+                multi.append(self._multi(words, role, seen=seen))
         # With few dims the signs may cancel; a text's vector has a direction all the same.
         dense[~dense.any(axis=1)] = 1
         dense = unit_rows(dense) if truncate_dim is None else truncate_dims(_no_zero_prefix(dense, truncate_dim), truncate_dim)
@@ -172,17 +216,51 @@ class HashEncoder:
         packed = MultiVectors.pack(multi) if multi else _no_multi(self.card.multi_dims)
         return Encoding(dense=dense, multi=packed, truncated=truncated)
 
-    def _states(self, words: Sequence[str], role: str, *, dims: int) -> Floats:
-        """(len(words) + 2, dims): the states of one text, special tokens first and last."""
-        own = [_word_vector(without_surrogates(word.casefold()), dims, self._seed) for word in words]
-        states = np.stack([self._special("first", role, dims=dims), *own, self._special("last", role, dims=dims)])
-        return _with_context(states)
+    def _inputs(self, items: Sequence[Any]) -> list[tuple[str, Image]]:
+        """(text or "", image or None) of each. TypeError for what it does not take, EncodeError for sizes no model takes."""
+        if "image" not in self.card.modalities:
+            check_texts(items)
+            return [(text, None) for text in items]
+        if isinstance(items, str):
+            raise TypeError("expected a list of inputs, got one str: wrap it in a list")
+        inputs = [split_item(i, item) for i, item in enumerate(items)]
+        for i, (_, image) in enumerate(inputs):
+            if image is not None:
+                upright_size(i, image)  # what cannot be encoded is found before the work begins
+        return [(text or "", image) for text, image in inputs]
 
-    def _multi(self, words: Sequence[str], role: str) -> Floats:
-        """(max(1, len(words)), multi_dims) unit rows; the first special token stands for a text without words."""
+    def _cells(self, index: int, image: Image) -> npt.NDArray[np.uint8]:
+        """(cells, pixels of a cell, 3), by rows."""
+        from PIL import Image as Images
+
+        image = upright_rgb(index, image)
+        wide, high = self._resizing.size(*image.size)
+        pixels = np.asarray(image.resize((wide, high), Images.Resampling.NEAREST))  # nearest: no colours that are not there
+        blocks = pixels.reshape(high // CELL, CELL, wide // CELL, CELL, 3).transpose(0, 2, 1, 3, 4)
+        return blocks.reshape(-1, CELL * CELL, 3)
+
+    def _states(self, words: Sequence[str], role: str, *, dims: int, seen: Floats | None = None) -> Floats:
+        """(t, dims): the states of one input, special tokens first and last; seen: the colour shares of its picture's cells."""
+        pictured = [] if seen is None else list(self._picture(seen, role, dims=dims))
+        states = [self._special("first", role, dims=dims), *pictured, *self._words(words, dims=dims)]
+        return _with_context(np.stack([*states, self._special("last", role, dims=dims)]))
+
+    def _multi(self, words: Sequence[str], role: str, *, seen: Floats | None = None) -> Floats:
+        """(t, multi_dims) unit rows: the picture's, then the words'; the first special token stands for a text without words."""
         dims = self.card.multi_dims
-        own = [_word_vector(without_surrogates(word.casefold()), dims, self._seed) for word in words]
+        own = [] if seen is None else list(self._picture(seen, role, dims=dims))
+        own += self._words(words, dims=dims)
         return unit_rows(np.stack(own or [self._special("first", role, dims=dims)]))
+
+    def _words(self, words: Sequence[str], *, dims: int) -> list[Floats]:
+        return [_word_vector(without_surrogates(word.casefold()), dims, self._seed) for word in words]
+
+    def _picture(self, seen: Floats, role: str, *, dims: int) -> Floats:
+        """(2 + cells + 1, dims) of colour shares (cells, colours): a picture's multi-vector before it has unit length."""
+        colours = unit_rows(np.stack([_word_vector(name, dims, self._seed) for name in COLOURS])) * np.float32(np.sqrt(dims))
+        cells = seen @ colours  # of full weight whatever the length of the colour's name
+        before, after = ([self._special(name[1:], role, dims=dims) for name in names] for names in (_BEFORE, _AFTER))
+        return np.concatenate([before, _no_zero_prefix(cells, dims), after])
 
     def _special(self, place: str, role: str, *, dims: int) -> Floats:
         return np.float32(0.25) * _signs(f"\0{place}\0{self._roles[role]}", dims, self._seed)
@@ -194,6 +272,25 @@ class HashEncoder:
 
 def _with_context(states: Floats) -> Floats:
     return np.asarray(states + np.float32(_CONTEXT) * states.mean(axis=0), dtype=np.float32)
+
+
+def _colour_shares(cells: npt.NDArray[np.uint8]) -> Floats:
+    """(cells, pixels, 3) -> (cells, colours): how much of each cell has the name of which colour, the nearest in RGB."""
+    coarse = cells.astype(np.int64) >> 4
+    named = _colour_table()[coarse[..., 0], coarse[..., 1], coarse[..., 2]]
+    at = np.arange(len(cells))[:, None] * len(COLOURS) + named
+    counts = np.bincount(at.ravel(), minlength=len(cells) * len(COLOURS)).reshape(len(cells), len(COLOURS))
+    weights = np.array([_WHITE if name == "white" else 1.0 for name in COLOURS])
+    return np.asarray(counts * weights / cells.shape[1], dtype=np.float32)
+
+
+@lru_cache(maxsize=1)
+def _colour_table() -> Ints:
+    """(16, 16, 16): the nearest of COLOURS by the upper four bits of red, green and blue."""
+    middles = np.arange(16) * 16 + 8
+    pixels = np.stack(np.meshgrid(middles, middles, middles, indexing="ij"), axis=-1)
+    away = pixels[..., None, :] - np.array(list(COLOURS.values()))
+    return np.asarray((away**2).sum(axis=-1).argmin(axis=-1), dtype=np.int64)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -244,7 +341,8 @@ def assert_encoder_contract(encoder: Encoder, *, tolerance: float = 1e-5) -> Non
     """Raise AssertionError unless the encoder keeps the laws of `ragkit.encode.contract`, on a few short texts.
 
     Counts and order kept, unit rows, the same input the same vector whatever its neighbours (to `tolerance`), truncation
-    counted or refused, token spans ascending and in range, states as many as tokens. Takes a few hundred tokens of work.
+    counted or refused, token spans ascending and in range, states as many as tokens. Of a model that sees: the same of pictures,
+    and patches within the multi-vector and the picture. Takes a few hundred tokens of work, and some small pictures.
     """
     _assert_shapes(encoder)
     _assert_independence(encoder, tolerance=tolerance)
@@ -252,6 +350,8 @@ def assert_encoder_contract(encoder: Encoder, *, tolerance: float = 1e-5) -> Non
     _assert_tokens(encoder)
     _assert_limit(encoder, tolerance=tolerance)
     _assert_tasks(encoder, tolerance=tolerance)
+    if "image" in encoder.card.modalities and isinstance(encoder, ImageEncoder):
+        _assert_images(encoder, tolerance=tolerance)
     assert encoder.card.fingerprint == encoder.card.fingerprint, "the fingerprint changes from call to call"
 
 
@@ -380,6 +480,33 @@ def _assert_limit(encoder: Encoder, *, tolerance: float) -> None:
         if cut.dense is not None:
             gap = np.abs(cut.dense[0] - cut.dense[2]).max()
             assert gap <= tolerance, f"{role}: what lies beyond the limit changes the vector by {gap:.2e}"
+
+
+def _assert_images(encoder: Encoder, *, tolerance: float) -> None:
+    """Pictures beside texts and alone get the same vectors, and the patches of a picture lie within both."""
+    from PIL import Image as Images
+
+    assert isinstance(encoder, ImageEncoder)
+    noise = np.random.default_rng(0)
+    for width, height in ((61, 83), (200, 40)):
+        picture = Images.fromarray(noise.integers(0, 255, (height, width, 3), dtype=np.uint8))
+        alone, beside = encoder.encode_document([picture]), encoder.encode_document(["a text", picture])
+        for output in encoder.card.outputs:
+            mine, theirs = getattr(alone, output)[0], getattr(beside, output)[1]
+            assert mine.shape == theirs.shape, f"{output} of a picture beside a text is {theirs.shape}, alone {mine.shape}"
+            gap = np.abs(mine - theirs).max()
+            assert gap <= tolerance, f"{output} of a picture beside a text differs by {gap:.2e}"
+        patches = encoder.patches(width, height)
+        most = 0 if alone.multi is None else len(alone.multi[0])
+        assert patches.tokens.ndim == 2, f"patches: tokens of shape {patches.tokens.shape}"
+        assert patches.tokens.size, f"patches: tokens of shape {patches.tokens.shape}"
+        assert -1 <= patches.tokens.min() <= patches.tokens.max() < most or (patches.tokens == -1).all(), (
+            f"patches: tokens from {patches.tokens.min()} to {patches.tokens.max()} for {most} vectors"
+        )
+        assert patches.region.area > 0, f"patches: nothing is seen of the picture, {patches.region}"
+        size = encoder.image_size(width, height)
+        assert min(size) > 0, f"image_size: {size}"
+        assert size == encoder.image_size(width / 7, height / 7), f"image_size depends on the unit: {size}"
 
 
 def _refusal(encode: Any, texts: Sequence[str]) -> str:

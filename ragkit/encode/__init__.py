@@ -41,7 +41,7 @@ def load_encoder(
 ) -> Encoder:
     """The encoder of that name, ready to use; `load_encoder(card.name, revision=card.revision)` opens the same one again.
 
-    name_or_path: None or "default" for the bundled model; "hash", "hash:64", "hash:64+multi32" for `ragkit.testing`'s
+    name_or_path: None or "default" for the bundled model; "hash", "hash:64", "hash:64+multi32+images" for `ragkit.testing`'s
     model-free encoder; "vectors:768" for vectors made elsewhere (see `ragkit.encode.given`); "jina:<model>" or "openai:<model>"
     for a hosted one (see `ragkit.encode.remote`); a local folder; or a hub id that is already in this machine's cache (see
     `ragkit.encode.hub`).
@@ -57,9 +57,10 @@ def load_encoder(
     """
     name = resolve_name(name_or_path)
     if name.startswith("hash:"):
-        if max_pixels is not None or merge_adapters:
-            raise ValueError(f"{name} sees no images and has no adapters: max_pixels and merge_adapters are not for it")
-        return _load_hash(name, revision=revision, device=device, dtype=dtype, task=task, max_tokens=max_tokens)
+        if merge_adapters or (max_pixels is not None and "+images" not in name):
+            raise ValueError(f"{name} has no adapters, and sees only with +images: merge_adapters and max_pixels are not for it")
+        shape = {"max_tokens": max_tokens, "max_pixels": max_pixels}
+        return _load_hash(name, revision=revision, device=device, dtype=dtype, task=task, **shape)
     if name.startswith("vectors:"):
         from ragkit.encode.given import GivenVectors
 
@@ -93,13 +94,20 @@ def load_encoder(
 
 
 def _load_hash(
-    name: str, *, revision: str | None, device: str | None, dtype: str | None, task: str | None, max_tokens: int | None
+    name: str,
+    *,
+    revision: str | None,
+    device: str | None,
+    dtype: str | None,
+    task: str | None,
+    max_tokens: int | None,
+    max_pixels: int | None,
 ) -> Encoder:
     from ragkit.testing import HashEncoder
 
     if device not in (None, "cpu") or dtype not in (None, "auto", "float32"):
         raise ValueError(f"{name} runs on the CPU in float32, got device={device!r}, dtype={dtype!r}")
-    encoder = HashEncoder.from_name(name, max_tokens=max_tokens, task=task)
+    encoder = HashEncoder.from_name(name, max_tokens=max_tokens, task=task, max_pixels=max_pixels)
     if revision not in (None, "", encoder.card.revision):
         raise CheckpointError(
             f"{name} is at revision {encoder.card.revision} here, but {revision} was asked for: install its ragkit"

@@ -111,6 +111,19 @@ class Resizing:
             sides = [math.ceil(side * grow / self.unit) * self.unit for side in (width, height)]
         return sides[0], sides[1]
 
+    def largest(self, width: float, height: float) -> tuple[int, int]:
+        """The most that is seen of an image of these proportions, in any unit: `size` leaves it as it is."""
+        check_sides(width, height)
+        scale = math.sqrt(self.most / (width * height))
+        sides = [max(self.unit, math.floor(side * scale / self.unit) * self.unit) for side in (width, height)]
+        return self.size(sides[0], sides[1])
+
+
+def check_sides(width: float, height: float) -> None:
+    """Raise ValueError unless both are finite and positive."""
+    if not (0 < width < math.inf and 0 < height < math.inf):
+        raise ValueError(f"an image has a width and a height above 0, got {width} x {height}")
+
 
 def resized(image: Image, size: tuple[int, int]) -> Image:
     """RGB to RGB, bicubic and antialiased."""

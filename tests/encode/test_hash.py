@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from ragkit.encode import Encoding, load_encoder, resolve_name
 from ragkit.encode.contract import TokenStates
-from ragkit.errors import CheckpointError, InputTooLong
+from ragkit.errors import CheckpointError, EncodeError, InputTooLong
 from ragkit.ragged import MultiVectors, unit_rows
 from ragkit.testing import SAMPLES, HashEncoder, assert_encoder_contract
+from ragkit.types import Box
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,8 @@ from ragkit.testing import SAMPLES, HashEncoder, assert_encoder_contract
         HashEncoder(1),
         HashEncoder(300, multi_dims=20),
         HashEncoder(2, multi_dims=1, max_tokens=40, asymmetric=True, seed=3),
+        HashEncoder(images=True),
+        HashEncoder(20, multi_dims=30, images=True, asymmetric=True, max_pixels=8 * 28 * 28),
     ],
     ids=lambda encoder: encoder.card.name,
 )
@@ -75,7 +79,8 @@ def test_the_mean_of_all_token_states_is_the_vector_and_late_chunks_know_their_d
 def test_every_setting_changes_name_and_fingerprint_and_the_name_opens_it_again() -> None:
     encoders = [
         HashEncoder(), HashEncoder(65), HashEncoder(multi_dims=8), HashEncoder(asymmetric=True), HashEncoder(seed=1),
-        HashEncoder(32, multi_dims=16, asymmetric=True, seed=12),
+        HashEncoder(32, multi_dims=16, asymmetric=True, seed=12), HashEncoder(images=True),
+        HashEncoder(32, multi_dims=16, images=True, asymmetric=True, seed=12),
     ]  # fmt: skip
     assert len({encoder.card.fingerprint for encoder in encoders}) == len(encoders)
     for encoder in encoders:
@@ -83,6 +88,10 @@ def test_every_setting_changes_name_and_fingerprint_and_the_name_opens_it_again(
         assert again.card == encoder.card
         assert np.array_equal(again.encode_query(SAMPLES).dense, encoder.encode_query(SAMPLES).dense)
     assert HashEncoder(max_tokens=99).card.fingerprint != HashEncoder().card.fingerprint
+    small, most = load_encoder("hash:64+images", max_pixels=50 * 28 * 28), HashEncoder(images=True)
+    assert small.card.fingerprint != most.card.fingerprint
+    assert small.image_size(10, 10) == (7 * 28, 7 * 28)
+    assert most.image_size(10, 10) == (16 * 28, 16 * 28)
     assert resolve_name("hash") == load_encoder("hash").card.name == "hash:64"
 
 
@@ -94,6 +103,56 @@ def test_what_it_cannot_be_is_refused() -> None:
         load_encoder("hash", device="cuda")
     with pytest.raises(CheckpointError, match="revision"):
         load_encoder("hash", revision="0")
+    for settings in ({"max_pixels": 10000}, {"images": True, "max_pixels": 783}):
+        with pytest.raises(ValueError, match="from 784 on"):
+            HashEncoder(**settings)
+    with pytest.raises(ValueError, match=r"only with \+images"):
+        load_encoder("hash", max_pixels=10000)
+    with pytest.raises(ValueError, match="images=True"):
+        HashEncoder().patches(10, 10)
+    with pytest.raises(TypeError, match="input 0 is Image, but this model takes only str"):
+        HashEncoder().encode_query([page()])
+    for sides in ((0, 10), (10, -1), (float("nan"), 1), (1, float("inf"))):
+        with pytest.raises(ValueError, match="a width and a height above 0"):
+            HashEncoder(images=True).image_size(*sides)
+
+
+def page(size: tuple[int, int] = (392, 504), **marks: tuple[int, int, int, int]) -> Any:
+    """White, with a rectangle of each colour."""
+    image = Image.new("RGB", size, "white")
+    for colour, corners in marks.items():
+        ImageDraw.Draw(image).rectangle(corners, fill=colour)
+    return image
+
+
+@pytest.mark.parametrize("size", [(392, 504), (613, 791), (1000, 60), (31, 29), (3000, 2500)])
+def test_a_word_finds_the_picture_with_its_colour_and_the_patch_where_it_is(size: tuple[int, int]) -> None:
+    encoder, (width, height) = HashEncoder(256, multi_dims=128, images=True), size
+    x, y = int(width * 0.7), int(height * 0.4)
+    corners = (x - width // 30, y - height // 30, x + width // 30, y + height // 30)
+    pages = [page(size, red=corners), page(size, green=corners), page(size)]
+    seen, asked = encoder.encode_document(pages), encoder.encode_query(["red", "green"])
+    assert (asked.dense @ seen.dense.T).argmax(axis=1).tolist() == [0, 1]
+    patches = encoder.patches(*size)
+    for i in range(2):
+        assert len(seen.multi[i]) == 3 + patches.tokens.size
+        [at] = np.argwhere(patches.tokens == (asked.multi[i] @ seen.multi[i].T).argmax())
+        box = patches.box(*at.tolist())
+        assert box.x0 - 1 / 30 <= x / width <= box.x1 + 1 / 30
+        assert box.y0 - 1 / 30 <= y / height <= box.y1 + 1 / 30
+
+
+def test_the_words_beside_a_picture_are_read_too_and_roles_reach_its_vectors() -> None:
+    encoder = HashEncoder(128, multi_dims=64, images=True, asymmetric=True)
+    image = page(blue=(0, 0, 100, 100))
+    alone, beside = encoder.encode_document([image, ("green tea", image)]).multi
+    assert np.array_equal(beside[: len(alone)], alone)
+    assert len(beside) == len(alone) + 2
+    assert np.array_equal(beside[-2:], encoder.encode_document(["green tea"]).multi[0])
+    asked = encoder.encode_query([image]).multi[0]
+    assert (np.flatnonzero((asked != alone).any(axis=1)) == [0, 1, len(alone) - 1]).all()  # the prompt's, not the cells'
+    with pytest.raises(EncodeError, match="input 1: the image has 20000 x 2 pixels"):
+        encoder.encode_document(["a", Image.new("L", (20000, 2))])
 
 
 def test_vectors_are_the_same_on_every_machine_and_in_every_process() -> None:
@@ -185,6 +244,25 @@ def test_the_contract_check_finds(fault: str) -> None:
     changes, message = FAULTS[fault]
     with pytest.raises(AssertionError, match=message):
         assert_encoder_contract(Broken(**changes))
+
+
+SEEING = HashEncoder(16, multi_dims=4, images=True)
+BLIND = {
+    "tokens": ({"patches": lambda w, h: replace(SEEING.patches(w, h), tokens=SEEING.patches(w, h).tokens + 5)}, "tokens from 7"),
+    "region": ({"patches": lambda w, h: replace(SEEING.patches(w, h), region=Box(0, 0, 0, 1))}, "nothing is seen"),
+    "unit": ({"image_size": lambda w, h: (int(w), int(h))}, "depends on the unit"),
+    "batch": ({"encode_document": lambda items, **k: SEEING.encode_document(items[::-1], **k)}, "a picture beside|text 0"),
+}
+
+
+@pytest.mark.parametrize("fault", BLIND)
+def test_the_contract_check_finds_of_pictures(fault: str) -> None:
+    changes, message = BLIND[fault]
+    broken = Broken(**{"image_size": SEEING.image_size, "patches": SEEING.patches} | changes)
+    broken.image_size, broken.patches = broken._changes["image_size"], broken._changes["patches"]
+    broken._inner, broken.card = SEEING, SEEING.card
+    with pytest.raises(AssertionError, match=message):
+        assert_encoder_contract(broken)
 
 
 def test_the_check_passes_what_is_not_broken() -> None:
