@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 import xxhash
 
-from ragkit.encode.contract import Encoder, EncoderCard, Encoding, Item
+from ragkit.encode.contract import Encoder, EncoderCard, Encoding, ImageEncoder, Item, Patches
 from ragkit.encode.tasks import full_task
 from ragkit.encode.texts import check_truncate_dim, split_item
 from ragkit.errors import EncodeError
@@ -232,6 +232,18 @@ class CachedEncoder:
     @property
     def card(self) -> EncoderCard:
         return self.encoder.card
+
+    def image_size(self, width: float, height: float) -> tuple[int, int]:
+        return self._seeing.image_size(width, height)
+
+    def patches(self, width: int, height: int) -> Patches:
+        return self._seeing.patches(width, height)
+
+    @property
+    def _seeing(self) -> ImageEncoder:
+        if not isinstance(self.encoder, ImageEncoder):
+            raise ValueError(f"{self.card.name} does not tell how it sees pictures")
+        return self.encoder
 
     def encode_query(
         self, queries: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False

@@ -23,8 +23,17 @@ import numpy.typing as npt
 from ragkit.encode.batching import ahead
 from ragkit.encode.bert import read_tokenizer
 from ragkit.encode.checkpoint import check_names_and_shapes, licence_of, read_json, read_tensors
-from ragkit.encode.contract import EncoderCard, Encoding, Item, TokenIds, TokenStates
-from ragkit.encode.images import Image, centre_square, normalised, upright_rgb, upright_size
+from ragkit.encode.contract import EncoderCard, Encoding, Item, Patches, TokenIds, TokenStates
+from ragkit.encode.images import (
+    Image,
+    centre_square,
+    check_sides,
+    normalised,
+    shortest_at,
+    square_cut,
+    upright_rgb,
+    upright_size,
+)
 from ragkit.encode.kernels import Kernels, Runs, TorchKernels, import_torch, runs_of
 from ragkit.encode.layouts import Opening
 from ragkit.encode.packed import Forward, PackedEncoder, Placed, Row
@@ -33,7 +42,7 @@ from ragkit.encode.tasks import GENERAL, checked_task, full_task
 from ragkit.encode.texts import check_truncate_dim, split_item, too_long
 from ragkit.errors import CheckpointError, EncodeError, InputTooLong
 from ragkit.ragged import truncate_dims, unit_rows
-from ragkit.types import Floats, Ints
+from ragkit.types import Box, Floats, Ints
 
 MAX_TOKENS = 8192  # trained up to here; nothing in the weights depends on it
 CPU_TOKENS, GPU_TOKENS = 2048, 65536  # of text, a batch
@@ -280,6 +289,19 @@ class ClipEncoder:
 
     def count_tokens(self, documents: Sequence[str]) -> Ints:
         return self._texts.count_tokens(documents)
+
+    def image_size(self, width: float, height: float) -> tuple[int, int]:
+        """(width, height) in pixels with the shorter side as the model has it; of the longer one it sees the middle."""
+        return shortest_at(width, height, self._towers.shape.vision.image_size)
+
+    def patches(self, width: int, height: int) -> Patches:
+        """The tower's grid over the centre square. One vector stands for all of it: no cell has one of its own."""
+        check_sides(width, height)
+        vision = self._towers.shape.vision
+        size, left, top = square_cut(width, height, vision.image_size)
+        right, bottom = left + vision.image_size, top + vision.image_size
+        region = Box(left / size[0], top / size[1], right / size[0], bottom / size[1])
+        return Patches(region, np.full((vision.grid, vision.grid), -1, dtype=np.int64))
 
     def _encode(self, inputs: Sequence[Item], *, truncate_dim: int | None, truncate: bool) -> Encoding:
         if isinstance(inputs, str):

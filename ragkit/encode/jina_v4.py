@@ -25,8 +25,8 @@ import numpy.typing as npt
 
 from ragkit.encode.batching import ahead
 from ragkit.encode.checkpoint import digest_of, licence_of
-from ragkit.encode.contract import EncoderCard, Encoding, Item, TokenIds, TokenStates
-from ragkit.encode.images import Image, Resizing, normalised, patch_rows, resized, upright_rgb, upright_size
+from ragkit.encode.contract import EncoderCard, Encoding, Item, Patches, TokenIds, TokenStates
+from ragkit.encode.images import Image, Resizing, check_sides, normalised, patch_rows, resized, upright_rgb, upright_size
 from ragkit.encode.jina_v4_files import MAX_TOKENS, V4Settings, V4Tensors
 from ragkit.encode.jina_v4_model import QwenAdapted, Row
 from ragkit.encode.kernels import import_torch
@@ -37,7 +37,7 @@ from ragkit.encode.texts import check_texts, check_truncate_dim, split_item, too
 from ragkit.encode.tokens import Tokenizer
 from ragkit.errors import CheckpointError, EncodeError, InputTooLong
 from ragkit.ragged import MultiVectors, truncate_dims, unit_rows
-from ragkit.types import Floats, Ints
+from ragkit.types import Box, Floats, Ints
 
 BEFORE = "<|im_start|>user\n<|vision_start|>"
 AFTER = "<|im_end|>\n"
@@ -266,6 +266,18 @@ class JinaV4:
         prompts, resizing = self._prompts, self._settings.resizing
         wide, high = (side // resizing.unit for side in resizing.size(width, height))
         return len(prompts.with_image(prompts.tokenizer.ids([DESCRIBE])[0], high, wide))
+
+    def image_size(self, width: float, height: float) -> tuple[int, int]:
+        """(width, height) in pixels of the most that the model sees of an image of these proportions."""
+        return self._settings.resizing.largest(width, height)
+
+    def patches(self, width: int, height: int, *, max_pixels: int | None = None) -> Patches:
+        """A cell is four patches, joined by the model: 28 x 28 pixels after resizing. max_pixels: as for `encode_document`."""
+        check_sides(width, height)
+        resizing = _resizing(self._settings.resizing, max_pixels)
+        columns, rows = (side // resizing.unit for side in resizing.size(width, height))
+        cells = np.arange(rows * columns, dtype=np.int64).reshape(rows, columns)
+        return Patches(Box(0, 0, 1, 1), len(self._prompts.before) + cells)
 
     def _encode(
         self, items: Sequence[Item], tasks: Sequence[str], *, truncate_dim: int | None, truncate: bool, max_pixels: int | None

@@ -29,13 +29,13 @@ import numpy as np
 
 from ragkit.encode.api_client import ApiClient
 from ragkit.encode.batching import side_by_side
-from ragkit.encode.contract import EncoderCard, Encoding, Item
-from ragkit.encode.images import Image, upright_rgb
+from ragkit.encode.contract import EncoderCard, Encoding, Item, Patches
+from ragkit.encode.images import Image, Resizing, shortest_at, upright_rgb
 from ragkit.encode.tasks import GENERAL, checked_task, full_task
 from ragkit.encode.texts import check_texts, check_truncate_dim, split_item, without_surrogates
 from ragkit.errors import EncodeError, InputTooLong, RemoteError
 from ragkit.ragged import MultiVectors, truncate_dims, unit_rows
-from ragkit.types import Floats, Ints
+from ragkit.types import Box, Floats, Ints
 
 URLS = {"jina": "https://api.jina.ai/v1", "openai": "https://api.openai.com/v1"}
 MULTI = "+multi"
@@ -63,7 +63,11 @@ class Hosted:
     takes_dims: bool = False  # whether `dimensions` may be sent
     tasks: tuple[str, ...] = GENERAL
     takes_tasks: bool = False
-    sees: bool = False
+    seen: Resizing | int | None = None  # what is published of its preprocessing: Qwen2-VL's rule, or the side of a square
+
+    @property
+    def sees(self) -> bool:
+        return self.seen is not None
 
 
 KNOWN = {
@@ -72,9 +76,10 @@ KNOWN = {
     ),
     "jina:jina-embeddings-v4": Hosted(
         dims=2048, multi_dims=128, max_tokens=32768, truncatable=(128, 256, 512, 1024, 2048), takes_dims=True,
-        tasks=("retrieval", "text-matching", "code"), takes_tasks=True, sees=True,
+        tasks=("retrieval", "text-matching", "code"), takes_tasks=True,
+        seen=Resizing(unit=28, least=56 * 56, most=768 * 28 * 28),
     ),
-    "jina:jina-clip-v1": Hosted(dims=768, sees=True),
+    "jina:jina-clip-v1": Hosted(dims=768, seen=224),
     "openai:text-embedding-3-small": Hosted(dims=1536, truncatable=(512, 1536), takes_dims=True),
     "openai:text-embedding-3-large": Hosted(dims=3072, truncatable=(256, 1024, 3072), takes_dims=True),
     "openai:text-embedding-ada-002": Hosted(dims=1536),
@@ -213,6 +218,18 @@ class RemoteEncoder:
         """About how many tokens the model would see, (n,) int64."""
         check_texts(documents)
         return np.array([_estimate(text) for text in documents], dtype=np.int64)
+
+    def image_size(self, width: float, height: float) -> tuple[int, int]:
+        """By what is published of the model; the service may see less."""
+        seen = self._name.hosted.seen
+        if seen is None:
+            raise ValueError(f"{self.card.name} sees no images")
+        return seen.largest(width, height) if isinstance(seen, Resizing) else shortest_at(width, height, seen)
+
+    def patches(self, width: int, height: int) -> Patches:
+        """One cell without a vector: which of the multi-vector is where in the image, no API says."""
+        self.image_size(width, height)
+        return Patches(Box(0, 0, 1, 1), np.full((1, 1), -1, dtype=np.int64))
 
     def measured(self) -> RemoteEncoder:
         """The same, its width found out by asking for one vector."""

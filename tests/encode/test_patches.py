@@ -1,0 +1,172 @@
+"""Where vectors look: a mark in one cell of a picture changes that cell's vector, for every model that sees.
+
+The proof runs whole models, pixels to multi-vector, whose attention is cut: every layer that mixes tokens adds nothing. Then a
+token knows its own pixels alone, and which vector a mark changes is which vector looks there. Nothing of our own geometry is
+in that.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ragkit.encode import load_encoder
+from ragkit.encode.cache import cached
+from ragkit.encode.contract import ImageEncoder, Patches
+from ragkit.encode.images import Resizing
+from ragkit.testing import HashEncoder
+from ragkit.types import Box
+from tests.encode.checkpoints.jina_clip import write_clip_v1
+from tests.encode.checkpoints.jina_v4 import write_v4
+from tests.encode.checkpoints.stored import edit_tensors, read_tensors
+from tests.encode.test_images import picture
+
+SIZES = [(395, 305), (113, 640), (1201, 90), (30, 29), (1300, 1000)]
+NOISE = np.random.default_rng(0)
+
+
+def blank(size: tuple[int, int]) -> Image.Image:
+    return Image.new("RGB", size, (250, 250, 250))
+
+
+def marked(size: tuple[int, int], box: Box) -> Image.Image:
+    """A blank picture with noise in a box, given in fractions of it; one pixel at least."""
+    image = blank(size)
+    left, top = (min(math.floor(at * side), side - 1) for at, side in zip((box.x0, box.y0), size, strict=True))
+    right, bottom = (
+        max(low + 1, math.ceil(at * side)) for low, at, side in zip((left, top), (box.x1, box.y1), size, strict=True)
+    )
+    image.paste(Image.fromarray(NOISE.integers(0, 200, (bottom - top, right - left, 3), dtype=np.uint8)), (left, top))
+    return image
+
+
+def changes(encoder: Any, size: tuple[int, int], boxes: list[Box]) -> list[np.ndarray]:
+    """Of each mark, how far it moves each vector of the blank picture, (t,)."""
+    multi = encoder.encode_document([blank(size), *(marked(size, box) for box in boxes)]).multi
+    return [np.linalg.norm(multi[i] - multi[0], axis=1) for i in range(1, len(multi))]
+
+
+def some_cells(patches: Patches, count: int = 3) -> list[tuple[int, int]]:
+    """The four corners, and others."""
+    rows, columns = patches.tokens.shape
+    corners = [(0, 0), (0, columns - 1), (rows - 1, 0), (rows - 1, columns - 1)]
+    return list(
+        dict.fromkeys([*corners, *zip(NOISE.integers(rows, size=count), NOISE.integers(columns, size=count), strict=True)])
+    )
+
+
+def assert_marks_are_found(encoder: Any, size: tuple[int, int], *, elsewhere: tuple[int, ...] = ()) -> None:
+    """elsewhere: vectors that see the whole picture without being a cell's."""
+    patches = encoder.patches(*size)
+    cells = some_cells(patches)
+    for cell, moved in zip(cells, changes(encoder, size, [patches.box(*cell) for cell in cells]), strict=True):
+        assert -1 <= patches.tokens.min() <= patches.tokens.max() < len(moved)
+        moved = np.delete(moved, elsewhere) if elsewhere else moved
+        assert moved.argmax() == patches.tokens[cell], f"{size}, cell {cell} of {patches.tokens.shape}"
+        outside = np.setdiff1d(np.arange(len(moved)), patches.tokens)
+        assert moved[outside].max(initial=0) < 1e-4, "a mark moves a vector of no cell"
+
+
+def assert_every_vector_that_sees_has_its_cell(encoder: Any, size: tuple[int, int]) -> None:
+    """What moves when everything is marked is what the grid names, each once."""
+    patches = encoder.patches(*size)
+    [moved] = changes(encoder, size, [Box(0, 0, 1, 1)])
+    assert np.array_equal(np.flatnonzero(moved > 1e-3), np.sort(patches.tokens.ravel()))
+
+
+@pytest.fixture(scope="module")
+def v4(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Tiny, in its published layout, its attention cut in tower, language model and adapters."""
+    folder = write_v4(tmp_path_factory.mktemp("v4"))
+    for path in folder.rglob("*.safetensors"):
+        mixing = re.compile(r".*(attn\.proj|self_attn\.o_proj)\.(weight|bias|lora_B\.\S+\.weight)")
+        cut = {name: np.zeros(array.shape, np.float32) for name, array in read_tensors(path)[0].items() if mixing.fullmatch(name)}
+        assert cut
+        edit_tensors(path, replace=cut)
+    return load_encoder(folder, dtype="float32")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_v4_marks_are_found_in_their_cells(v4: Any, size: tuple[int, int]) -> None:
+    assert_marks_are_found(v4, size)
+    assert_every_vector_that_sees_has_its_cell(v4, size)
+
+
+def test_v4_cells_follow_max_pixels_and_the_size_to_render_at(v4: Any) -> None:
+    small = 6 * 28 * 28
+    image, patches = picture(300, 200), v4.patches(300, 200, max_pixels=small)
+    assert patches.tokens.shape == (2, 3)
+    assert len(v4.encode_document([image], max_pixels=small).multi[0]) == v4.image_tokens(300, 200) - 24 + 6
+    width, height = v4.image_size(595.3, 841.9)
+    assert (width, height) == (4 * 28, 5 * 28)
+    assert v4.patches(width, height).tokens.shape == (5, 4)
+    with pytest.raises(ValueError, match="above 0"):
+        v4.patches(0, 10)
+
+
+@given(
+    width=st.floats(0.1, 1e5),
+    aspect=st.floats(1 / 200, 200),
+    cells=st.integers(16, 5000),
+)
+@settings(max_examples=300, deadline=None)
+def test_the_size_to_render_at_is_within_the_budget_and_left_as_it_is(width: float, aspect: float, cells: int) -> None:
+    rule = Resizing(unit=28, least=4 * 28 * 28, most=cells * 28 * 28)
+    size = rule.largest(width, width / aspect)
+    assert all(side % 28 == 0 and side >= 28 for side in size)
+    assert rule.size(*size) == size
+    if 28 not in size:
+        assert cells * 28 * 28 / 3 <= size[0] * size[1] <= cells * 28 * 28
+        assert abs(math.log(size[0] / size[1] / aspect)) < math.log(2)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return load_encoder(write_clip_v1(tmp_path_factory.mktemp("clip")), dtype="float32")
+
+
+@pytest.mark.parametrize("size", [(101, 300), (300, 101), (90, 90), (64, 1500)])
+def test_clip_sees_its_region_and_nothing_outside(clip: Any, size: tuple[int, int]) -> None:
+    patches = clip.patches(*size)
+    region, across = patches.region, 4 / min(size)  # bicubic resizing looks some pixels over the edge
+    assert (patches.tokens == -1).all()
+    assert max(region.x1 - region.x0, region.y1 - region.y0) == 1
+    sides = [Box(0, 0, 1, region.y0), Box(0, region.y1, 1, 1), Box(0, 0, region.x0, 1), Box(region.x1, 0, 1, 1)]
+    [plain] = clip.encode_document([blank(size)]).dense
+    for side in sides:
+        seen = Box(max(side.x0, region.x0), max(side.y0, region.y0), min(side.x1, region.x1), min(side.y1, region.y1))
+        assert seen.area == 0
+        inner = Box(side.x0 + across * (side.x0 > 0), side.y0 + across * (side.y0 > 0),
+                    side.x1 - across * (side.x1 < 1), side.y1 - across * (side.y1 < 1))  # fmt: skip
+        if inner.area > 0 and inner.x1 > inner.x0 and inner.y1 > inner.y0:
+            assert np.abs(clip.encode_document([marked(size, inner)]).dense[0] - plain).max() < 1e-5
+    for row, column in some_cells(patches):
+        assert np.abs(clip.encode_document([marked(size, patches.box(row, column))]).dense[0] - plain).max() > 1e-4
+
+
+def test_clip_sees_every_pixel_of_what_is_rendered_at_its_size(clip: Any) -> None:
+    side = clip.image_size(10, 10)[0]
+    for width, height in ((612, 792), (792, 612), (7.5, 7.5)):
+        size = clip.image_size(width, height)
+        assert min(size) == side
+        region = clip.patches(*size).region
+        assert (region.x1 - region.x0) * size[0] == pytest.approx(side)
+        assert (region.y1 - region.y0) * size[1] == pytest.approx(side)
+
+
+def test_a_cache_lets_the_geometry_through(tmp_path: Path) -> None:
+    encoder = HashEncoder(multi_dims=8, images=True)
+    behind: Any = cached(encoder, tmp_path / "cache.db")
+    assert isinstance(behind, ImageEncoder)
+    assert behind.image_size(595, 842) == encoder.image_size(595, 842)
+    assert np.array_equal(behind.patches(100, 300).tokens, encoder.patches(100, 300).tokens)
+    with pytest.raises(ValueError, match="sees no images"):
+        cached(HashEncoder(), tmp_path / "other.db").patches(1, 1)  # type: ignore[attr-defined]
