@@ -54,7 +54,8 @@ def _sums(path: Path, block: int) -> tuple[int, bytes]:
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """An ordinary .npy file. Not np.save, whose error on a full disk does not say that it is full."""
+    """An ordinary .npy file. Not np.save: it writes through C's buffers, and where the disk fills up when they are closed, it
+    says nothing, so that a short file would be sealed under a good checksum."""
     with path.open("wb") as file:
         header = np.lib.format.header_data_from_array_1_0(array)
         np.lib.format.write_array_header_1_0(file, header)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from ragkit.catalog.catalog import DocumentRow, Failure, SegmentRow
 from ragkit.catalog.mend import bury_unknown, live_units, lose, mend_rows, reindex, short_of_units
+from ragkit.catalog.sums import differing
 from ragkit.checked import CheckedFolder, writing
 from ragkit.errors import Damaged, StorageError
 from ragkit.store import DENSE, Salvaged, Segment, Store, Writer
@@ -82,6 +83,8 @@ def _mend(
     if any(row.key is None for row in rows):
         reindex(catalog)
         rows = list(catalog.damaged_rows())
+    if not rows and differing(catalog):
+        catalog.vacuum()  # the rows are whole: the file is written anew from them
     lost = mend_rows(catalog, rows)
     commit = catalog.latest()
     damaged = _damaged_segments(store, progress)

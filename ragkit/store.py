@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -27,8 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ragkit.catalog.catalog import VECTOR, Catalog, Change, Commit, NewDocument, Origin, SegmentRow, UnitRow, origin_of
+from ragkit.catalog.sums import leave_sums
 from ragkit.checked import CheckedFolder, FileRecord, seal, sync_file, write_array, writing
-from ragkit.errors import Damaged, IndexLocked, StorageError
+from ragkit.errors import Damaged, IndexLocked, RagkitError, StorageError
 from ragkit.locks import Pin, remove_unused, writer_lock
 from ragkit.ragged import top_k, truncate_dims
 from ragkit.recipe import Recipe
@@ -355,6 +356,7 @@ class Store:
         self._writing = threading.Lock()
         self._snapshot: Snapshot | None = None
         self._intact: Snapshot | None = None
+        self._wrote = self._thorough = False  # since it was opened: anything at all; all of it
 
     @classmethod
     def create(cls, path: Path, settings: Mapping[str, Any], *, lexical: bool = True) -> None:
@@ -376,7 +378,16 @@ class Store:
     def close(self) -> None:
         with self._lock:
             self._snapshot = self._intact = None
+        if self._wrote and self.numbers is self.catalog:
+            self._leave_sums()
         self.catalog.close()
+
+    def _leave_sums(self) -> None:
+        """Leave the checksums of the catalog's own bytes, which `verify` compares. Nothing stands on them, so that who closes
+        is not told where they cannot be written: they are of another time then, and say nothing."""
+        with suppress(RagkitError, OSError), writer_lock(self.path / "LOCK", timeout=0):
+            leave_sums(self.catalog, thorough=self._thorough)
+            self._wrote = self._thorough = False
 
     def snapshot(self) -> Snapshot:
         """The newest commit, opened. Cheap when nothing was committed since the last call."""
@@ -461,6 +472,7 @@ class Store:
             raise IndexLocked(f"{self.path} is being written to by another thread of this process. Wait for it to finish.")
         try:
             with writer_lock(self.path / "LOCK", timeout=timeout):
+                self._wrote = True
                 if not mending:
                     self._remove_unused()
                 yield Writer(self, mending=mending)
@@ -559,6 +571,7 @@ class Writer:
             if change.lexical:
                 change = self._write_lexical(change, snapshot, fresh=fresh_words or snapshot.lexical is None)
         store.catalog.commit(change)
+        store._thorough |= merge
         del snapshot, absorbed  # they hold the folders that refresh is about to remove
         if not self.mending:
             store.refresh()

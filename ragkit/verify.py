@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ragkit.catalog.mend import incomplete
+from ragkit.catalog.sums import differing
 from ragkit.checked import CheckedFolder
 from ragkit.encode.given import PREFIX
 from ragkit.errors import Damaged, StorageError
@@ -48,7 +49,8 @@ def verify(store: Store, *, progress: Callable[[Progress], None] | None = None) 
         return findings or [Finding(str(error).partition(" Run: ")[0], repair)]
     findings += [Finding(problem, repair) for folder in folders for problem in strangers(folder)]
     findings += [Finding(problem, repair) for _, problem in damaged_files(folders, progress=progress)]
-    return findings or [Finding(problem, repair) for problem in _disagreements(store)]
+    findings = findings or [Finding(problem, repair) for problem in _disagreements(store)]
+    return findings or [Finding(problem, repair) for problem in differing(store.catalog)]
 
 
 def damaged_files(

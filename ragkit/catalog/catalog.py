@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import sqlite3
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,6 +54,7 @@ PIECE = 1 << 14  # characters of text per row: a hit inflates one or two pieces 
 BUSY = 60.0  # seconds a writer waits for another connection's short transaction
 PAGES_IN = 100  # spans per statement that looks for their pages
 MASTER = "SELECT type, name, tbl_name, sql FROM sqlite_master"
+STATE = "state"  # the counter that is none: see `Catalog.state`
 VECTOR = "vector"  # kind of a unit that is nothing but vectors under its user's key: it has no row in `units`
 IN = 500  # values per IN list, well below SQLite's limit on variables
 
@@ -196,6 +199,7 @@ class Catalog:
         """A transaction that writes, committed at the end of the block unless that raises."""
         with self._errors(), self._engine.connect().execution_options(ragkit_write=True) as connection, connection.begin():
             yield connection
+            _stamp_state(connection)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -244,6 +248,47 @@ class Catalog:
                 connection.execute(update(s.counters).where(s.counters.c.name == name).values(**fresh))
                 first.append(value)
         return first[0], first[1]
+
+    # The file itself
+
+    def state(self) -> int | None:
+        """A random number that every transaction replaces; None where none did so yet: the catalog is of an earlier ragkit."""
+        with self.reading() as connection:
+            return state_of(connection)
+
+    def image(self) -> tuple[int | None, bytes]:
+        """The state, and all bytes of the file as of it, what is still in the log included; from the disk, not from a cache."""
+        with self.reading() as connection:
+            connection.exec_driver_sql("PRAGMA shrink_memory")
+            state, source = state_of(connection), connection.connection.driver_connection
+            assert isinstance(source, sqlite3.Connection)
+            return state, source.serialize()
+
+    def checkpoint(self) -> bool:
+        """Bring the write-ahead log into the file; whether nothing of it was left out because somebody still reads."""
+        with self._outside() as connection:
+            busy, frames, brought = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        return not busy and frames == brought
+
+    def vacuum(self) -> None:
+        """Write the file anew from its rows, without what stood in its free space."""
+        with self._outside() as connection:
+            connection.execute("VACUUM")
+
+    @contextmanager
+    def _outside(self) -> Iterator[sqlite3.Connection]:
+        """A connection for what SQLite does not do within a transaction."""
+        connection = self._engine.raw_connection()
+        try:
+            source = connection.driver_connection
+            assert isinstance(source, sqlite3.Connection)
+            yield source
+        except sqlite3.OperationalError as error:
+            raise StorageError(f"{self.path}: {error}. Is the disk full, or the folder read-only or gone?") from error
+        except sqlite3.DatabaseError as error:
+            raise Damaged(f"{self.path} is damaged: {error}. Run: ragkit repair {self.path.parent}") from error
+        finally:
+            connection.close()
 
     # Commits
 
@@ -735,6 +780,17 @@ def _stamp(connection: Connection, change: Change) -> None:
             fresh = s.summed(s.documents, fields)
             values = {name: fresh[name] for name in ("recipe_hash", "sum")}
             connection.execute(update(s.documents).where(s.documents.c.id == row["id"]).values(**values))
+
+
+def state_of(connection: Connection) -> int | None:
+    """See `Catalog.state`."""
+    row = connection.execute(select(s.counters).where(s.counters.c.name == STATE)).mappings().first()
+    return None if row is None else int(s.checked(s.counters, row)["next"])
+
+
+def _stamp_state(connection: Connection) -> None:
+    connection.execute(delete(s.counters).where(s.counters.c.name == STATE))
+    insert_rows(connection, s.counters, [{"name": STATE, "next": secrets.randbits(62)}])
 
 
 def insert_files(connection: Connection, folder: str, records: Sequence[FileRecord]) -> None:

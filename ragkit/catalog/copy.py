@@ -9,7 +9,8 @@ from pathlib import Path
 from sqlalchemy import func, select
 
 from ragkit.catalog import schema as s
-from ragkit.catalog.catalog import Catalog
+from ragkit.catalog.catalog import Catalog, state_of
+from ragkit.catalog.sums import NAME, file_sums, write_sums
 from ragkit.checked import sync_file
 from ragkit.errors import StorageError
 
@@ -17,7 +18,8 @@ PAGES = 1024  # copied between two looks at the keyboard
 
 
 def copy_catalog(catalog: Catalog, target: Path, *, commit: int) -> bool:
-    """Write the catalog to the new file `target` and sync it; False, and no file, where `commit` is not the newest any more.
+    """Write the catalog to the new file `target`, with the sums of its bytes, and sync it; False, and no file, where `commit`
+    is not the newest any more.
 
     The copy is one transaction's view: SQLite's backup reads through the connection that began it, so neither a commit
     nor a checkpoint moves it. The write-ahead log cannot shrink meanwhile.
@@ -25,6 +27,7 @@ def copy_catalog(catalog: Catalog, target: Path, *, commit: int) -> bool:
     with catalog.reading() as connection:
         if connection.execute(select(func.max(s.commits.c.number))).scalar() != commit:
             return False
+        state = state_of(connection)
         source = connection.connection.driver_connection
         assert isinstance(source, sqlite3.Connection)
         try:
@@ -33,4 +36,6 @@ def copy_catalog(catalog: Catalog, target: Path, *, commit: int) -> bool:
         except sqlite3.OperationalError as error:
             raise StorageError(f"{target} cannot be written: {error}. Is the disk full?") from error
     sync_file(target)
+    if state is not None:
+        write_sums(target.with_name(NAME), state, file_sums(target))
     return True

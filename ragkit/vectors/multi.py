@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.checked import CheckedFolder
+from ragkit.checked import CheckedFolder, write_array
 from ragkit.errors import Damaged, MissingExtra
 from ragkit.ragged import MultiVectors, unit_rows
 from ragkit.types import Floats, Ints
@@ -134,7 +134,7 @@ def write_multi(folder: Path, name: str, layout: Layout, parts: Iterable[Stored]
         file.seek(0)
         file.write(_header(layout, tokens))
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype("<i8")
-    np.save(folder / f"{name}.offsets.npy", offsets)
+    write_array(folder / f"{name}.offsets.npy", offsets)
     quantiser = layout.quantiser
     stats = MultiStats(
         rows=len(offsets) - 1, tokens=tokens, dims=layout.dims, precision=layout.precision, residual=loss.residual,

@@ -13,25 +13,22 @@ import pytest
 from ragkit import Index
 from ragkit.catalog.catalog import Catalog
 from ragkit.catalog.mend import incomplete
+from ragkit.catalog.sums import differing
 from ragkit.checked import CheckedFolder
 from ragkit.errors import RagkitError
 from ragkit.verify import damaged_files
-from tests.safe.damage import answers
+from tests.safe.damage import answers, flip
 
 SAMPLE = 97
 
 
 @pytest.fixture
 def closed(index: Index) -> Path:
-    """An index of six documents, one of them deleted, with all of its catalog in one file."""
+    """An index of six documents, one of them deleted, at rest."""
     index.add([{"id": "long", "text": " ".join(f"Sentence {n} of a longer text." for n in range(60)), "title": "Long"}])
     index.delete("bread")
     index.close()
-    catalog = sqlite3.connect(index.path / "catalog.db")
-    catalog.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    catalog.execute("VACUUM")
-    catalog.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    catalog.close()
+    assert {one.name for one in index.path.iterdir()} == {"LOCK", "catalog.db", "catalog.sums", "lexical", "segments"}
     return index.path
 
 
@@ -56,19 +53,19 @@ def sealed_flips(path: Path, *, step: int) -> Counter[str]:
     return counts
 
 
-def catalog_flips(path: Path, *, step: int) -> Counter[str]:
+def catalog_flips(path: Path, *, step: int, name: str = "catalog.db") -> Counter[str]:
     """Each `step`-th byte of catalog.db: found; or harmless, since every row of every table is read as before; or missed."""
-    file = path / "catalog.db"
+    file = path / name
     whole = file.read_bytes()
-    expected = _rows(file)
+    expected = _rows(path / "catalog.db")
     counts: Counter[str] = Counter()
     draw = random.Random(5)
     for at in range(draw.randrange(step), len(whole), step):
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << draw.randrange(8)]) + whole[at + 1 :])
-        if _problems(file):
+        if _problems(path / "catalog.db"):
             counts["found"] += 1
         else:
-            counts["harmless" if _rows(file) == expected else f"missed at {at}"] += 1
+            counts["harmless" if _rows(path / "catalog.db") == expected else f"missed at {at}"] += 1
         for left in ("catalog.db-wal", "catalog.db-shm"):
             (path / left).unlink(missing_ok=True)
     file.write_bytes(whole)
@@ -80,7 +77,8 @@ def _problems(file: Path) -> list[Any]:
         catalog = Catalog(file)
         try:
             catalog.check_format()
-            found: list[Any] = list(catalog.damaged_rows())
+            found: list[Any] = differing(catalog)
+            found = found or list(catalog.damaged_rows())
             return found or [*incomplete(catalog), *catalog.spent_counters()]
         finally:
             catalog.close()
@@ -113,20 +111,96 @@ def test_a_flipped_byte_of_vectors_or_words_is_found(closed: Path) -> None:
         assert index.verify() == []
 
 
-def test_a_flipped_byte_of_the_catalog_is_found_or_changes_nothing(closed: Path) -> None:
-    counts = catalog_flips(closed, step=7 * SAMPLE)
-    assert counts["found"] > 8
+@pytest.mark.parametrize("name", ["catalog.db", "catalog.sums"])
+def test_a_flipped_byte_of_the_catalog_at_rest_is_found(closed: Path, name: str) -> None:
+    counts = catalog_flips(closed, step=4 * SAMPLE if name == "catalog.db" else 1, name=name)
+    assert set(counts) == {"found"}
+    assert counts["found"] > 30
+
+
+def test_without_the_sums_a_flipped_byte_of_the_catalog_is_found_or_changes_nothing(closed: Path) -> None:
+    (closed / "catalog.sums").unlink()
+    counts = catalog_flips(closed, step=9 * SAMPLE)
+    assert counts["found"] > 5
+    assert counts["harmless"] > 5
     assert_found(counts)
 
 
+def test_a_flip_in_free_space_changes_no_answer_and_is_repaired(closed: Path) -> None:
+    file = closed / "catalog.db"
+    with Index.open(closed) as index:
+        expected = answers(index)
+    flip(file, _free_byte(file))
+    with Index.open(closed) as index:
+        assert answers(index) == expected
+        [finding] = index.verify()
+        assert "catalog.db: block" in finding.problem
+        assert index.repair().lost == ()
+        assert index.verify() == []
+        assert answers(index) == expected
+    with Index.open(closed) as index:  # as it was left after the repair
+        assert index.verify() == []
+        index.add([{"id": "after", "text": "Added after a repair."}])
+        index.compact()
+        assert index.verify() == []
+
+
+def _free_byte(file: Path) -> int:
+    """A byte of a table's page that no cell and no pointer to one covers: just before the cells begin."""
+    body = file.read_bytes()
+    size = int.from_bytes(body[16:18], "big")
+    for start in range(size, len(body), size):
+        cells, content = (int.from_bytes(body[start + at : start + at + 2], "big") for at in (3, 5))
+        if body[start] == 13 and content > 8 + 2 * cells + 64:
+            return start + content - 32
+    raise AssertionError("no page has free space")
+
+
+def test_sums_of_another_time_say_nothing(closed: Path) -> None:
+    """Whoever dies before closing leaves sums of before: what is not compared is not called damaged."""
+    before = (closed / "catalog.sums").read_bytes()
+    with Index.open(closed) as index:
+        index.add([{"id": "later", "text": "Added later."}])
+    assert (closed / "catalog.sums").read_bytes() != before
+    (closed / "catalog.sums").write_bytes(before)
+    with Index.open(closed) as index:
+        assert index.verify() == []
+        (closed / "catalog.sums").write_bytes(before[:-1])
+        assert ["catalog.sums" in one.problem for one in index.verify()] == [True]
+        index.delete("later")
+    with Index.open(closed) as index:
+        assert index.verify() == []
+
+
+def test_another_process_takes_the_same_sums_of_a_large_catalog(closed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (closed / "catalog.sums").read_bytes()
+    monkeypatch.setattr("ragkit.catalog.sums.QUICK", 0)
+    with Index.open(closed) as index:
+        assert index.verify() == []
+        index.add([{"id": "more", "text": "One more."}])
+    assert (closed / "catalog.sums").read_bytes() == before, "a single addition must not read a large catalog"
+    with Index.open(closed) as index:
+        index.compact()
+    assert (closed / "catalog.sums").read_bytes() != before
+    flip(closed / "catalog.db", _free_byte(closed / "catalog.db"))
+    with Index.open(closed) as index:
+        assert ["catalog.db: block" in one.problem for one in index.verify()] == [True]
+
+
 @pytest.mark.slow
-def test_every_flipped_byte_is_found_or_changes_nothing(closed: Path) -> None:
-    sealed = sealed_flips(closed, step=1)
-    print(f"segments and words: {dict(sealed)}")
-    assert_found(sealed)
-    catalog = catalog_flips(closed, step=1)
-    print(f"catalog: {dict(catalog)}")
-    assert_found(catalog)
+def test_every_flipped_byte_is_found(closed: Path) -> None:
+    counts = {"segments and words": sealed_flips(closed, step=1)}
+    counts |= {name: catalog_flips(closed, step=1, name=name) for name in ("catalog.db", "catalog.sums")}
+    print({name: dict(one) for name, one in counts.items()})
+    assert {outcome for one in counts.values() for outcome in one} == {"found"}
+
+
+@pytest.mark.slow
+def test_without_the_sums_every_flipped_byte_of_the_catalog_is_found_or_changes_nothing(closed: Path) -> None:
+    (closed / "catalog.sums").unlink()
+    counts = catalog_flips(closed, step=1)
+    print(f"without sums: {dict(counts)}")
+    assert_found(counts)
 
 
 @pytest.mark.slow

@@ -177,7 +177,7 @@ def _trace(pid: int, folders: list[str], *, at: int, code: int, forever: bool, r
 
 
 def _stop_only_at_calls_of_interest() -> None:
-    """Have the kernel stop this process, and all that it starts, at the calls of CALLS alone (seccomp): the others cost nothing."""
+    """Have the kernel stop this process, and all that it starts, at the calls of CALLS alone (seccomp): others cost nothing."""
     load, equal, any_of, give = 0x20, 0x15, 0x45, 0x06
     allow, trace = 0x7FFF0000, 0x7FF00000
     plain = [number for number in CALLS if number not in (2, 257)]
