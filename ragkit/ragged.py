@@ -63,6 +63,12 @@ def unit_rows(rows: npt.NDArray[Any]) -> Floats:
     return unit
 
 
+def unit_and_lengths(rows: npt.NDArray[Any], dims: int | None = None) -> tuple[Floats, Floats]:
+    """(`unit_rows` of the rows, or of their first `dims`; what their lengths were, (n,) float32)."""
+    cut = np.asarray(rows if dims is None else rows[:, :dims], dtype=np.float32)
+    return (unit_rows(cut) if dims is None else truncate_dims(rows, dims)), np.linalg.norm(cut, axis=1)
+
+
 def truncate_dims(rows: npt.NDArray[Any], dims: int) -> Floats:
     """The first `dims` of each row, renormalised (Matryoshka representation learning, Kusupati et al. 2022)."""
     if not 1 <= dims <= rows.shape[1]:

@@ -22,7 +22,7 @@ from ragkit.encode.images import Image, Resizing, upright_rgb, upright_size
 from ragkit.encode.tasks import GENERAL, checked_task, full_task, full_tasks
 from ragkit.encode.texts import check_texts, check_truncate_dim, split_item, too_long, without_surrogates
 from ragkit.errors import InputTooLong
-from ragkit.ragged import MultiVectors, truncate_dims, unit_rows
+from ragkit.ragged import MultiVectors, truncate_dims, unit_and_lengths, unit_rows
 from ragkit.types import Box, Floats, Ints
 
 VERSION = "1"  # of the vectors: changes with anything that changes them
@@ -210,11 +210,11 @@ class HashEncoder:
                 multi.append(self._multi(words, role, seen=seen))
         # With few dims the signs may cancel; a text's vector has a direction all the same.
         dense[~dense.any(axis=1)] = 1
-        dense = unit_rows(dense) if truncate_dim is None else truncate_dims(_no_zero_prefix(dense, truncate_dim), truncate_dim)
+        dense, lengths = unit_and_lengths(dense if truncate_dim is None else _no_zero_prefix(dense, truncate_dim), truncate_dim)
         if not self.card.multi_dims:
-            return Encoding(dense=dense, truncated=truncated)
+            return Encoding(dense=dense, truncated=truncated, lengths=lengths)
         packed = MultiVectors.pack(multi) if multi else _no_multi(self.card.multi_dims)
-        return Encoding(dense=dense, multi=packed, truncated=truncated)
+        return Encoding(dense=dense, multi=packed, truncated=truncated, lengths=lengths)
 
     def _inputs(self, items: Sequence[Any]) -> list[tuple[str, Image]]:
         """(text or "", image or None) of each. TypeError for what it does not take, EncodeError for sizes no model takes."""

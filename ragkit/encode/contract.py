@@ -26,12 +26,14 @@ Item = Any  # str; a PIL image, or (str, image) together, where the model sees: 
 class Encoding:
     """n inputs as vectors: `dense` (n, d) float32 unit rows, `multi` one multi-vector each; None where not offered.
 
-    `truncated` counts the inputs of which the model saw only the beginning.
+    `truncated` counts the inputs of which the model saw only the beginning. `lengths` (n,) float32 is what the dense vectors
+    had before they were made unit rows; None where that is not known.
     """
 
     dense: Floats | None = None
     multi: MultiVectors | None = None
     truncated: int = 0
+    lengths: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,6 +160,22 @@ class TokenEncoder(Protocol):
         """The last states of each row, (len(row), d) float32, positions from 0. Nothing is added to a row.
 
         No row attends to another. Raises InputTooLong for a row beyond the limit, ValueError for an empty one.
+        """
+        ...
+
+
+@runtime_checkable
+class TokenReader(Protocol):
+    """What an encoder may offer to those who pay by the token, or bring ids of its own tokenizer."""
+
+    def task_tokens(self, texts: Sequence[str], task: str) -> Ints:
+        """As `count_tokens`, for the full name of a task: its own instruction included."""
+        ...
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text that its tokenizer makes exactly these ids of; special tokens around it may be there.
+
+        ValueError for ids that are of no text: those of another tokenizer, or a piece that begins within a word.
         """
         ...
 

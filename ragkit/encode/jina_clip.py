@@ -41,7 +41,7 @@ from ragkit.encode.precision import checked_dtype, default_device
 from ragkit.encode.tasks import GENERAL, checked_task, full_task
 from ragkit.encode.texts import check_truncate_dim, split_item, too_long
 from ragkit.errors import CheckpointError, EncodeError, InputTooLong
-from ragkit.ragged import truncate_dims, unit_rows
+from ragkit.ragged import unit_and_lengths
 from ragkit.types import Box, Floats, Ints
 
 MAX_TOKENS = 8192  # trained up to here; nothing in the weights depends on it
@@ -284,6 +284,12 @@ class ClipEncoder:
     def encode_ids(self, rows: Sequence[npt.NDArray[Any]], *, task: str | None = None) -> list[Floats]:
         return self._texts.encode_ids(rows, task=task)
 
+    def task_tokens(self, texts: Sequence[str], task: str) -> Ints:
+        return self._texts.task_tokens(texts, task)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        return self._texts.text_of(ids)
+
     def token_spans(self, text: str) -> Ints:
         return self._texts.token_spans(text)
 
@@ -319,8 +325,10 @@ class ClipEncoder:
         encoded = self._encode_texts([inputs[i] for i in at], at, truncate=truncate)
         dense[at] = encoded.dense
         self._encode_images(images, dense)
-        dense = unit_rows(dense) if truncate_dim is None else truncate_dims(dense, truncate_dim)
-        return Encoding(dense=dense, truncated=encoded.truncated)
+        dense, lengths = unit_and_lengths(dense, truncate_dim)
+        if encoded.lengths is not None:
+            lengths[at] *= encoded.lengths  # texts come as unit rows
+        return Encoding(dense=dense, truncated=encoded.truncated, lengths=lengths)
 
     def _encode_texts(self, texts: list[str], at: list[int], *, truncate: bool) -> Encoding:
         """Errors name the positions that the texts have among all inputs."""

@@ -26,11 +26,10 @@ from ragkit.encode.kernels import Kernels, TorchKernels, import_torch, runs_of
 from ragkit.encode.layouts import Opening
 from ragkit.encode.packed import Forward, PackedEncoder, Placed, Row, by_task
 from ragkit.encode.precision import checked_dtype, default_device
-from ragkit.encode.tasks import checked_task
+from ragkit.encode.tasks import NO_TASK, checked_task
 
 MAX_TOKENS = 8192  # documented; the tokenizer's own limit is two more
-TASKS = ("retrieval", "text-matching", "separation", "classification")
-NO_TASK = ""  # the base without any adapter: what a row gets whose task is this
+TASKS = ("retrieval", "text-matching", "separation", "classification", NO_TASK)
 
 Tensor = Any  # torch.Tensor
 

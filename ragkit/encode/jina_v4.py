@@ -36,7 +36,7 @@ from ragkit.encode.tasks import checked_task, full_task
 from ragkit.encode.texts import check_texts, check_truncate_dim, split_item, too_long
 from ragkit.encode.tokens import Tokenizer
 from ragkit.errors import CheckpointError, EncodeError, InputTooLong
-from ragkit.ragged import MultiVectors, truncate_dims, unit_rows
+from ragkit.ragged import MultiVectors, unit_and_lengths, unit_rows
 from ragkit.types import Box, Floats, Ints
 
 BEFORE = "<|im_start|>user\n<|vision_start|>"
@@ -250,6 +250,10 @@ class JinaV4:
         self._run(inputs, keep)
         return found
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of the tokenizer's own ids, without prefix."""
+        return self._prompts.tokenizer.text_of(ids)
+
     def token_spans(self, text: str) -> Ints:
         """Character spans of the text's own tokens, (t, 2) int64, ascending; any length."""
         tokens = self.token_ids(text)
@@ -257,9 +261,13 @@ class JinaV4:
 
     def count_tokens(self, documents: Sequence[str]) -> Ints:
         """Tokens of each text in the document role, prefix included, (n,) int64; any length."""
-        check_texts(documents)
-        prefix = self._prompts.prefix(full_task(None, self.card, role="document"))
-        return self._prompts.tokenizer.counts([prefix + text for text in documents])
+        return self.task_tokens(documents, full_task(None, self.card, role="document"))
+
+    def task_tokens(self, texts: Sequence[str], task: str) -> Ints:
+        """As `count_tokens`, with the prefix of a full task."""
+        check_texts(texts)
+        prefix = self._prompts.prefix(task)
+        return self._prompts.tokenizer.counts([prefix + text for text in texts])
 
     def image_tokens(self, width: int, height: int) -> int:
         """How many tokens the model sees of an upright image alone, those of the prompt around it included."""
@@ -294,9 +302,10 @@ class JinaV4:
             multi[at] = unit_rows(vectors.float().cpu().numpy())
 
         self._run(inputs, keep)
-        dense = unit_rows(dense) if truncate_dim is None else truncate_dims(dense, truncate_dim)
+        dense, lengths = unit_and_lengths(dense, truncate_dim)
         none = MultiVectors(np.empty((0, self.card.multi_dims), dtype=np.float32), np.zeros(1, dtype=np.int64))
-        return Encoding(dense, MultiVectors.pack(multi) if multi else none, sum(one.cut for one in inputs))
+        packed = MultiVectors.pack(multi) if multi else none
+        return Encoding(dense, packed, truncated=sum(one.cut for one in inputs), lengths=lengths)
 
     def _prepare(self, items: Sequence[Item], tasks: Sequence[str], *, truncate: bool, resizing: Resizing) -> list[_Input]:
         """Token ids of everything, and sizes of images, which are not decoded yet."""

@@ -27,10 +27,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.encode.contract import Encoder, TokenEncoder, TokenIds, TokenStates
+from ragkit.encode.contract import Encoder, Encoding, TokenEncoder, TokenIds, TokenStates
 from ragkit.encode.texts import check_texts, check_truncate_dim
 from ragkit.errors import EncodeError, InputTooLong
-from ragkit.ragged import truncate_dims, unit_rows
+from ragkit.ragged import truncate_dims, unit_and_lengths, unit_rows
 from ragkit.types import Floats, Ints, Span
 
 OVERLAP = 512  # tokens, the paper's; no more than a quarter of the window, so that small windows are not all overlap
@@ -108,6 +108,14 @@ def _means(pooled: _Pooling, truncate_dim: int | None) -> Floats:
     return unit_rows(pooled.sums) if truncate_dim is None else truncate_dims(pooled.sums, truncate_dim)
 
 
+def late_encoding(encoder: Encoder, pieces: Sequence[str], *, task: str | None = None) -> Encoding:
+    """As `late_chunk_strings`, with the lengths that the means had."""
+    text, spans = _document_of(encoder, pieces)
+    [pooled] = _pooled(encoder, [(text, spans)], task=task, window=None, overlap=None, edges="strict", truncate_dim=None)
+    dense, lengths = unit_and_lengths(pooled.sums)
+    return Encoding(dense=dense, lengths=(lengths / pooled.counts).astype(np.float32))
+
+
 def _pooled(
     encoder: Encoder,
     documents: Sequence[tuple[str, Spans]],
@@ -146,6 +154,12 @@ def late_chunk_strings(
     A token across two pieces belongs to the one that holds its last character. Raises InputTooLong when all together are beyond
     the model's limit, EncodeError for a piece without a token, such as an empty one.
     """
+    text, spans = _document_of(encoder, pieces)
+    return late_chunk(encoder, text, spans, task=task, edges=edges, truncate_dim=truncate_dim)
+
+
+def _document_of(encoder: Encoder, pieces: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """The pieces as one text, and where each stands in it. Raises InputTooLong."""
     check_texts(pieces)
     text = "".join(pieces)
     [tokens] = encoder.count_tokens([text])
@@ -156,8 +170,7 @@ def late_chunk_strings(
             "in windows"
         )
     ends = list(accumulate(map(len, pieces)))
-    spans = list(zip([0, *ends[:-1]], ends, strict=True)) if ends else []
-    return late_chunk(encoder, text, spans, task=task, edges=edges, truncate_dim=truncate_dim)
+    return text, list(zip([0, *ends[:-1]], ends, strict=True)) if ends else []
 
 
 def why_not_late(encoder: Encoder) -> str | None:
@@ -215,7 +228,8 @@ class _Pooling:
     """Which tokens of one document are whose, and the sums so far.
 
     bounds (n, 2): the spans. places (t,): the character a token counts as, -1 for special ones and the instruction.
-    before, after (t,) bool: tokens that the first and the last span also take. sums (n, d) float64, added to in place.
+    before, after (t,) bool: tokens that the first and the last span also take. sums (n, d) float64, added to in place, of as many
+    tokens as counts (n,) says.
     """
 
     bounds: Ints
@@ -223,13 +237,14 @@ class _Pooling:
     before: npt.NDArray[np.bool_]
     after: npt.NDArray[np.bool_]
     sums: npt.NDArray[np.float64]
+    counts: Ints
     states: list[list[Floats]] | None = None  # of each span's tokens in order, where they are kept
 
     @classmethod
     def none(cls, dims: int, *, keep: bool) -> _Pooling:
         """Of a document without spans."""
         no = np.zeros(0, dtype=np.int64)
-        return cls(no.reshape(0, 2), no, no > 0, no > 0, np.zeros((0, dims)), [] if keep else None)
+        return cls(no.reshape(0, 2), no, no > 0, no > 0, np.zeros((0, dims)), no, [] if keep else None)
 
     @classmethod
     def plan(
@@ -258,7 +273,7 @@ class _Pooling:
                 "a token belongs to the span that holds its last character. Leave it out, or join it with a neighbour"
             )
         kept: list[list[Floats]] | None = [[] for _ in bounds] if keep else None
-        return cls(bounds, places, before, after, np.zeros((len(bounds), dims), dtype=np.float64), kept)
+        return cls(bounds, places, before, after, np.zeros((len(bounds), dims), dtype=np.float64), counts, kept)
 
     def touched(self, start: int, end: int) -> Ints:
         """Positions of the spans that may have a token among [start, end)."""

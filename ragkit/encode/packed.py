@@ -26,7 +26,7 @@ from ragkit.encode.tasks import full_task
 from ragkit.encode.texts import check_texts, check_truncate_dim, too_long
 from ragkit.encode.tokens import Tokenizer
 from ragkit.errors import EncodeError
-from ragkit.ragged import MultiVectors, truncate_dims, unit_rows
+from ragkit.ragged import MultiVectors, unit_and_lengths, unit_rows
 from ragkit.types import Floats, Ints
 
 QUERY = 1000  # characters, some 250 tokens: on a busy machine two threads waited for each other five times longer than one worked
@@ -73,7 +73,7 @@ class _Outputs:
 
 
 class PackedEncoder:
-    """An `Encoder` and a `TokenEncoder` (see `contract.py`). Thread-safe."""
+    """An `Encoder`, a `TokenEncoder` and a `TokenReader` (see `contract.py`). Thread-safe."""
 
     def __init__(
         self, card: EncoderCard, *, model: PackedModel, tokenizer: Tokenizer, instructions: Mapping[str, str] | None = None
@@ -157,9 +157,17 @@ class PackedEncoder:
 
     def count_tokens(self, documents: Sequence[str]) -> Ints:
         """Tokens of each text in the document role, special ones and instruction included, (n,) int64; any length."""
-        check_texts(documents)
-        instruction = self._instruction(full_task(None, self.card, role="document"))
-        return self._tokenizer.counts([instruction + text for text in documents])
+        return self.task_tokens(documents, full_task(None, self.card, role="document"))
+
+    def task_tokens(self, texts: Sequence[str], task: str) -> Ints:
+        """As `count_tokens`, with a full task's own instruction."""
+        check_texts(texts)
+        instruction = self._instruction(task)
+        return self._tokenizer.counts([instruction + text for text in texts])
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of the tokenizer's own ids."""
+        return self._tokenizer.text_of(ids)
 
     def _instruction(self, task: str) -> str:
         return self._instructions.get(task, "")
@@ -181,8 +189,9 @@ class PackedEncoder:
                     yield partial(self._halving, partial(self._write, part, outputs), batch, lengths)
 
         self._run(work(), characters=characters)
-        dense = unit_rows(dense) if truncate_dim is None else truncate_dims(dense, truncate_dim)
-        return Encoding(dense=dense, multi=None if multi is None else _pack(multi, self.card.multi_dims), truncated=truncated)
+        dense, lengths = unit_and_lengths(dense, truncate_dim)
+        packed = None if multi is None else _pack(multi, self.card.multi_dims)
+        return Encoding(dense=dense, multi=packed, truncated=truncated, lengths=lengths)
 
     def _run(self, work: Iterator[Callable[[], None]], *, characters: int) -> None:
         """Run the batches: for little, one after the other; for much, on as many threads as torch would use in one operation.

@@ -24,8 +24,9 @@ from ragkit.encode.layouts import Opening
 from ragkit.encode.precision import AUTO, checked_dtype
 from ragkit.encode.tasks import GENERAL, checked_task, full_task
 from ragkit.encode.texts import check_texts, check_truncate_dim, split_item, too_long, without_surrogates
+from ragkit.encode.tokens import text_of
 from ragkit.errors import CheckpointError, EncodeError, MissingExtra
-from ragkit.ragged import MultiVectors, truncate_dims, unit_rows
+from ragkit.ragged import MultiVectors, unit_and_lengths, unit_rows
 from ragkit.types import Floats, Ints
 
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the names that sentence-transformers' own encode_document tries, in order
@@ -243,9 +244,8 @@ class SentenceTransformerEncoder:
                 raise EncodeError(f"input {blank[0]} has no vector of its own left: {card.name} drops all of its tokens")
             return Encoding(multi=MultiVectors(unit_rows(values), offsets), truncated=truncated)
         dense = np.concatenate([np.empty((0, card.dims), dtype=np.float32), *rows])
-        return Encoding(
-            dense=unit_rows(dense) if truncate_dim is None else truncate_dims(dense, truncate_dim), truncated=truncated
-        )
+        dense, lengths = unit_and_lengths(dense, truncate_dim)
+        return Encoding(dense=dense, truncated=truncated, lengths=lengths)
 
     def encode_tokens(self, text: str, *, task: str | None = None) -> TokenStates:
         """The states the pooling sees, of one text in the document role, within the limit."""
@@ -305,6 +305,18 @@ class SentenceTransformerEncoder:
         if type(first).__name__ != "Transformer" or getattr(first, "module_output_name", "") != "token_embeddings":
             raise EncodeError(f"{self.card.name} gives no token states: its first module is {type(first).__name__}")
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of the tokenizer's own ids."""
+        self._require_states()
+
+        def own(text: str) -> list[int]:
+            return list(self._model.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+
+        with self._lock:
+            tokenizer = self._model.tokenizer
+            around = tokenizer("", truncation=False, verbose=False)["input_ids"]
+            return text_of(ids, around=around, size=len(tokenizer), decode=tokenizer.decode, own=own)
+
     def token_spans(self, text: str) -> Ints:
         """Character spans of the text's own tokens, (t, 2) int64, ascending; any length."""
         check_texts([text])
@@ -318,6 +330,11 @@ class SentenceTransformerEncoder:
         """Tokens in the document role, special ones and prompt included, (n,) int64; any length."""
         check_texts(documents)
         return self._counts(documents, self._document_prompt)
+
+    def task_tokens(self, texts: Sequence[str], task: str) -> Ints:
+        """As `count_tokens`, with the prompt of a full task."""
+        check_texts(texts)
+        return self._counts(texts, self._prompt(task))
 
     def _counts(self, texts: Sequence[str], prompt: str) -> Ints:
         counts: list[int] = []

@@ -18,6 +18,7 @@ GENERAL = (
     "separation",
     "classification",
 )  # what a model that was trained without tasks is used for
+NO_TASK = "none"  # of a model with adapters: the base alone, and no instruction; as jina's hosted API has v3 without a task
 _SIDES = {"query": "query", "document": "passage"}
 
 

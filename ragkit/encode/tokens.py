@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,15 @@ class Tokenizer:
             found.append(_spans(encoding) + start)
         return np.concatenate(ids), np.concatenate(found)
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text that `own` makes these ids of; specials around it may be there. ValueError where there is none."""
+
+        def decode(ids: Sequence[int]) -> str:
+            return self._backend.decode(list(ids), skip_special_tokens=False)
+
+        around = self.ids([""])[0].tolist()
+        return text_of(ids, around=around, size=self.vocabulary_size, decode=decode, own=lambda text: self.own(text)[0].tolist())
+
     def counts(self, texts: Sequence[str]) -> Ints:
         """Tokens of each text, specials included, (n,) int64; texts of any length."""
         result = np.full(len(texts), self.special_count, dtype=np.int64)
@@ -90,6 +99,35 @@ class Tokenizer:
         except TypeError:  # the backend takes UTF-8, which has no lone surrogates
             cleaned = [without_surrogates(text) for text in texts]
             return encode(cleaned, add_special_tokens=specials)  # type: ignore[no-any-return]
+
+
+def text_of(
+    ids: Sequence[int],
+    *,
+    around: Sequence[int],
+    size: int,
+    decode: Callable[[Sequence[int]], str],
+    own: Callable[[str], list[int]],
+) -> str:
+    """The text that a tokenizer of `size` ids makes exactly these of, without the specials `around` a text.
+
+    An id says nothing of the tokenizer it is of. So what the ids spell is tokenised again, and must come out the same: few ids
+    of another tokenizer do.
+    """
+    if strange := [one for one in ids if not 0 <= one < size]:
+        raise ValueError(f"{strange[0]} is no id of this model's tokenizer, which has {size}: are they another's?")
+    half = len(around) // 2
+    first, last = list(around[:half]), list(around[half:])
+    kept = list(ids)
+    if half and kept[:half] == first and kept[-len(last) :] == last and len(kept) >= len(around):
+        kept = kept[half : -len(last)]
+    text = decode(kept)
+    if own(text) != kept:
+        raise ValueError(
+            f"the ids spell {text[:40]!r}, of which this model's tokenizer makes others: they are another tokenizer's, or begin "
+            "within a word"
+        )
+    return text
 
 
 def _splits_first(pre_tokenizer: dict[str, Any]) -> bool:

@@ -192,9 +192,9 @@ class Batcher:
         kind, items = batch[0].kind, [item for piece in batch for item in piece.items]
         if not kind.late:
             return self.encoder.encode(items, task=kind.task, truncate=kind.truncate)
-        from ragkit.encode.late import late_chunk_strings
+        from ragkit.encode.late import late_encoding
 
-        return Encoding(dense=late_chunk_strings(self.encoder, items, task=kind.task))
+        return late_encoding(self.encoder, items, task=kind.task)
 
 
 def _settle(piece: _Piece, answer: Encoding | Exception) -> None:
@@ -222,6 +222,7 @@ def _split(encoding: Encoding, batch: Sequence[_Piece]) -> list[Encoding]:
         Encoding(
             dense=None if encoding.dense is None else encoding.dense[start:end],
             multi=None if encoding.multi is None else _part(encoding.multi, start, end),
+            lengths=None if encoding.lengths is None else encoding.lengths[start:end],
         )
         for start, end in zip([0, *ends[:-1]], ends, strict=True)
     ]
@@ -235,7 +236,9 @@ def _part(multi: MultiVectors, start: int, end: int) -> MultiVectors:
 def _joined(found: Sequence[Encoding]) -> Encoding:
     dense: list[Floats] = [one.dense for one in found if one.dense is not None]
     multi = [one.multi for one in found if one.multi is not None]
+    lengths = [one.lengths for one in found if one.lengths is not None]
     return Encoding(
         dense=np.concatenate(dense) if dense else None,
         multi=MultiVectors.pack([one[i] for one in multi for i in range(len(one))]) if multi else None,
+        lengths=np.concatenate(lengths) if lengths else None,
     )

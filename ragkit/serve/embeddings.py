@@ -11,14 +11,15 @@ from pydantic import BaseModel, Field
 
 from ragkit.encode.contract import Encoder, EncoderCard, Encoding
 from ragkit.encode.late import why_not_late
-from ragkit.encode.tasks import full_task
+from ragkit.encode.tasks import NO_TASK, full_task
 from ragkit.ragged import truncate_dims
 from ragkit.serve.answers import RESPONSES, Json, Serving
 from ragkit.serve.batching import Kind
 from ragkit.serve.formats import Format, formatted, formatted_rows
-from ragkit.serve.inputs import Inputs, Prepared, fetched, listed, prepare, urls_of
+from ragkit.serve.inputs import InputItem, Inputs, Prepared, fetched, listed, prepare, urls_of
 from ragkit.serve.problems import Problem, dialect_of
 from ragkit.serve.service import refusals
+from ragkit.types import Floats
 
 router = APIRouter(tags=["embeddings"])
 Formats = Format | list[Format]
@@ -102,7 +103,7 @@ async def embed(request: Request, asked: EmbeddingRequest, service: Serving) -> 
         files = await fetched(urls_of(inputs), service.fetcher)
         truncate = bool(asked.truncate)
         prepared: Prepared = await batcher.tokenised(
-            lambda: prepare(inputs, files, encoder, limits=limits, truncate=truncate or kind.late)
+            lambda: prepare(inputs, files, encoder, task=kind.task, limits=limits, truncate=truncate or kind.late)
         )
         with service.spans.within("encode", model=encoder.card.name, inputs=len(inputs)):
             encoding = await batcher.encode(prepared.items, prepared.tokens, kind=kind)
@@ -116,6 +117,10 @@ def _check(asked: EmbeddingRequest, card: EncoderCard, inputs: Sequence[Any], *,
         raise Problem(422, f"{card.name} has no multi-vectors", field="return_multivector")
     if wants and asked.dimensions is not None:
         raise Problem(422, "dimensions are of dense vectors: leave them out with return_multivector", field="dimensions")
+    if wants and asked.normalized is False:
+        raise Problem(
+            422, "the vectors of a multi-vector have unit length: leave normalized out, or say true", field="normalized"
+        )
     if asked.return_tokenized_input and not wants:
         raise Problem(422, "return_tokenized_input needs return_multivector", field="return_tokenized_input")
     if asked.late_chunking and wants:
@@ -124,15 +129,13 @@ def _check(asked: EmbeddingRequest, card: EncoderCard, inputs: Sequence[Any], *,
         raise Problem(422, f"{card.name} has multi-vectors only: ask with return_multivector", field="return_multivector")
     if asked.dimensions is not None and asked.dimensions > card.dims:
         raise Problem(422, f"dimensions is from 1 to {card.dims} for {card.name}, got {asked.dimensions}", field="dimensions")
-    if asked.normalized is False:
-        raise Problem(422, "vectors have unit length here: leave normalized out, or say true", field="normalized")
     if openai and any(one == "" for one in inputs):
         raise Problem(422, "an input is the empty string", field="input")
 
 
 def default_task(card: EncoderCard) -> str:
-    """What a request without a task means: the symmetric one, as v4's API has it; else the passage's side."""
-    task = card.task or ("text-matching" if "text-matching" in card.tasks else card.tasks[0])
+    """What a request without a task means: v3's base alone and v4's symmetric one, as their APIs have it; else the passage's."""
+    task = card.task or next((one for one in (NO_TASK, "text-matching") if one in card.tasks), card.tasks[0])
     return full_task(task, card, role="document")
 
 
@@ -143,7 +146,7 @@ def _kind(asked: EmbeddingRequest, encoder: Encoder, inputs: Sequence[Any]) -> K
         return Kind(task, bool(asked.truncate))
     if reason := why_not_late(encoder):
         raise Problem(400, reason, field="late_chunking")
-    if not all(isinstance(one, str) or one.picture is None for one in inputs):
+    if any(isinstance(one, list) or (isinstance(one, InputItem) and one.picture is not None) for one in inputs):
         raise Problem(400, "late_chunking is for texts", field="input")
     return Kind(task, late=True)
 
@@ -153,16 +156,27 @@ def _answer(asked: EmbeddingRequest, encoder: Encoder, prepared: Prepared, encod
     if asked.return_multivector:
         data = [_multi_item(asked, encoder, prepared, encoding, i) for i in range(len(prepared.items))]
     else:
-        rows = encoding.dense
-        assert rows is not None
-        if asked.dimensions is not None:
-            rows = truncate_dims(rows, asked.dimensions)
+        rows = _rows(asked, encoder, encoding)
         data = [{"object": "embedding", "index": i, "embedding": formatted(row, asked.formats)} for i, row in enumerate(rows)]
     total = sum(prepared.tokens)
     usage = {"prompt_tokens": total, "total_tokens": total}
     if prepared.image_tokens:
         usage["image_tokens"] = prepared.image_tokens
     return Json({"object": "list", "model": asked.model, "data": data, "usage": usage})
+
+
+def _rows(asked: EmbeddingRequest, encoder: Encoder, encoding: Encoding) -> Floats:
+    """(n, d): unit rows, or, where the request says `normalized: false`, the vectors as the model pooled them."""
+    rows = encoding.dense
+    assert rows is not None
+    if asked.normalized is not False:
+        return rows if asked.dimensions is None else truncate_dims(rows, asked.dimensions)
+    if encoding.lengths is None:
+        raise Problem(
+            422, f"{encoder.card.name} gives vectors of unit length: leave normalized out, or say true", field="normalized"
+        )
+    whole = rows * encoding.lengths[:, None]
+    return whole if asked.dimensions is None else whole[:, : asked.dimensions]
 
 
 def _multi_item(asked: EmbeddingRequest, encoder: Encoder, prepared: Prepared, encoding: Encoding, i: int) -> dict[str, Any]:

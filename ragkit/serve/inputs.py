@@ -1,6 +1,7 @@
 """What a request for embeddings brings, as an encoder takes it: texts, images, and both together, each with its tokens.
 
-An image is base64, a data URI, or, where fetching is switched on, a URL. It is opened here and decoded by the encoder.
+An image is base64, a data URI, or, where fetching is switched on, a URL. It is opened here and decoded by the encoder. Token ids
+are taken for the text that they spell in the model's own tokenizer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ragkit.encode.contract import Encoder, Item
+from ragkit.encode.contract import Encoder, Item, TokenReader
 from ragkit.encode.images import upright_size
 from ragkit.errors import EncodeError
 from ragkit.serve.limits import ServeLimits
@@ -51,7 +52,7 @@ class InputItem(BaseModel):
         return next((one for one in (self.image, self.url, self.bytes) if one is not None), None)
 
 
-TokenList = Annotated[list[int], Field(min_length=1)]
+TokenList = Annotated[list[int], Field(min_length=1, description="ids of the model's own tokenizer")]
 Inputs = (
     Annotated[str, Field()]
     | InputItem
@@ -59,6 +60,7 @@ Inputs = (
     | TokenList
     | Annotated[list[TokenList], Field(min_length=1)]
 )
+Given = str | InputItem | list[int]  # one input as it was sent
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,22 +73,31 @@ class Prepared:
     image_tokens: int
 
 
-def listed(inputs: Any, *, limits: ServeLimits) -> list[str | InputItem]:
-    """The inputs as a list. Problem for token ids and for too many."""
-    found = inputs if isinstance(inputs, list) else [inputs]
-    if isinstance(found[0], (int, list)):
-        raise Problem(
-            400,
-            "inputs are texts here, and not ids of another model's tokenizer. With langchain_openai: OpenAIEmbeddings(..., "
-            "check_embedding_ctx_length=False)",
-            field="input",
-        )
+def listed(inputs: Any, *, limits: ServeLimits) -> list[Given]:
+    """The inputs as a list. Problem for too many."""
+    one = not isinstance(inputs, list) or isinstance(inputs[0], int)
+    found: list[Given] = [inputs] if one else inputs
     if len(found) > limits.inputs:
         raise Problem(400, f"{len(found)} inputs are over this server's {limits.inputs} in one request", field="input")
     return found
 
 
-def urls_of(inputs: Sequence[str | InputItem]) -> list[str]:
+def spelled(inputs: Sequence[Given], encoder: Encoder) -> list[str | InputItem]:
+    """Token ids as the texts they are of. Problem for ids that are not the model's own."""
+    return [_spelled(i, one, encoder) if isinstance(one, list) else one for i, one in enumerate(inputs)]
+
+
+def _spelled(index: int, ids: list[int], encoder: Encoder) -> str:
+    way_out = "Send the text itself. With langchain_openai: OpenAIEmbeddings(..., check_embedding_ctx_length=False)"
+    if not isinstance(encoder, TokenReader):
+        raise Problem(400, f"input {index} is token ids, which {encoder.card.name} does not take. {way_out}", field="input")
+    try:
+        return encoder.text_of(ids)
+    except ValueError as error:
+        raise Problem(400, f"input {index}: {error}. {way_out}", field="input") from None
+
+
+def urls_of(inputs: Sequence[Given]) -> list[str]:
     """The URLs among the images."""
     pictures = [one.picture for one in inputs if isinstance(one, InputItem)]
     return [one for one in pictures if one is not None and _is_url(one)]
@@ -104,15 +115,19 @@ async def fetched(urls: Sequence[str], fetcher: Fetcher | None) -> dict[str, byt
 
 
 def prepare(
-    inputs: Sequence[str | InputItem], files: dict[str, bytes], encoder: Encoder, *, limits: ServeLimits, truncate: bool
+    given: Sequence[Given], files: dict[str, bytes], encoder: Encoder, *, task: str, limits: ServeLimits, truncate: bool
 ) -> Prepared:
-    """Items and their tokens. Problem for an image that is none, an input over the model's limit, tokens over the server's."""
+    """Items and their tokens. Problem for an image that is none, an input over the model's limit, tokens over the server's.
+
+    task: its full name.
+    """
+    inputs = spelled(given, encoder)
     texts = [one if isinstance(one, str) else one.text for one in inputs]
     images = [None if isinstance(one, str) else _image(i, one, files, limits) for i, one in enumerate(inputs)]
     for i, image in enumerate(images):
         if image is not None and "image" not in encoder.card.modalities:
             raise Problem(400, f"input {i} is an image, and {encoder.card.name} does not see", field="input")
-    counts = iter(encoder.count_tokens([text for text in texts if text is not None]).tolist())
+    counts = iter(_counts([text for text in texts if text is not None], encoder, task))
     tokens, of_images = [], 0
     for i, (text, image) in enumerate(zip(texts, images, strict=True)):
         own = 0 if text is None else int(next(counts))
@@ -133,6 +148,12 @@ def prepare(
         )
     items = [_item(text, image) for text, image in zip(texts, images, strict=True)]
     return Prepared(items, texts, tokens, of_images)
+
+
+def _counts(texts: list[str], encoder: Encoder, task: str) -> list[int]:
+    """Tokens that the model sees of each text, the task's instruction included where the encoder says it."""
+    counts = encoder.task_tokens(texts, task) if isinstance(encoder, TokenReader) else encoder.count_tokens(texts)
+    return [int(count) for count in counts]
 
 
 def _item(text: str | None, image: Any) -> Item:

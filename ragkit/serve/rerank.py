@@ -82,11 +82,11 @@ def _by_cross_encoder(scorer: Any, query: str, texts: list[str]) -> list[float]:
 async def _by_vectors(service: Service, batcher: Batcher, query: str, texts: list[str]) -> tuple[list[float], int]:
     encoder, limits = batcher.encoder, service.limits
     with batcher.admitted(), refusals():
-        both = [
-            await batcher.tokenised(partial(prepare, part, {}, encoder, limits=limits, truncate=True))
-            for part in ([query], texts)
-        ]
         kinds = [Kind(_task(encoder.card, role), truncate=True) for role in ("query", "passage")]
+        both = [
+            await batcher.tokenised(partial(prepare, part, {}, encoder, task=kind.task, limits=limits, truncate=True))
+            for part, kind in zip(([query], texts), kinds, strict=True)
+        ]
         found = [await batcher.encode(one.items, one.tokens, kind=kind) for one, kind in zip(both, kinds, strict=True)]
     tokens = sum(sum(one.tokens) for one in both)
     if found[0].dense is not None and found[1].dense is not None:

@@ -15,6 +15,7 @@ from ragkit import Index
 from ragkit.encode import Encoder, load_encoder
 from ragkit.encode.late import late_chunk
 from ragkit.encode.layouts import layout_of
+from ragkit.encode.tasks import NO_TASK
 from ragkit.errors import CheckpointError, InputTooLong
 from ragkit.testing import assert_encoder_contract
 from tests.encode.checkpoints.jina_v3 import TASKS, V3Sizes, write_v3_hf, write_v3_original
@@ -99,7 +100,7 @@ def test_states_equal_those_of_transformers(task: str | None, v3: Any, tmp_path:
     model = transformers_v3(write_v3_hf(tmp_path), task)
     kernels, forward = v3._model.arithmetic(0, few=True)
     rows = [np.array(row, dtype=np.int32) for row in ([0, 5, 6, 7, 2], [0, 2], [0, *range(10, 90), 2])]
-    states = np.split(kernels.to_numpy(forward(rows, [task or ""] * len(rows))), np.cumsum([len(row) for row in rows])[:-1])
+    states = np.split(kernels.to_numpy(forward(rows, [task or NO_TASK] * len(rows))), np.cumsum([len(row) for row in rows])[:-1])
     for row, own in zip(rows, states, strict=True):
         with torch.no_grad():
             expected = model(torch.from_numpy(row)[None].long(), attention_mask=torch.ones(1, len(row))).last_hidden_state[0]
@@ -217,7 +218,7 @@ def test_half_precision_and_auto_stay_close(v3: Encoder, folder: Path) -> None:
 
 def test_the_card_says_what_it_is(v3: Encoder, folder: Path) -> None:
     card = v3.card
-    assert (card.dims, card.tasks) == (48, ("retrieval", "text-matching", "separation", "classification"))
+    assert (card.dims, card.tasks) == (48, ("retrieval", "text-matching", "separation", "classification", "none"))
     assert load_encoder(folder, revision=card.revision, dtype="float32").card == card
     with pytest.raises(CheckpointError, match="was asked for"):
         load_encoder(folder, revision="0" * 64)
@@ -373,5 +374,5 @@ def test_the_published_weights_give_the_published_numbers() -> None:
     kernels, forward = encoder._model.arithmetic(0, few=True)
     for line in PUBLISHED.split("\n")[1:-1]:
         task, *numbers = line.split()
-        states = kernels.to_numpy(forward([ids], ["" if task == "none" else task]))
+        states = kernels.to_numpy(forward([ids], [task]))
         assert np.abs(states[1, 1:10] - np.array(numbers, dtype=np.float64)).max() < 2e-4

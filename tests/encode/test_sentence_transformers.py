@@ -199,3 +199,17 @@ def test_kinds_that_are_neither_are_refused(prompted: Path) -> None:
     (prompted / "config_sentence_transformers.json").write_text(json.dumps({"model_type": "SparseEncoder"}))
     with pytest.raises(CheckpointError, match="is a SparseEncoder"):
         load_encoder(prompted)
+
+
+def test_token_ids_lengths_and_counts_are_the_models_own(prompted: Path) -> None:
+    encoder: Any = load_encoder(prompted)
+    text = "The lake is deep, and cold."
+    ids = encoder._model.tokenizer(text)["input_ids"]
+    assert encoder.text_of(ids) == encoder.text_of(ids[1:-1])
+    assert encoder._model.tokenizer(encoder.text_of(ids))["input_ids"] == ids
+    with pytest.raises(ValueError, match="another"):
+        encoder.text_of([10**6])
+    found = encoder.encode([text], task="retrieval.query")
+    plain = encoder._model.encode_query([text])
+    np.testing.assert_allclose(found.dense * found.lengths[:, None], plain, atol=1e-5)
+    assert encoder.task_tokens([text], "retrieval.query")[0] != encoder.task_tokens([text], "text-matching")[0]

@@ -135,3 +135,19 @@ def test_side_by_side_raises_the_first_error_and_drops_what_had_not_begun() -> N
     with pytest.raises(RuntimeError, match="zero"):
         side_by_side((partial(task, i) for i in range(1000)), workers=2, start=lambda: None)
     assert len(done) <= 3  # of the seven that were waiting when the error came to light
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.sampled_from(list("abc dé.,-'“首都")), max_size=40))
+def test_ids_are_spelled_as_a_text_of_the_same_ids_or_refused(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.own(text)[0].tolist()
+    spelled = tokenizer.text_of(ids)
+    assert tokenizer.own(spelled)[0].tolist() == ids
+    assert tokenizer.text_of(tokenizer.ids([text])[0].tolist()) == spelled
+
+
+def test_ids_of_no_text_are_refused(tokenizer: Tokenizer) -> None:
+    within = tokenizer.own("photovoltaic")[0].tolist()[-1:]
+    for ids in (within, [-1], [tokenizer.vocabulary_size], [2**70]):
+        with pytest.raises(ValueError, match="another"):
+            tokenizer.text_of(ids)
