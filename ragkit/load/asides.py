@@ -8,8 +8,8 @@ box on top), nobody reads it. So a scan's invisible layer of recognised words, w
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,41 +23,8 @@ SMALLEST = 1.0  # points; the height of letters below which nobody reads them
 PIXELS = 2_000_000  # of the picture that words are looked up in
 _CONTRAST = 12  # of 255, between the lightest and the darkest dot of a word
 _FIELD_HEIGHT = 12.0  # points; a field's letters are no taller, however large the field
-# Text modes 3 and 7 draw nothing; fills of white or nearly: one, three or four components (ISO 32000-2, 9.3.6 and 8.6.8).
-_LIGHT, _NONE = rb"(?:1(?:\.0*)?|0?\.9\d*)", rb"(?:0(?:\.0\d*)?|\.0\d*)"
-_WHITE = re.compile(
-    rb"(?:(?:^|[^\d.])(?:%s (?:g|scn?)|%s %s %s (?:rg|scn?)|%s %s %s %s (?:k|scn?)))\Z"
-    % (_LIGHT, _LIGHT, _LIGHT, _LIGHT, _NONE, _NONE, _NONE, _NONE)
-)
-_OPERATORS = re.compile(rb"(?<=[ \])>])(?:rg|g|k|scn?|cs|Tr|T[jJ]|[qQ'\"])(?= |\Z)")
-_SHOWS = frozenset((b"Tj", b"TJ", b"'", b'"'))
-_BLANKS = bytes.maketrans(b"\n\r\t\f\0", b"     ")
+LIGHT = 230  # of 255; a colour from here on may be that of the paper
 _KEPT, _LONGEST = 100, 2000  # entries of meta["hidden"], characters of each
-
-
-def hides(content: bytes) -> bool:
-    """Whether a content stream shows text by no mode, or in white or nearly: it may have other reasons to."""
-    if b"Tj" not in content and b"TJ" not in content and b"'" not in content and b'"' not in content:
-        return False
-    content = b" " + content.translate(_BLANKS)
-    while b"  " in content:
-        content = content.replace(b"  ", b" ")
-    white = unseen = False
-    outer: list[tuple[bool, bool]] = []
-    for match in _OPERATORS.finditer(content):
-        operator, at = match[0], match.start()
-        if operator in _SHOWS:
-            if white or unseen:
-                return True
-        elif operator == b"q":
-            outer.append((white, unseen))
-        elif operator == b"Q":
-            white, unseen = outer.pop() if outer else (False, False)
-        elif operator == b"Tr":
-            unseen = content[at - 2 : at - 1] in (b"3", b"7")
-        else:
-            white = _WHITE.search(content, max(at - 40, 0), match.end()) is not None
-    return False
 
 
 def with_asides(page: PageWords) -> PageWords:
@@ -92,16 +59,32 @@ def _shares(field: Aside, words: Sequence[str]) -> npt.NDArray[np.float32]:
     return np.stack((left, np.full_like(left, y0), right, np.full_like(left, y1)), axis=1).astype(np.float32)
 
 
-def without_hidden(page: PageWords, width: int, height: int, rgb: bytes) -> PageWords:
-    """The page without the words that its picture does not show; they become asides."""
-    image = np.frombuffer(rgb, np.uint8).reshape(height, width, 3)
-    scale = np.array([width / page.width, height / page.height] * 2)
+Part = tuple[int, int, int, int]
+Look = Callable[[float, Part], tuple[int, int, bytes]]
+
+
+def without_hidden(page: PageWords, look: Look) -> PageWords:
+    """The page without those of its doubtful words that its picture does not show; they become asides.
+
+    `look(scale, part)` gives width, height and RGB of a part of the page's picture, x0, y0, x1, y1 in its dots, `scale` dots a
+    point.
+    """
+    if page.doubtful is None or not (page.width > 0 and page.height > 0):
+        return page
+    scale = min(1.0, math.sqrt(PIXELS / (page.width * page.height)))
+    far = math.ceil(page.width * scale), math.ceil(page.height * scale)
     # A little within the box, where neighbours and underlines do not reach.
-    boxes = page.boxes * scale
+    boxes = page.boxes * np.array([far[0] / page.width, far[1] / page.height] * 2)
     inset = 0.1 * np.minimum(boxes[:, 2:] - boxes[:, :2], (boxes[:, 3:] - boxes[:, 1:2]))
-    edges = np.concatenate((np.floor(boxes[:, :2] + inset), np.ceil(boxes[:, 2:] - inset)), axis=1).astype(int).tolist()
-    sizes = (page.boxes[:, 3] - page.boxes[:, 1]).tolist()
-    seen = [_seen(image, edge, size, word) for edge, size, word in zip(edges, sizes, page.texts, strict=True)]
+    edges = np.concatenate((np.floor(boxes[:, :2] + inset), np.ceil(boxes[:, 2:] - inset)), axis=1)
+    doubtful = edges[page.doubtful]
+    low = np.clip(doubtful[:, :2].min(axis=0), 0, far).astype(int)
+    high = np.clip(doubtful[:, 2:].max(axis=0), low + 1, np.maximum(far, low + 1)).astype(int)
+    width, height, rgb = look(scale, (*low.tolist(), *high.tolist()))
+    image = np.frombuffer(rgb, np.uint8).reshape(height, width, 3)
+    sizes = page.boxes[:, 3] - page.boxes[:, 1]
+    rows = zip(page.doubtful.tolist(), (edges - [*low, *low]).astype(int).tolist(), sizes.tolist(), page.texts, strict=True)
+    seen = [not doubt or _seen(image, edge, size, word) for doubt, edge, size, word in rows]
     return split(page, _settled(seen), "it cannot be seen")
 
 
@@ -112,7 +95,7 @@ def _seen(image: Any, edge: Sequence[int], size: float, word: str) -> bool | Non
     if not any(map(str.isalnum, word)):
         return None
     x0, y0, x1, y1 = edge
-    patch = image[max(y0, 0) : max(y1, y0 + 1), max(x0, 0) : max(x1, x0 + 1)].reshape(-1, 3)
+    patch = image[max(y0, 0) : max(y1, y0 + 1, 0), max(x0, 0) : max(x1, x0 + 1, 0)].reshape(-1, 3)
     return bool(len(patch)) and int((patch.max(axis=0).astype(int) - patch.min(axis=0)).max()) >= _CONTRAST
 
 
@@ -141,6 +124,7 @@ def split(page: PageWords, keep: npt.NDArray[np.bool_], why: str) -> PageWords:
         boxes=page.boxes[kept],
         lines=page.lines[kept],
         glued=None if page.glued is None else page.glued[kept],
+        doubtful=None,
         asides=(*page.asides, *asides),
     )
 

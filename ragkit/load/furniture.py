@@ -159,9 +159,8 @@ def _places(group: list[_Line]) -> list[list[_Line]]:
 def _near(place: list[_Line]) -> list[_Line]:
     """Those with another one a few pages before or after."""
     ordered = sorted(place, key=lambda line: (line.page, line.segment))
-    pages = np.unique([line.page for line in ordered])
-    gaps = np.diff(pages, prepend=-_NEAR - 1, append=pages[-1] + _NEAR + 1) <= _NEAR
-    kept = set(pages[gaps[1:] | gaps[:-1]].tolist())
+    pages = sorted({line.page for line in ordered})
+    kept = {page for pair in pairwise(pages) if pair[1] - pair[0] <= _NEAR for page in pair}
     return [line for line in ordered if line.page in kept]
 
 

@@ -7,11 +7,11 @@ span; so is a page that cannot be read, and `meta["unread"]` then says why.
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +33,7 @@ _PLACEHOLDERS = {"untitled", "anonymous", "(anonymous)", "(untitled)", "unspecif
 
 class Engine(Protocol):
     """An open PDF. Pages count from 0 here, as in both engines; `size` is in points as displayed; `render` gives width,
-    height and RGB bytes."""
+    height and RGB bytes of a page's picture, or of the part of it from x0, y0 to x1, y1 in its dots."""
 
     def close(self) -> None: ...
     def count(self) -> int: ...
@@ -41,7 +41,7 @@ class Engine(Protocol):
     def size(self, index: int) -> tuple[float, float]: ...
     def page(self, index: int) -> PageWords: ...
     def outline(self) -> list[Entry]: ...
-    def render(self, index: int, scale: float) -> tuple[int, int, bytes]: ...
+    def render(self, index: int, scale: float, part: tuple[int, int, int, int] | None = None) -> tuple[int, int, bytes]: ...
 
 
 def open_pdf(path: Path, *, engine: str = "auto", password: str | None = None) -> Engine:
@@ -160,9 +160,7 @@ def _pages(pdf: Engine, count: int, options: Options) -> tuple[list[PageWords], 
             continue
         options.on_page(number)
         try:
-            page = pdf.page(number - 1)
-            if page.suspect and page.texts:
-                page = asides.without_hidden(page, *pdf.render(number - 1, _looking(page)))
+            page = asides.without_hidden(pdf.page(number - 1), partial(pdf.render, number - 1))
         except LimitExceeded:
             raise
         except LoadError as error:
@@ -175,11 +173,6 @@ def _pages(pdf: Engine, count: int, options: Options) -> tuple[list[PageWords], 
     if len(unread) == count:
         raise LoadError(f"no page can be read; page 1: {unread[1]}")
     return read, unread
-
-
-def _looking(page: PageWords) -> float:
-    """The scale at which a page is looked at for its words: a dot a point, for pages of ordinary size."""
-    return min(1.0, math.sqrt(asides.PIXELS / (page.width * page.height)))
 
 
 def _first_title(text: str, pages: Sequence[Page], blocks: Sequence[Block]) -> str:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ragkit.errors import EncryptedDocument, LoadError, MissingExtra, UnsupportedFormat
-from ragkit.load.asides import SMALLEST, hides
+from ragkit.load.asides import LIGHT, SMALLEST
 from ragkit.load.outline import Entry
 from ragkit.load.part import Part
 from ragkit.load.pdf_text import Aside, PageWords
-from ragkit.load.scripts import cut, has_single
+from ragkit.load.scripts import Bools, cut, has_single
 from ragkit.types import Floats, Ints
 
 _BEYOND = 1e9  # points
 _ANNOTATIONS = 10_000  # read of a page
+_Box = tuple[float, float, float, float]
+_NOWHERE: Sequence[_Box] = ()
+# A span of MuPDF's HTML that has no colour, because it is not painted, or one of LIGHT or lighter.
+_PALE = re.compile(r'font-size:[\d.]+pt(?:">|;color:#(?:e[6-9a-f]|f[0-9a-f]){3}\b)')
 
 
 class Pdf:
@@ -37,6 +43,7 @@ class Pdf:
         self._failure = (RuntimeError, ValueError, IndexError, pymupdf.mupdf.FzErrorBase)
         # Ligatures are taken apart, so that "ﬁ" is found as "fi".
         self._flags = pymupdf.TEXTFLAGS_WORDS & ~pymupdf.TEXT_PRESERVE_LIGATURES & ~pymupdf.TEXT_MEDIABOX_CLIP
+        self._flags |= pymupdf.TEXT_PRESERVE_IMAGES  # for their places, and when they are drawn
         kinds = (pymupdf.PDF_WIDGET_TYPE_TEXT, pymupdf.PDF_WIDGET_TYPE_COMBOBOX, pymupdf.PDF_WIDGET_TYPE_LISTBOX)
         self._written = frozenset(kinds)
         if path.stat().st_size == 0:
@@ -94,8 +101,10 @@ class Pdf:
         try:
             asides = self._asides(page)
             textpage = self._textpage(page, plain=not (rotation or asides))
-            words, outside = self._words(textpage)
-            suspect = bool(words) and self._suspect(page, words)
+            with _Pictures(self._pymupdf, textpage) as pictures:
+                words, outside = self._words(textpage)
+                pale = self._pale(textpage) if words else _NOWHERE
+                raw = textpage.extractRAWDICT() if _by_letter(words) else None
         except self._failure as error:
             raise LoadError(f"cannot be read: {error}") from None
         shown, label = page.rect, self._label(index)
@@ -104,21 +113,20 @@ class Pdf:
         if not words:
             return replace(PageWords.blank(width, height, rotation, label), asides=tuple(asides))
         x0, y0, x1, y1, texts, blocks, lines, _ = zip(*words, strict=True)
+        boxes = np.array((x0, y0, x1, y1), dtype=np.float32).T
         block, line = np.array((blocks, lines), dtype=np.int64)
         found = PageWords(
             list(texts),
-            np.array((x0, y0, x1, y1), dtype=np.float32).T,
+            boxes,
             block * (int(line.max()) + 1) + line,
             width,
             height,
             rotation,
             label,
             asides=tuple(asides),
-            suspect=suspect,
+            doubtful=_doubtful(boxes, block, pale, pictures.boxes),
         )
-        if has_single(texts) or _letter_by_letter(found):
-            return _cut(found, textpage.extractRAWDICT())
-        return found
+        return found if raw is None else _cut(found, raw)
 
     def _textpage(self, page: Any, *, plain: bool) -> Any:
         if plain:
@@ -135,38 +143,21 @@ class Pdf:
         shown.x1 = shown.y1 = _BEYOND
         words = textpage.extractWORDS()
         shown.x0, shown.y0, shown.x1, shown.y1 = edges
-        if all(word[0] >= x0 and word[1] >= y0 and word[2] <= x1 and word[3] <= y1 for word in words):
+        # The least and the greatest of each side, by C alone: a page has hundreds of words, and hardly ever one outside.
+        sides = (map(itemgetter(side), words) for side in range(4))
+        least, top, right, bottom = (pick(side, default=0.0) for pick, side in zip((min, min, max, max), sides, strict=True))
+        if not words or (least >= x0 and top >= y0 and right <= x1 and bottom <= y1):
             return words, []
         outside = [word for word in words if word[2] <= x0 or word[3] <= y0 or word[0] >= x1 or word[1] >= y1]
         return textpage.extractWORDS(), outside
 
-    def _suspect(self, page: Any, words: Sequence[Any]) -> bool:
-        """Whether the page's content has what hides text: letters drawn by no mode, in white or tiny, pictures over words."""
-        if any(word[3] - word[1] < SMALLEST for word in words):
-            return True
-        content = page.read_contents()
-        streams = [content]
-        if b" Do" in content:
-            streams += [self._document.xref_stream(xref) or b"" for xref, *_ in self._document.get_page_xobjects(page.number)]
-        if any(hides(stream) for stream in streams):
-            return True
-        pictures = self._document.get_page_images(page.number) or any(b" ID" in stream for stream in streams)
-        return bool(pictures) and self._covers(page, words)
-
-    def _covers(self, page: Any, words: Sequence[Any]) -> bool:
-        """Whether a picture is drawn over a text that was drawn before it."""
-        turned = page.rotation_matrix
-        images = np.array([tuple(self._pymupdf.Rect(found["bbox"]) * turned) for found in page.get_image_info()]).reshape(-1, 4)
-        places = np.array([word[:4] for word in words])
-        if not len(images) or not _inside(places, images).any():
-            return False
-        before: list[Any] = []
-        for kind, box, *_ in page.get_bboxlog():
-            if kind.endswith("-text"):
-                before.append(box)
-            elif kind.startswith("fill-image") and before and _inside(np.array(before), np.array([box])).any():
-                return True
-        return False
+    def _pale(self, textpage: Any) -> Sequence[_Box]:
+        """Boxes of the text that is painted in white or nearly, or not at all: by a text mode, or fully transparent."""
+        if not _PALE.search(textpage.extractHTML()):  # a fifth of the time of the spans, which few pages need
+            return _NOWHERE
+        lines = (line for block in textpage.extractDICT()["blocks"] for line in block.get("lines", ()))
+        spans = (span for line in lines for span in line["spans"])
+        return [span["bbox"] for span in spans if not span["alpha"] or _is_light(span["color"])]
 
     def _asides(self, page: Any) -> list[Aside]:
         """Form fields with text in them, and annotations with a text."""
@@ -189,27 +180,70 @@ class Pdf:
         except self._failure as error:
             raise LoadError(f"cannot be read: {error}") from None
 
-    def render(self, index: int, scale: float) -> tuple[int, int, bytes]:
-        """Width and height in pixels, and the RGB bytes, row by row."""
+    def render(self, index: int, scale: float, part: tuple[int, int, int, int] | None = None) -> tuple[int, int, bytes]:
+        """Width and height in pixels, and the RGB bytes, row by row; of the whole page, or of a part of that picture."""
         matrix = self._pymupdf.Matrix(scale, scale)
-        pixmap = self._load(index).get_pixmap(matrix=matrix, alpha=False, colorspace=self._pymupdf.csRGB)
+        clip = None if part is None else self._pymupdf.Rect(part) * ~matrix
+        pixmap = self._load(index).get_pixmap(matrix=matrix, alpha=False, colorspace=self._pymupdf.csRGB, clip=clip)
         return int(pixmap.width), int(pixmap.height), bytes(pixmap.samples)
 
 
-def _inside(places: Floats, boxes: Floats) -> npt.NDArray[np.bool_]:
-    """Whether the middle of each of the places (n, 4) lies in each of the boxes (b, 4): (n, b)."""
-    middles = ((places[:, :2] + places[:, 2:]) / 2)[:, None]
-    return np.asarray(((middles > boxes[:, :2]) & (middles < boxes[:, 2:])).all(axis=2))
+class _Pictures:
+    """While it is entered, a text page's pictures are no pictures, so that what writes the page down leaves them out.
+
+    `boxes`: of each picture that is drawn after a text, the number of its block and its box; blocks are numbered as they are
+    drawn.
+    """
+
+    def __init__(self, pymupdf: Any, textpage: Any) -> None:
+        self._image, self._other = pymupdf.mupdf.FZ_STEXT_BLOCK_IMAGE, pymupdf.mupdf.FZ_STEXT_BLOCK_VECTOR
+        self._first = textpage.this.m_internal.first_block
+        self._blocks: list[Any] = []
+        self.boxes: list[tuple[int, _Box]] = []
+
+    def __enter__(self) -> _Pictures:
+        block, number = self._first, 0
+        while block:
+            if block.type == self._image:
+                if number > len(self._blocks):
+                    box = block.bbox
+                    self.boxes.append((number, (box.x0, box.y0, box.x1, box.y1)))
+                self._blocks.append(block)
+                block.type = self._other
+            block, number = block.next, number + 1
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        for block in self._blocks:
+            block.type = self._image  # or MuPDF would not give back what it holds
 
 
-def _letter_by_letter(page: PageWords) -> bool:
-    """Whether most lines are a single letter, as they are in vertical writing."""
-    _, counts = np.unique(page.lines, return_counts=True)
-    return (
-        len(counts) >= 4
-        and 2 * sum(len(text) == 1 for text in page.texts) > len(page.texts)
-        and 2 * (counts == 1).sum() > len(counts)
-    )
+def _is_light(color: int) -> bool:
+    return min(color >> 16, color >> 8 & 255, color & 255) >= LIGHT
+
+
+def _doubtful(places: Floats, blocks: Ints, pale: Sequence[_Box], pictures: Sequence[tuple[int, _Box]]) -> Bools | None:
+    """Which of the words at places (n, 4), in blocks (n,), may not be seen: tiny ones, pale ones, and those over whose middle
+    a later block is a picture. None: none."""
+    found = places[:, 3] - places[:, 1] < SMALLEST
+    x, y = (places[:, :2] + places[:, 2:]).T / 2
+    for x0, y0, x1, y1 in pale:
+        found |= (x > x0) & (x < x1) & (y > y0) & (y < y1)
+    for number, (x0, y0, x1, y1) in pictures:
+        found |= (blocks < number) & (x > x0) & (x < x1) & (y > y0) & (y < y1)
+    return found if found.any() else None
+
+
+def _by_letter(words: Sequence[Any]) -> bool:
+    """Whether a page is to be read letter by letter: for a script without spaces, or where most lines are a single letter, as
+    they are in vertical writing."""
+    texts = list(map(itemgetter(4), words))
+    if has_single(texts):
+        return True
+    if 2 * list(map(len, texts)).count(1) <= len(texts):
+        return False
+    counts = Counter((word[5], word[6]) for word in words).values()
+    return len(counts) >= 4 and 2 * sum(count == 1 for count in counts) > len(counts)
 
 
 def _cut(found: PageWords, raw: Mapping[str, Any]) -> PageWords:
@@ -218,6 +252,8 @@ def _cut(found: PageWords, raw: Mapping[str, Any]) -> PageWords:
     lines = [line for block in raw["blocks"] for line in block.get("lines", ())]
     letters = [letter for line in lines for letter in _letters(line)]
     texts, owners, ranges, glued = cut(found.texts)
+    if found.doubtful is not None:
+        found = replace(found, doubtful=found.doubtful[owners])
     if sum(map(len, found.texts)) != len(letters):  # MuPDF left some out, or took one apart: equal parts of the word's box
         return replace(found, texts=texts, boxes=_shares(found, owners, ranges), lines=found.lines[owners], glued=glued)
     lengths = np.fromiter(map(len, found.texts), dtype=np.int64, count=len(found.texts))

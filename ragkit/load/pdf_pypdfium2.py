@@ -7,6 +7,7 @@ the first and the last character of a word, and for all of them only where the p
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ragkit.errors import EncryptedDocument, LoadError, MissingExtra, UnsupportedFormat
-from ragkit.load.asides import SMALLEST
+from ragkit.load.asides import LIGHT, SMALLEST
 from ragkit.load.outline import Entry
 from ragkit.load.part import Part
 from ragkit.load.pdf_text import Aside, PageWords
-from ragkit.load.scripts import cut, has_single
+from ragkit.load.scripts import Bools, cut, has_single
 from ragkit.types import Floats, Ints
 
 _HYPHEN = (0x02, 0xFFFE)  # what PDFium puts for a hyphen at a line's end, joining the two lines
 _LINE_ENDS = (0x0A, 0x0D)
 _UNDRAWN = (3, 7)  # text modes (ISO 32000-2, 9.3.6)
-_LIGHT = 230  # of 255; a colour from here on may be that of the paper
+_SHARED = 0.1  # of a word's box, which has room around the letters, that lies in the bounds of their ink
 _OBJECTS = 100_000  # of a page that are looked at for hidden text
 _ANNOTATIONS = 10_000  # read of a page
 
@@ -108,34 +109,47 @@ class Pdf:
             asides += [Aside("hidden", text[start:end], tuple(box), "it lies outside the page") for start, end, box in outside]
             glued = None if glued is None else glued[kept]
         texts = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-        suspect = bool(texts) and self._suspect(page, boxes)
-        return PageWords(texts, boxes, lines, width, height, rotation, label, glued, tuple(asides), suspect)
+        doubtful = self._doubtful(page, turn, boxes) if texts else None
+        return PageWords(texts, boxes, lines, width, height, rotation, label, glued, tuple(asides), doubtful)
 
-    def _suspect(self, page: Any, boxes: Floats) -> bool:
-        """Whether the page's objects have what hides text: letters drawn by no mode, in white or tiny, pictures over words."""
-        if (boxes[:, 3] - boxes[:, 1]).min() < SMALLEST:
-            return True
+    def _doubtful(self, page: Any, turn: _Displayed, boxes: Floats) -> Bools | None:
+        """Which words may not be seen: tiny ones, those drawn by no mode or in white, and those that a picture is drawn over.
+        None: none."""
+        found = boxes[:, 3] - boxes[:, 1] < SMALLEST
+        places = self._doubtful_places(page)
+        if places:
+            area = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-6)
+            for x0, y0, x1, y1 in np.unique(turn(np.array(places, np.float32)), axis=0).tolist():
+                across = np.minimum(boxes[:, 2], x1) - np.maximum(boxes[:, 0], x0)
+                down = np.minimum(boxes[:, 3], y1) - np.maximum(boxes[:, 1], y0)
+                found |= np.maximum(across, 0) * np.maximum(down, 0) > _SHARED * area
+        return found if found.any() else None
+
+    def _doubtful_places(self, page: Any) -> list[tuple[float, float, float, float]]:
+        """Bounds, in the page's own coordinates, of the text objects that may not be seen, and of forms that hold some."""
         raw, handle = self._raw, page.raw
         count = min(raw.FPDFPage_CountObjects(handle), _OBJECTS)
         objects = [raw.FPDFPage_GetObject(handle, number) for number in range(count)]
         kinds = [raw.FPDFPageObj_GetType(one) for one in objects]
-        before: list[Any] = []
+        found: list[tuple[float, float, float, float]] = []
+        before: list[tuple[float, float, float, float]] = []
         pictures = raw.FPDF_PAGEOBJ_IMAGE in kinds or raw.FPDF_PAGEOBJ_FORM in kinds
         for one, kind in zip(objects, kinds, strict=True):
             if kind == raw.FPDF_PAGEOBJ_TEXT:
                 if self._hides(one):
-                    return True
-                if pictures:
+                    found.append(self._bounds(one))
+                elif pictures:
                     before.append(self._bounds(one))
             elif kind == raw.FPDF_PAGEOBJ_FORM and self._form_hides(one, depth=3):
-                return True
+                found.append(self._bounds(one))
             elif kind in (raw.FPDF_PAGEOBJ_IMAGE, raw.FPDF_PAGEOBJ_FORM) and before:
-                x0, y0, x1, y1 = self._bounds(one)
                 if kind == raw.FPDF_PAGEOBJ_FORM and not self._has_image(one):
                     continue
-                if any(x0 < (a + c) / 2 < x1 and y0 < (b + d) / 2 < y1 for a, b, c, d in before):
-                    return True
-        return False
+                x0, y0, x1, y1 = self._bounds(one)
+                under = [box for box in before if x0 < (box[0] + box[2]) / 2 < x1 and y0 < (box[1] + box[3]) / 2 < y1]
+                found += under
+                before = [box for box in before if box not in under] if under else before
+        return found
 
     def _hides(self, text: Any) -> bool:
         raw = self._raw
@@ -143,7 +157,7 @@ class Pdf:
             return True
         red, green, blue, alpha = (ctypes.c_uint() for _ in range(4))
         return bool(raw.FPDFPageObj_GetFillColor(text, red, green, blue, alpha)) and (
-            min(red.value, green.value, blue.value) >= _LIGHT or alpha.value <= 255 - _LIGHT
+            min(red.value, green.value, blue.value) >= LIGHT or alpha.value <= 255 - LIGHT
         )
 
     def _bounds(self, one: Any) -> tuple[float, float, float, float]:
@@ -254,9 +268,16 @@ class Pdf:
         except (self._failure, IndexError) as error:
             raise LoadError(f"cannot be read: {error}") from None
 
-    def render(self, index: int, scale: float) -> tuple[int, int, bytes]:
-        """Width and height in pixels, and the RGB bytes, row by row."""
-        bitmap = self._load(index).render(scale=scale, rev_byteorder=True, prefer_bgrx=False)
+    def render(self, index: int, scale: float, part: tuple[int, int, int, int] | None = None) -> tuple[int, int, bytes]:
+        """Width and height in pixels, and the RGB bytes, row by row; of the whole page, or of a part of that picture."""
+        page = self._load(index)
+        crop: tuple[float, ...] = (0, 0, 0, 0)
+        if part is not None:
+            whole = [math.ceil(side * scale) for side in page.get_size()]
+            # From the left, below, the right and above; pypdfium2 takes points, and rounds up the dots that they make.
+            dots = part[0], whole[1] - part[3], whole[0] - part[2], part[1]
+            crop = tuple(max(side - 0.5, 0) / scale for side in dots)
+        bitmap = page.render(scale=scale, rev_byteorder=True, prefer_bgrx=False, crop=crop)
         pixels = bitmap.to_numpy()
         rgb = np.repeat(pixels.reshape(*pixels.shape[:2], -1), 3, axis=2) if pixels.ndim == 2 else pixels[:, :, :3]
         return int(rgb.shape[1]), int(rgb.shape[0]), np.ascontiguousarray(rgb).tobytes()

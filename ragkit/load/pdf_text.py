@@ -46,8 +46,8 @@ class Aside:
 class PageWords:
     """What an engine says of one page: the words' texts, boxes (w, 4) float32 in points as displayed, and the number
     of the engine's line each stands on, (w,) int64; the page's displayed size in points, rotation in degrees, label.
-    `glued` (w,) bool: no space before the word, where a script writes none; None: nowhere. `suspect`: some words may not be
-    seen. The last `notes` words are annotations."""
+    `glued` (w,) bool: no space before the word, where a script writes none; None: nowhere. `doubtful` (w,) bool: words that may
+    not be seen; None: none. The last `notes` words are annotations."""
 
     texts: list[str]
     boxes: Floats
@@ -58,7 +58,7 @@ class PageWords:
     label: str | None = None
     glued: layout.Bools | None = None
     asides: tuple[Aside, ...] = ()
-    suspect: bool = False
+    doubtful: layout.Bools | None = None
     notes: int = 0
 
     @classmethod

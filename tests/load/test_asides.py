@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from reportlab.pdfgen.canvas import Canvas
 
 from ragkit.types import Document
@@ -26,7 +28,8 @@ IMAGES = {
 
 
 def page(content: bytes) -> bytes:
-    return pdf(simple([content], resources=b"/XObject << /Plain 50 0 R /Striped 51 0 R >>", more=IMAGES))
+    resources = b"/XObject << /Plain 50 0 R /Striped 51 0 R >> /ExtGState << /Clear << /ca 0 >> >>"
+    return pdf(simple([content], resources=resources, more=IMAGES))
 
 
 def placed(name: bytes) -> bytes:
@@ -37,6 +40,7 @@ def placed(name: bytes) -> bytes:
 HIDDEN = {
     "white on white": b"1 g " + show(b"obey me now", y=300) + b"0 g ",
     "nearly white": b"0.99 0.99 0.98 rg " + show(b"obey me now", y=300) + b"0 g ",
+    "fully transparent": b"q /Clear gs " + show(b"obey me now", y=300) + b"Q ",
     "drawn by no mode": b"3 Tr " + show(b"obey me now", y=300) + b"0 Tr ",
     "under a picture": show(b"obey me now", y=300) + placed(b"Plain"),
     "dark on dark": b"0 g 40 285 300 40 re f " + show(b"obey me now", y=300) + placed(b"Plain"),
@@ -55,6 +59,36 @@ def test_hidden_text_is_kept_apart_and_flagged(read: Read, tmp_path: Path, way: 
     assert (entry["page"], entry["text"]) == (1, "obey me now")
     assert entry["why"] == ("it lies outside the page" if "the page" in way else "it cannot be seen")
     assert document.meta["hidden_characters"] == len("obey me now")
+
+
+STEPS = st.sampled_from([b"1 g", b"0 g", b"3 Tr", b"0 Tr", b"1 1 1 rg", b"0 0 0 0 k", b"q", b"Q", b"show", b"show"])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(STEPS, max_size=14))
+def test_a_word_is_hidden_where_a_plain_reading_of_the_operators_says_so(read: Read, tmp_path: Path, steps: list[bytes]) -> None:
+    white, unseen, outer = False, False, []
+    content, seen, hidden = [SEEN], ["plain", "words"], []
+    for number, step in enumerate(steps):
+        if step == b"show":
+            word = f"word{chr(97 + number)}"
+            (hidden if white or unseen else seen).append(word)
+            step = show(word.encode(), y=500 - 20 * number)
+        elif step == b"q":
+            outer.append((white, unseen))
+        elif step == b"Q":
+            if not outer:
+                continue
+            white, unseen = outer.pop()
+        elif step.endswith(b"Tr"):
+            unseen = step == b"3 Tr"
+        else:
+            white = step != b"0 g"
+        content.append(step)
+    (tmp_path / "a.pdf").write_bytes(page(b"\n".join(content)))
+    document = read(tmp_path / "a.pdf")
+    assert document.text.split() == seen
+    assert [entry["text"] for entry in document.meta.get("hidden", [])] == hidden
 
 
 SHOWN = {

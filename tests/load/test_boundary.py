@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ragkit.errors import LimitExceeded
 from ragkit.load import Limits, wire
-from ragkit.load.asides import hides, with_asides
+from ragkit.load.asides import with_asides
 from ragkit.load.pdf_text import Aside, PageWords, assemble
 from ragkit.load.records import check
 from ragkit.types import Document
@@ -55,23 +55,3 @@ def test_any_bytes_from_a_child_are_refused_or_lawful(data: bytes, payload: byte
         wire.sizes(data.ljust(wire.PREFIX.size, b"\0")[: wire.PREFIX.size], limits=Limits())
     with contextlib.suppress(wire.BrokenFrame, LimitExceeded):
         check(wire.unpack_document(wire.header_of(data), memoryview(payload), limits=Limits()))
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.lists(st.sampled_from([b"1 g", b"0 g", b"3 Tr", b"0 Tr", b"(a) Tj", b"q", b"Q", b"1 1 1 rg", b"\xff", b"'"]), max_size=12)
-)
-def test_text_is_suspect_where_a_plain_reading_of_the_operators_says_so(operators: list[bytes]) -> None:
-    white, unseen, expected, outer = False, False, False, []
-    for one in operators:
-        if one in (b"(a) Tj", b"'"):
-            expected |= white or unseen
-        elif one.endswith(b"Tr"):
-            unseen = one == b"3 Tr"
-        elif one.endswith(b"g"):
-            white = one != b"0 g"
-        elif one == b"q":
-            outer.append((white, unseen))
-        elif one == b"Q":
-            white, unseen = outer.pop() if outer else (False, False)
-    assert hides(b"\n".join(operators)) == expected
