@@ -1,38 +1,33 @@
 """Images as a model wants them: upright RGB, resized, normalised, cut into patches. PIL and numpy; no torchvision.
 
 In go PIL images of any mode, opened or still on disk; out come float32 pixels, or an EncodeError that names the input. The
-rules: what a viewer shows is what is encoded. The orientation that a camera noted is applied, transparency lies on white,
-16-bit grey is scaled and not clipped. Only the first frame of an animation counts.
+rules are those of `ragkit.pictures`: what a viewer shows is what is encoded. Only the first frame of an animation counts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ragkit.errors import EncodeError
+from ragkit.pictures import Image as Image
+from ragkit.pictures import NoWhite, turned, upright
+from ragkit.pictures import resized as resized
 from ragkit.types import Floats
 
 MOST_PIXELS = 1 << 27  # of one image, 134 million: 400 MB as RGB; a page of A3 scanned at 600 dpi has 70 million
 SETTLING = 16  # steps; 6 are the most that 200,000 random budgets and proportions took
 MOST_ASPECT = 200  # longer side to shorter; Qwen2-VL's own limit, and what keeps a strip of 1 x 65,535 from becoming gigabytes
-_ORIENTATION = 0x0112  # the tag's number in EXIF
-_TURNED = (5, 6, 7, 8)  # orientations in which width and height change places
-_GREY16 = ("I;16", "I;16L", "I;16B", "I;16N")
-
-Image = Any  # PIL.Image.Image: naming the type would import Pillow
 
 
 def upright_size(index: int, image: Image) -> tuple[int, int]:
     """(width, height) as a viewer shows it, without decoding. EncodeError for sizes that no model takes."""
     width, height = image.size
-    if _orientation(image) in _TURNED:
+    if turned(image):
         width, height = height, width
     if width < 1 or height < 1:
         raise EncodeError(f"input {index}: the image has {width} x {height} pixels")
@@ -52,45 +47,12 @@ def upright_size(index: int, image: Image) -> tuple[int, int]:
 def upright_rgb(index: int, image: Image) -> Image:
     """The image decoded, turned upright, in RGB. EncodeError for one that is damaged or has no defined white."""
     upright_size(index, image)
-    from PIL import ImageOps
-
     try:
-        image.load()
-        with suppress(ValueError, KeyError, TypeError):  # EXIF that cannot be written back is no reason to refuse the pixels
-            image = ImageOps.exif_transpose(image)
-        return _rgb(index, image)
-    except EncodeError:
-        raise
+        return upright(image)
+    except NoWhite as error:
+        raise EncodeError(f"input {index}: {error}") from None
     except Exception as error:  # decoders raise whatever the damage makes of them: OSError, SyntaxError, struct.error, ...
         raise EncodeError(f"input {index}: the image cannot be decoded ({type(error).__name__}: {error})") from error
-
-
-def _orientation(image: Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF: as if there were none; the pixels are judged on their own
-        return 1
-
-
-def _rgb(index: int, image: Image) -> Image:
-    from PIL import Image as Images
-
-    if image.mode in (*_GREY16, "I"):
-        values = np.asarray(image)
-        if image.mode == "I" and not (values.min() >= 0 and values.max() <= 0xFFFF):
-            raise EncodeError(
-                f"input {index}: the image has 32-bit values from {values.min()} to {values.max()}, of which none is known to be "
-                "white. Convert it to L, RGB or I;16"
-            )
-        return Images.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")  # 65,535 / 257 = 255
-    if image.mode == "F":
-        raise EncodeError(f"input {index}: the image holds floats, of which none is known to be white. Convert it to L or RGB")
-    if image.has_transparency_data:
-        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        page = Images.new("RGBA", image.size, "white")
-        page.alpha_composite(image)
-        image = page
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,13 +100,6 @@ def check_sides(width: float, height: float) -> None:
     """Raise ValueError unless both are finite and positive."""
     if not (0 < width < math.inf and 0 < height < math.inf):
         raise ValueError(f"an image has a width and a height above 0, got {width} x {height}")
-
-
-def resized(image: Image, size: tuple[int, int]) -> Image:
-    """RGB to RGB, bicubic and antialiased."""
-    from PIL import Image as Images
-
-    return image if image.size == size else image.resize(size, Images.Resampling.BICUBIC)
 
 
 def centre_square(image: Image, side: int) -> Image:

@@ -13,6 +13,7 @@ from ragkit.load.discover import IGNORE_FILES, Source, discover
 from ragkit.load.formats import format_of, supported
 from ragkit.load.limits import Limits
 from ragkit.load.records import content_hash, file_hash, record
+from ragkit.load.render import RenderedPage, WantedPage, can_render, is_blank
 from ragkit.load.sandbox import Parser
 from ragkit.load.sidecar import fields, sidecar
 
@@ -20,12 +21,16 @@ __all__ = [
     "IGNORE_FILES",
     "Limits",
     "Parser",
+    "RenderedPage",
     "Source",
+    "WantedPage",
+    "can_render",
     "content_hash",
     "discover",
     "fields",
     "file_hash",
     "format_of",
+    "is_blank",
     "record",
     "sidecar",
     "supported",

@@ -1,57 +1,122 @@
 """Images: a page of the picture's size, a page per frame of a TIFF, and no text, until something reads the picture.
 
-Only the header is read. Sizes are in points, by the resolution that the file states, else 96 pixels to an inch.
+For a Document only the header is read; `opened` decodes, to draw. Sizes are in points, by the resolution that the file states,
+else 96 pixels to an inch.
 """
 
 from __future__ import annotations
 
+import contextlib
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ragkit import pictures
 from ragkit.errors import LimitExceeded, LoadError, MissingExtra, UnsupportedFormat
 from ragkit.load.draft import Draft
-from ragkit.load.limits import Options
+from ragkit.load.limits import Limits, Options
+from ragkit.load.render import Pixels
 from ragkit.types import Document
 
 _DPI = 96.0
 _EXIF = {0x010E: "description", 0x013B: "author", 0x0132: "created"}
-_ORIENTATION = 0x0112
-_TURNED = {5, 6, 7, 8}  # orientations that swap width and height
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
     """The one Document of an image file: pages without text."""
+    draft = Draft(options.limits)
+    frames = opened(path, options)
     try:
-        from PIL import Image, UnidentifiedImageError
+        for index in range(frames.count()):
+            options.on_page(index + 1)
+            draft.page(*frames.size(index))
+        yield draft.document(meta=frames.meta())
+    finally:
+        frames.close()
+
+
+def opened(path: Path, options: Options) -> Frames:
+    """The pages of an image file, to be drawn. Raises LoadError, or UnsupportedFormat without Pillow."""
+    prepare()
+    return Frames(path, options.limits)
+
+
+def prepare(_engine: str = "") -> None:
+    """Imports Pillow. Raises UnsupportedFormat without it."""
+    try:
+        from PIL import Image
     except ImportError:
         raise UnsupportedFormat(str(MissingExtra.of("Pillow", "office", "reading images"))) from None
-    draft = Draft(options.limits)
-    Image.MAX_IMAGE_PIXELS = None  # the limit below is ours, and an error instead of a warning
+    Image.MAX_IMAGE_PIXELS = None  # the limit is ours, and an error instead of a warning
+
+
+class Frames:
+    """An open image file: its pages are the frames of a TIFF, else there is one."""
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        from PIL import Image
+
+        self._limits = limits
+        self._file = path.open("rb")
+        try:
+            with _damage():
+                self._image: Any = Image.open(self._file, formats=_FORMATS)
+                self._frames = int(getattr(self._image, "n_frames", 1)) if self._image.format == "TIFF" else 1
+        except BaseException:
+            self._file.close()
+            raise
+
+    def close(self) -> None:
+        self._image.close()
+        self._file.close()
+
+    def count(self) -> int:
+        return self._frames
+
+    def meta(self) -> dict[str, Any]:
+        with _damage():
+            self._image.seek(0)
+            return _meta(self._image)
+
+    def size(self, index: int) -> tuple[float, float]:
+        """In points, as a viewer shows it. LimitExceeded for more pixels than Limits.pixels."""
+        with _damage():
+            image = self._at(index)
+            dpi = _resolution(image)
+            width, height = image.size[::-1] if pictures.turned(image) else image.size
+        return width * 72 / dpi, height * 72 / dpi
+
+    def draw(self, index: int, width: int, height: int) -> Pixels:
+        """Upright, on white, in RGB, and brought to so many pixels by bicubic averaging: (height, width, 3)."""
+        with _damage():
+            picture = pictures.upright(self._at(index))
+        return np.asarray(pictures.resized(picture, (width, height)))
+
+    def _at(self, index: int) -> Any:
+        self._image.seek(index)
+        width, height = self._image.size
+        if width * height > self._limits.pixels:
+            raise LimitExceeded(f"{width} x {height} pixels, more than {self._limits.pixels} (Limits.pixels)")
+        return self._image
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    """What Pillow raises of a broken file, as a LoadError."""
+    from PIL import UnidentifiedImageError
+
     try:
-        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
-            meta = _meta(image)
-            for number in range(_frames(image)):
-                options.on_page(number + 1)
-                image.seek(number)
-                width, height = image.size
-                if width * height > options.limits.pixels:
-                    raise LimitExceeded(f"{width} x {height} pixels, more than {options.limits.pixels} (Limits.pixels)")
-                dpi = _resolution(image)
-                if image.getexif().get(_ORIENTATION) in _TURNED:
-                    width, height = height, width
-                draft.page(width * 72 / dpi, height * 72 / dpi)
+        yield
     except UnidentifiedImageError:
         raise LoadError("it is no image of a known kind, or it is damaged") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except pictures.NoWhite as error:
+        raise LoadError(str(error)) from None
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
         raise LoadError(f"the image is damaged: {error}") from None
-    yield draft.document(meta=meta)
-
-
-def _frames(image: Any) -> int:
-    """Pages of a TIFF; an animation is one picture."""
-    return int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
 
 
 def _resolution(image: Any) -> float:

@@ -8,8 +8,6 @@ span; so is a page that cannot be read, and `meta["unread"]` then says why.
 from __future__ import annotations
 
 import re
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import import_module
@@ -17,13 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from ragkit.errors import LimitExceeded, LoadError, MissingExtra, UnsupportedFormat
 from ragkit.load import asides
-from ragkit.load.limits import Limits, Options
+from ragkit.load.limits import Options
 from ragkit.load.outline import Entry, with_outline
 from ragkit.load.pdf_text import PAGE_BREAK, PageWords, assemble
+from ragkit.load.render import Pixels
 from ragkit.types import Block, Document, Page
 
 ENGINES = ("pymupdf", "pypdfium2")
@@ -33,12 +30,14 @@ _PLACEHOLDERS = {"untitled", "anonymous", "(anonymous)", "(untitled)", "unspecif
 
 class Engine(Protocol):
     """An open PDF. Pages count from 0 here, as in both engines; `size` is in points as displayed; `render` gives width,
-    height and RGB bytes of a page's picture, or of the part of it from x0, y0 to x1, y1 in its dots."""
+    height and RGB bytes of a page\'s picture, or of the part of it from x0, y0 to x1, y1 in its dots; `draw` stretches the page to
+    the pixels given."""
 
     def close(self) -> None: ...
     def count(self) -> int: ...
     def metadata(self) -> dict[str, str]: ...
     def size(self, index: int) -> tuple[float, float]: ...
+    def draw(self, index: int, width: int, height: int) -> Pixels: ...
     def page(self, index: int) -> PageWords: ...
     def outline(self) -> list[Entry]: ...
     def render(self, index: int, scale: float, part: tuple[int, int, int, int] | None = None) -> tuple[int, int, bytes]: ...
@@ -66,6 +65,12 @@ def prepare(engine: str) -> None:
     wanted = next((name for name in ENGINES if find_spec(name)), "") if engine == "auto" else engine
     if wanted in ENGINES and find_spec(wanted):
         import_module(wanted)
+        import_module(f"ragkit.load.pdf_{wanted}")
+
+
+def opened(path: Path, options: Options) -> Engine:
+    """The pages of a PDF, to be drawn. Raises what `load` does."""
+    return open_pdf(path, engine=options.pdf_engine, password=options.password)
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
@@ -75,52 +80,6 @@ def load(path: Path, options: Options) -> Iterator[Document]:
         yield _document(pdf, options)
     finally:
         pdf.close()
-
-
-def render_page(
-    path: str | Path,
-    page_number: int,
-    *,
-    dpi: float | None = None,
-    max_pixels: int | None = None,
-    engine: str = "auto",
-    password: str | None = None,
-) -> bytes:
-    """A page, counted from 1, as PNG bytes, as displayed: a box in points times width in pixels / width in points is its
-    place in the picture. `dpi` is 150 unless given; with `max_pixels` the picture is scaled down to hold no more."""
-    pdf = open_pdf(Path(path), engine=engine, password=password)
-    try:
-        if not 1 <= page_number <= pdf.count():
-            raise LoadError(f"there is no page {page_number}: the document has {pdf.count()}")
-        width, height = _shown(*pdf.size(page_number - 1))
-        scale = (150.0 if dpi is None else dpi) / 72
-        if not 0 < scale < 100:
-            raise ValueError(f"dpi must be above 0 and below 7200, got {dpi}")
-        ceiling = Limits().pixels if max_pixels is None else max_pixels
-        if width * scale * height * scale > ceiling:
-            # A little under, since engines round each side up to whole pixels.
-            scale = max((ceiling / (width * height)) ** 0.5 - 1.0 / max(width, height), 1e-3)
-        return _png(*pdf.render(page_number - 1, scale))
-    finally:
-        pdf.close()
-
-
-def _shown(width: float, height: float) -> tuple[float, float]:
-    """A page whose crop box shows nothing has no size, and viewers show an empty sheet."""
-    return (width, height) if width > 0 and height > 0 else (612, 792)
-
-
-def _png(width: int, height: int, rgb: bytes) -> bytes:
-    """RGB bytes as a PNG file (ISO/IEC 15948): signature, header, one compressed stream of unfiltered rows, end."""
-    rows = np.frombuffer(rgb, dtype=np.uint8).reshape(height, width * 3)
-    unfiltered = np.concatenate((np.zeros((height, 1), np.uint8), rows), axis=1)
-
-    def part(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = zlib.compress(unfiltered.tobytes(), 6)
-    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", body) + part(b"IEND", b"")
 
 
 def _document(pdf: Engine, options: Options) -> Document:

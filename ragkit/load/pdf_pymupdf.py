@@ -18,6 +18,7 @@ from ragkit.load.asides import LIGHT, SMALLEST
 from ragkit.load.outline import Entry
 from ragkit.load.part import Part
 from ragkit.load.pdf_text import Aside, PageWords
+from ragkit.load.render import Canvas, Pixels
 from ragkit.load.scripts import Bools, cut, has_single
 from ragkit.types import Floats, Ints
 
@@ -59,6 +60,7 @@ class Pdf:
             raise EncryptedDocument(f"the PDF is encrypted; {wrong}")
 
         self._label = self._labels()
+        self._canvas = Canvas()
 
     def _labels(self) -> Callable[[int], str | None]:
         """The printed number of a page by its index. Read once: asking each page anew reads all rules each time."""
@@ -186,6 +188,31 @@ class Pdf:
         clip = None if part is None else self._pymupdf.Rect(part) * ~matrix
         pixmap = self._load(index).get_pixmap(matrix=matrix, alpha=False, colorspace=self._pymupdf.csRGB, clip=clip)
         return int(pixmap.width), int(pixmap.height), bytes(pixmap.samples)
+
+    def draw(self, index: int, width: int, height: int) -> Pixels:
+        """The page stretched to so many pixels, (height, width, 3), until the next is drawn."""
+        page = self._load(index)
+        mupdf = self._pymupdf.mupdf
+        try:
+            x0, y0, x1, y1 = page.rect
+            # Page.get_pixmap rounds the sides itself: a pixmap of our own is as large as asked for, at the same speed.
+            pixmap = mupdf.fz_new_pixmap_with_bbox(
+                mupdf.fz_device_rgb(), mupdf.FzIrect(0, 0, width, height), mupdf.FzSeparations(), 0
+            )
+            mupdf.fz_clear_pixmap_with_value(pixmap, 255)
+            if x1 > x0 and y1 > y0:
+                across, down = width / (x1 - x0), height / (y1 - y0)
+                device = mupdf.fz_new_draw_device(mupdf.FzMatrix(across, 0, 0, down, -x0 * across, -y0 * down), pixmap)
+                # Through a display list, as a page run straight to the device decodes its pictures anew for each band.
+                everywhere = mupdf.FzRect(mupdf.FzRect.Fixed_INFINITE)
+                listed = mupdf.fz_new_display_list_from_page(page.this)
+                mupdf.fz_run_display_list(listed, device, mupdf.FzMatrix(), everywhere, mupdf.FzCookie())
+                mupdf.fz_close_device(device)
+        except self._failure as error:
+            raise LoadError(f"page {index + 1} cannot be drawn: {error}") from None
+        pixels = self._canvas.of(width, height)
+        pixels.reshape(-1)[:] = mupdf.fz_pixmap_samples_memoryview(pixmap)  # which dangles once the pixmap is gone
+        return pixels
 
 
 class _Pictures:

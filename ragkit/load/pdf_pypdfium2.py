@@ -21,6 +21,7 @@ from ragkit.load.asides import LIGHT, SMALLEST
 from ragkit.load.outline import Entry
 from ragkit.load.part import Part
 from ragkit.load.pdf_text import Aside, PageWords
+from ragkit.load.render import Canvas, Pixels
 from ragkit.load.scripts import Bools, cut, has_single
 from ragkit.types import Floats, Ints
 
@@ -43,6 +44,7 @@ class Pdf:
             raise UnsupportedFormat(str(MissingExtra.of("pypdfium2", "pdfium", "reading PDF files"))) from None
         self._raw: Any = pypdfium2.raw
         self._failure = pypdfium2.PdfiumError
+        self._canvas = Canvas()
         if path.stat().st_size == 0:
             raise LoadError("the PDF is empty: 0 bytes")
         try:
@@ -281,6 +283,28 @@ class Pdf:
         pixels = bitmap.to_numpy()
         rgb = np.repeat(pixels.reshape(*pixels.shape[:2], -1), 3, axis=2) if pixels.ndim == 2 else pixels[:, :, :3]
         return int(rgb.shape[1]), int(rgb.shape[0]), np.ascontiguousarray(rgb).tobytes()
+
+    def draw(self, index: int, width: int, height: int) -> Pixels:
+        """The page stretched to so many pixels, (height, width, 3), until the next is drawn."""
+        raw = self._raw
+        if self._document.formenv is None and self._document.get_formtype() != raw.FORMTYPE_NONE:
+            self._document.init_forms()  # before the page is loaded, or its fields are not drawn
+        page, pixels = self._load(index), self._canvas.of(width, height)
+        pixels[:] = 255
+        if min(page.get_size()) <= 0:
+            return pixels
+        bitmap = raw.FPDFBitmap_CreateEx(width, height, raw.FPDFBitmap_BGR, pixels.ctypes.data, 3 * width)
+        if not bitmap:
+            raise LoadError(f"page {index + 1} cannot be drawn: PDFium makes no picture of {width} x {height} pixels")
+        try:
+            place = (0, 0, width, height, 0, raw.FPDF_ANNOT | raw.FPDF_REVERSE_BYTE_ORDER)
+            raw.FPDF_RenderPageBitmap(bitmap, page.raw, *place)
+            if self._document.formenv is not None:
+                raw.FPDF_FFLDraw(self._document.formenv, bitmap, page.raw, *place)
+        finally:
+            raw.FPDFBitmap_Destroy(bitmap)
+            page.close()
+        return pixels
 
 
 class _Displayed:

@@ -17,24 +17,28 @@ import sysconfig
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ragkit.errors import LimitExceeded, LoadError
 from ragkit.load import wire
 from ragkit.load.discover import Source
 from ragkit.load.formats import format_of
 from ragkit.load.limits import Limits
+from ragkit.load.render import RenderedPage, WantedPage
 from ragkit.types import Document
 
 Result = Document | LoadError
+Picture = RenderedPage | LoadError
+_R = TypeVar("_R")
 
 _START_SECONDS = 120.0  # for a child to start; a cold disk under load is slow, and it is no document's fault
 _STDERR = 4000  # bytes of a child's last words
 _WAITING = 64  # results of one source that wait to be taken
+_AHEAD = 64 << 20  # bytes of pictures that wait to be taken, unless one picture has more
 _KEPT = {"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "SYSTEMROOT"}
 
 
@@ -217,6 +221,10 @@ class _Clock:
     def turn(self, page: int) -> None:
         self.page, self._page_began, self._page_from = page, time.monotonic(), self._child.cpu()
 
+    def spent(self) -> float:
+        """Seconds on the wall since the document, or the rest of it after the last result, began."""
+        return time.monotonic() - self._began
+
     def left(self) -> float:
         """Seconds until the next limit could be reached. Raises LimitExceeded at the first that was."""
         now, limits = time.monotonic(), self._limits
@@ -249,28 +257,37 @@ class _OutOfTime(LimitExceeded):
         self.whole = whole
 
 
-class _Task:
-    """A source and its results, which its thread puts in and the caller takes out, a few at a time."""
+class _Task(Generic[_R]):
+    """The results of one request, which its thread puts in and the caller takes out; at most `room` wait in between."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self._results: deque[Result] = deque()
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._results: deque[_R] = deque()
         self._ended = self._dropped = False
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
 
-    def put(self, result: Result) -> bool:
+    def put(self, result: _R) -> bool:
         """Waits until there is room. False: nobody wants any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._dropped or len(self._results) < _WAITING)
+            self._changed.wait_for(lambda: self._dropped or len(self._results) < self._room)
             self._results.append(result)
             self._changed.notify_all()
             return not self._dropped
 
-    def end(self, failure: BaseException | None = None) -> None:
-        with self._changed:
-            self._ended, self._failure = True, failure
-            self._changed.notify_all()
+    def fill(self, results: Iterator[_R]) -> None:
+        """Puts them in, until there are none or nobody wants them; what they raise is raised to who takes them."""
+        failure: BaseException | None = None
+        try:
+            for result in results:
+                if not self.put(result):
+                    return
+        except BaseException as error:
+            failure = error
+        finally:
+            with self._changed:
+                self._ended, self._failure = True, failure
+                self._changed.notify_all()
 
     def drop(self) -> None:
         with self._changed:
@@ -281,7 +298,7 @@ class _Task:
     def dropped(self) -> bool:
         return self._dropped
 
-    def results(self) -> Iterator[Result]:
+    def results(self) -> Iterator[_R]:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ended or bool(self._results))
@@ -346,18 +363,19 @@ class Parser:
         return self._parse(iter(sources))
 
     def _parse(self, sources: Iterator[Source]) -> Iterator[tuple[Source, Result]]:
-        waiting: deque[_Task] = deque()
-        ready: deque[_Task | None] = deque()
+        waiting: deque[tuple[Source, _Task[Result]]] = deque()
+        ready: deque[tuple[Source, _Task[Result]] | None] = deque()
         more = threading.Condition()
 
         def lead() -> None:
             while True:
                 with more:
                     more.wait_for(lambda: bool(ready))
-                    task = ready.popleft()
-                if task is None:
+                    work = ready.popleft()
+                if work is None:
                     return
-                self._serve(task)
+                source, task = work
+                task.fill(self._results(source, task))
 
         threads: list[threading.Thread] = []
         exhausted = False
@@ -368,7 +386,7 @@ class Parser:
                     if source is None:
                         exhausted = True
                         break
-                    waiting.append(_Task(source))
+                    waiting.append((source, _Task(_WAITING)))
                     with more:
                         ready.append(waiting[-1])
                         more.notify()
@@ -377,11 +395,12 @@ class Parser:
                         threads[-1].start()
                 if not waiting:
                     return
-                for result in waiting[0].results():
-                    yield waiting[0].source, result
+                source, task = waiting[0]
+                for result in task.results():
+                    yield source, result
                 waiting.popleft()
         finally:
-            for task in waiting:
+            for _, task in waiting:
                 task.drop()
             with more:
                 ready.clear()
@@ -390,26 +409,15 @@ class Parser:
             for thread in threads:
                 thread.join()
 
-    def _serve(self, task: _Task) -> None:
+    def _results(self, source: Source, task: _Task[Result]) -> Iterator[Result]:
         """All of one source, on a child of its own for the time."""
-        failure: BaseException | None = None
-        try:
-            for result in self._results(task):
-                if not task.put(result):
-                    return
-        except BaseException as error:
-            failure = error
-        finally:
-            task.end(failure)
-
-    def _results(self, task: _Task) -> Iterator[Result]:
         skip: dict[int, str] = {}
         after, lost_parts = 0, 0
         clock = _Clock(self.limits)
         while True:
             request = {
                 "kind": "load",
-                "path": str(task.source.path),
+                "path": str(source.path),
                 "pdf_engine": self._pdf_engine,
                 "password": self._password,
                 "skip": skip,
@@ -423,7 +431,7 @@ class Parser:
                     except (wire.BrokenFrame, LimitExceeded) as error:
                         yield error if isinstance(error, LimitExceeded) else LoadError(str(error))
                         return  # what else this child says is not to be trusted: leaving puts it away
-                    name = task.source.name
+                    name = source.name
                     yield replace(document, id=f"{name}#{document.id}" if document.id else name)
                 elif header["kind"] == "error":
                     yield wire.unpack_error(header)
@@ -437,7 +445,7 @@ class Parser:
                         clock.restart()
                         yield (LimitExceeded if isinstance(end, _OutOfTime) else type(end))(f"{header['name']}: {reason}")
                         continue  # the file again, from what comes after the part that ended its child
-                    if not lost or whole or lost in skip or len(skip) >= self.limits.lost_pages or not _has_pages(task.source):
+                    if not lost or whole or lost in skip or len(skip) >= self.limits.lost_pages or not _has_pages(source):
                         yield LimitExceeded(reason) if isinstance(end, _OutOfTime) else end
                         return
             if not lost:
@@ -470,8 +478,71 @@ class Parser:
             raise LoadError("the parser process sent no picture")
         return image
 
+    def render_pages(self, path: str | Path, wanted: Sequence[WantedPage]) -> Iterator[RenderedPage | LoadError]:
+        """The pages wanted of a file, in that order: for each its picture, or the LoadError that says why there is none.
+
+        Pages are rendered ahead of those taken, by one child, as far as 64 MiB of pictures go. A page that ends its child is lost
+        and rendering goes on with the next, in another child, until pages so lost have taken Limits.seconds together: the
+        rest of the file is lost then.
+        """
+        if self._closed:
+            raise ValueError("this Parser is closed")
+        return self._render_pages(Path(path).absolute(), tuple(wanted))
+
+    def _render_pages(self, path: Path, wanted: Sequence[WantedPage]) -> Iterator[Picture]:
+        largest = max((3 * page.width * page.height for page in wanted), default=1)
+        task: _Task[Picture] = _Task(max(1, min(_WAITING, _AHEAD // largest)))
+        thread = threading.Thread(
+            target=lambda: task.fill(self._pictures(path, wanted, task)), name="ragkit-renderer", daemon=True
+        )
+        thread.start()
+        try:
+            yield from task.results()
+        finally:
+            task.drop()
+            thread.join()
+
+    def _pictures(self, path: Path, wanted: Sequence[WantedPage], task: _Task[Picture]) -> Iterator[Picture]:
+        left, lost = deque(wanted), 0.0
+        while left:
+            before, end = len(left), LoadError("the parser process sent no picture")
+            request = {
+                "kind": "draw",
+                "path": str(path),
+                "wanted": [astuple(page) for page in left],
+                "pdf_engine": self._pdf_engine,
+                "password": self._password,
+            }
+            clock = _Clock(self.limits)
+            for header, payload in self._conversation(request, task, clock):
+                if header["kind"] == "picture" and left:
+                    try:
+                        picture = wire.unpack_picture(header, payload, left[0])
+                    except wire.BrokenFrame as error:
+                        end, before = LoadError(str(error)), len(left)
+                        break  # what else this child says is not to be trusted: leaving puts it away
+                    left.popleft()
+                    yield picture
+                elif header["kind"] == "undrawn" and left:
+                    left.popleft()
+                    yield wire.unpack_error(header)
+                elif header["kind"] == "error":
+                    end, before = wire.unpack_error(header), len(left)
+                elif header["kind"] == "failed":
+                    end = LimitExceeded(str(header["error"])) if isinstance(header["error"], _OutOfTime) else header["error"]
+                    if left and header["page"] == left[0].number:
+                        lost += clock.spent()
+                        left.popleft()
+                        yield end
+                    if lost >= self.limits.seconds:
+                        most = f"{self.limits.seconds:g} s (Limits.seconds)"
+                        end, before = LimitExceeded(f"not rendered: pages before it took {most} and were lost"), len(left)
+            if len(left) == before:  # not a page further: no other child would get there
+                yield from (end for _ in left)
+                return
+
     def _conversation(
-        self, request: dict[str, Any], task: _Task | None, clock: _Clock
+        self, request: dict[str, Any], task: _Task[Any] | None, clock: _Clock
     ) -> Iterator[tuple[dict[str, Any], memoryview]]:
         """A request's answers up to its end. A child that fails is put away, and a frame "failed" with the error, the page and
         the part it was at is last."""

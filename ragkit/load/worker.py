@@ -92,7 +92,10 @@ def _leash() -> Iterator[None]:
 def _answer(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> None:
     try:
         if request["kind"] == "render":
-            _send(answers, wire.frame({"kind": "image"}, [_render(request, answers)]))
+            _send(answers, wire.frame({"kind": "image"}, [_png(request, limits, answers)]))
+        elif request["kind"] == "draw":
+            for frame in _pictures(request, limits, answers):
+                _send(answers, frame)
         else:
             for result in _load(request, limits, answers):
                 _send(answers, wire.pack_document(result) if isinstance(result, Document) else wire.pack_error(result))
@@ -108,23 +111,41 @@ def _answer(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> None:
         _send(answers, wire.pack_error(LoadError(f"{type(error).__name__}: {error}")))
 
 
-def _render(request: dict[str, Any], answers: BinaryIO) -> bytes:
-    from ragkit.load.pdf import prepare, render_page
+def _png(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> bytes:
+    from ragkit.load.render import page_png
+
+    path, options = _drawing(request, limits, answers)
+    return page_png(path, request["page"], options, dpi=request["dpi"], max_pixels=request["max_pixels"])
+
+
+def _pictures(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Iterator[list[bytes | memoryview]]:
+    """A frame for each wanted page."""
+    from ragkit.load.render import WantedPage, drawn, is_blank
+
+    path, options = _drawing(request, limits, answers)
+    wanted = [WantedPage(*page) for page in request["wanted"]]
+    for page, result in zip(wanted, drawn(path, wanted, options), strict=True):
+        if isinstance(result, LoadError):
+            yield wire.pack_error(result, kind="undrawn")
+        else:
+            yield wire.pack_picture(page.number, result, blank=is_blank(result))
+
+
+def _drawing(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> tuple[Path, Options]:
+    """The file whose pages are to be drawn, and how; what draws it has been imported."""
+    from ragkit.load.render import prepare
 
     path = Path(request["path"])
-    if (kind := format_of(path)) is None or kind.loader != "pdf":
-        raise UnsupportedFormat(f"{path.suffix or path.name} has no pages to render")
-    _regular(path)
-    prepare(request["pdf_engine"])
+    size = _regular(path).st_size
+    if size > limits.file_bytes:
+        raise LimitExceeded(f"{size} bytes, more than the limit of {limits.file_bytes} (Limits.file_bytes)")
+    prepare(path, request["pdf_engine"])
     _send(answers, wire.frame({"kind": "begin"}))
-    return render_page(
-        path,
-        request["page"],
-        dpi=request["dpi"],
-        max_pixels=request["max_pixels"],
-        engine=request["pdf_engine"],
-        password=request["password"],
-    )
+
+    def on_page(number: int) -> None:
+        _send(answers, wire.frame({"kind": "page", "page": number}))
+
+    return path, Options(limits=limits, pdf_engine=request["pdf_engine"], password=request["password"], on_page=on_page)
 
 
 def _regular(path: Path) -> os.stat_result:

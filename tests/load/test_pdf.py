@@ -15,7 +15,9 @@ from reportlab.pdfgen.canvas import Canvas
 
 from ragkit.errors import EncryptedDocument, LimitExceeded, LoadError
 from ragkit.load import Limits
-from ragkit.load.pdf import PAGE_BREAK, iso_date, render_page
+from ragkit.load.limits import Options
+from ragkit.load.pdf import PAGE_BREAK, iso_date
+from ragkit.load.render import page_png
 from ragkit.types import Document
 from tests.load.pages import HEIGHT, WIDTH, Text, draw, places, shown
 from tests.load.rawpdf import pdf, show, simple
@@ -76,7 +78,7 @@ def test_a_rendered_page_has_its_ink_in_the_boxes(read: Read, engine: str, tmp_p
 
     path = draw(tmp_path / "a.pdf", [LINES], rotate=rotate, crop=crop)
     page = read(path).pages[0]
-    image = np.asarray(Image.open(io.BytesIO(render_page(path, 1, dpi=144, engine=engine))).convert("L"))
+    image = np.asarray(Image.open(io.BytesIO(page_png(path, 1, Options(pdf_engine=engine), dpi=144))).convert("L"))
     assert image.shape[::-1] == pytest.approx((page.width * 2, page.height * 2), abs=1)
     ink = image < 128
     inside = np.zeros_like(ink)
@@ -91,10 +93,10 @@ def test_render_page_keeps_to_max_pixels(engine: str, tmp_path: Path) -> None:
     from PIL import Image
 
     path = draw(tmp_path / "a.pdf", [LINES])
-    image = Image.open(io.BytesIO(render_page(path, 1, dpi=300, max_pixels=50_000, engine=engine)))
+    image = Image.open(io.BytesIO(page_png(path, 1, Options(pdf_engine=engine), dpi=300, max_pixels=50_000)))
     assert 45_000 < image.width * image.height <= 50_000
     with pytest.raises(LoadError, match="no page 2"):
-        render_page(path, 2, engine=engine)
+        page_png(path, 2, Options(pdf_engine=engine))
 
 
 def test_text_outside_the_crop_box_is_left_out(read: Read, tmp_path: Path) -> None:

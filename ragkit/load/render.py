@@ -1,0 +1,207 @@
+"""Pages as pictures, of exactly as many pixels as were asked for.
+
+What goes in are a file and the pages wanted of it; what comes out is, for each of them and in order, its pixels or the reason
+why there are none. `Parser.render_pages` is the way in; `drawn` is what its child does.
+
+A page is drawn as it is displayed (cropped, rotated, with its annotations, on white) and stretched to fill the picture: a
+place in the picture divided by the picture's size is the place on the page divided by the page's. Nothing here knows models.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.errors import LimitExceeded, LoadError, UnsupportedFormat
+from ragkit.load.formats import format_of
+from ragkit.load.limits import Limits, Options
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Pixels = npt.NDArray[np.uint8]
+
+DRAWN = ("pdf", "image")  # loaders whose modules have `opened`
+REOPENED = 100  # pages after which a file is opened anew: MuPDF keeps what it has read of a document
+
+# What counts as blank. A cell is about a letter of a text set in 11 points; the noise of a scan is gone in its mean, and so is
+# most of a speck of dust. Fewer cells than these may differ: a page number of three digits, or a punched hole.
+_CELLS = 128  # along the side of a square as large as the picture
+_APART = 24  # of 255: how far the mean of a cell must be from the paper's colour
+_FEWEST = 10  # cells apart that make a page not blank
+_MARGIN = 0.02  # of each side, which is not looked at: scanners leave shadows there
+
+
+@dataclass(frozen=True, slots=True)
+class WantedPage:
+    """A page, counted from 1, and the size of its picture in pixels."""
+
+    number: int
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        if self.number < 1 or self.width < 1 or self.height < 1:
+            raise ValueError(
+                f"pages count from 1 and pictures have pixels, got page {self.number} of {self.width} x {self.height}"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RenderedPage:
+    """A page's picture, RGB, of the size wanted. `blank`: next to nothing is on it, see `is_blank`."""
+
+    number: int
+    image: Image
+    blank: bool
+
+
+class Drawable(Protocol):
+    """An open file with pages. They count from 0 here; `size` is in points as displayed; `draw` gives (height, width, 3)."""
+
+    def close(self) -> None: ...
+    def count(self) -> int: ...
+    def size(self, index: int) -> tuple[float, float]: ...
+    def draw(self, index: int, width: int, height: int) -> Pixels: ...
+
+
+class Canvas:
+    """Room for one picture, drawn on again for each page: fresh memory for every one costs as much as drawing a plain page."""
+
+    def __init__(self) -> None:
+        self._room = np.empty(0, np.uint8)
+
+    def of(self, width: int, height: int) -> Pixels:
+        """(height, width, 3), not cleared."""
+        size = width * height * 3
+        if self._room.size < size:
+            self._room = np.empty(size, np.uint8)
+        return self._room[:size].reshape(height, width, 3)
+
+
+def can_render(path: str | Path) -> bool:
+    """Whether the pages of a file can be drawn, by its name."""
+    kind = format_of(path)
+    return kind is not None and kind.loader in DRAWN
+
+
+def is_blank(image: Image | Pixels) -> bool:
+    """Whether a picture is of nearly one colour: the noise of a scan, dust, a page number and shadows at the edges do not count.
+
+    RGB, as a PIL image or (height, width, 3) uint8. It is cut into cells, about 128 x 128 of them, and blank where fewer than 10
+    cells have a mean that differs by 24 of 255 in any colour from the median of all. The outer 2 % are not looked at.
+    """
+    pixels = np.asarray(image)
+    height, width = pixels.shape[:2]
+    across, down = int(width * _MARGIN), int(height * _MARGIN)
+    pixels = pixels[down : height - down, across : width - across]
+    cell = max(1, round((height * width) ** 0.5 / _CELLS))
+    cell = min(cell, *pixels.shape[:2])
+    rows, columns = pixels.shape[0] // cell, pixels.shape[1] // cell
+    lines = pixels[: rows * cell, : columns * cell].reshape(rows, cell, -1).sum(axis=1, dtype=np.uint32)
+    means = lines.reshape(rows, columns, cell, 3).sum(axis=2).reshape(-1, 3) / cell**2
+    apart = np.abs(means - np.median(means, axis=0)).max(axis=1) >= _APART
+    return bool(apart.sum() < _FEWEST)
+
+
+def prepare(path: Path, engine: str) -> None:
+    """Imports what draws such a file. Raises UnsupportedFormat for one without pages."""
+    kind = format_of(path)
+    if kind is None or kind.loader not in DRAWN:
+        raise UnsupportedFormat(f"{path.suffix or path.name} has no pages to render")
+    _module(kind.loader).prepare(engine)
+
+
+def open_pages(path: Path, options: Options) -> Drawable:
+    """The file's pages, by the loader of its kind. Raises what that loader raises."""
+    kind = format_of(path)
+    assert kind is not None
+    pages: Drawable = _module(kind.loader).opened(path, options)
+    return pages
+
+
+def _module(loader: str) -> Any:
+    return import_module(f"ragkit.load.{loader}")
+
+
+def drawn(path: Path, wanted: Sequence[WantedPage], options: Options) -> Iterator[Pixels | LoadError]:
+    """The pixels of each wanted page, (height, width, 3), or why it has none. Raises where the file itself cannot be opened.
+
+    Each array may be drawn on again when the next is asked for. `options.on_page` is called before each page.
+    """
+    pages: Drawable | None = None
+    try:
+        for before, want in enumerate(wanted):
+            if before % REOPENED == 0:
+                if pages is not None:
+                    pages.close()
+                pages = open_pages(path, options)
+            assert pages is not None
+            options.on_page(want.number)
+            yield _drawn(pages, want, options.limits)
+    finally:
+        if pages is not None:
+            pages.close()
+
+
+def _drawn(pages: Drawable, want: WantedPage, limits: Limits) -> Pixels | LoadError:
+    if want.number > pages.count():
+        return LoadError(f"there is no page {want.number}: the document has {pages.count()}")
+    if want.width * want.height > limits.pixels:
+        return LimitExceeded(f"{want.width} x {want.height} pixels, more than {limits.pixels} (Limits.pixels)")
+    try:
+        return pages.draw(want.number - 1, want.width, want.height)
+    except LoadError as error:
+        return error
+    except MemoryError:
+        return LimitExceeded(f"page {want.number}: more memory than {limits.memory} bytes (Limits.memory)")
+
+
+def page_png(path: Path, number: int, options: Options, *, dpi: float | None = None, max_pixels: int | None = None) -> bytes:
+    """A page, counted from 1, as PNG bytes. `dpi` is 150 unless given; the picture is scaled down to hold no more than
+    `max_pixels`, which is Limits.pixels unless given."""
+    pages = open_pages(path, options)
+    try:
+        if not 1 <= number <= pages.count():
+            raise LoadError(f"there is no page {number}: the document has {pages.count()}")
+        most = min(max_pixels or options.limits.pixels, options.limits.pixels)
+        width, height = size_at(pages.size(number - 1), dpi=150.0 if dpi is None else dpi, max_pixels=most)
+        return _png(pages.draw(number - 1, width, height))
+    finally:
+        pages.close()
+
+
+def size_at(size: tuple[float, float], *, dpi: float, max_pixels: int) -> tuple[int, int]:
+    """(width, height) in pixels of a page of that size in points, at a resolution; less where that were over `max_pixels`."""
+    if not 0 < dpi < 7200:
+        raise ValueError(f"dpi must be above 0 and below 7200, got {dpi}")
+    width, height = shown(*size)
+    scale = min(dpi / 72, (max_pixels / (width * height)) ** 0.5)
+    across = min(max(1, round(width * scale)), max_pixels)
+    return across, max(1, min(round(height * scale), max_pixels // across))
+
+
+def shown(width: float, height: float) -> tuple[float, float]:
+    """A page whose crop box shows nothing has no size, and viewers show an empty sheet."""
+    return (width, height) if width > 0 and height > 0 else (612, 792)
+
+
+def _png(pixels: Pixels) -> bytes:
+    """RGB pixels as a PNG file (ISO/IEC 15948): signature, header, one compressed stream of unfiltered rows, end."""
+    height, width = pixels.shape[:2]
+    unfiltered = np.concatenate((np.zeros((height, 1), np.uint8), pixels.reshape(height, width * 3)), axis=1)
+
+    def part(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(unfiltered.tobytes(), 6)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", body) + part(b"IEND", b"")
