@@ -30,8 +30,8 @@ _PLACEHOLDERS = {"untitled", "anonymous", "(anonymous)", "(untitled)", "unspecif
 
 class Engine(Protocol):
     """An open PDF. Pages count from 0 here, as in both engines; `size` is in points as displayed; `render` gives width,
-    height and RGB bytes of a page\'s picture, or of the part of it from x0, y0 to x1, y1 in its dots; `draw` stretches the page to
-    the pixels given."""
+    height and RGB bytes of a page's picture, or of the part of it from x0, y0 to x1, y1 in its dots; `draw` stretches the
+    page to the pixels given."""
 
     def close(self) -> None: ...
     def count(self) -> int: ...

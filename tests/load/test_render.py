@@ -260,11 +260,12 @@ def test_a_page_that_takes_too_long_costs_that_page(engine: str, tmp_path: Path)
 def test_time_lost_with_pages_is_bounded_for_the_file(tmp_path: Path, engine: str) -> None:
     path = tmp_path / "a.pdf"
     path.write_bytes(bomb([show(b"page") + b"/X0 Do"] * 6, at=-1))
-    with Parser(pdf_engine=engine, limits=Limits(page_seconds=0.4, seconds=0.7)) as parser:
+    with Parser(pdf_engine=engine, limits=Limits(page_seconds=0.7, seconds=2.0)) as parser:
         found = told(parser.render_pages(path, wanted(range(1, 7))))
     slow = ["took longer" in str(one) for one in found]
-    assert slow in ([True, True, *[False] * 4], [True, *[False] * 5])  # one, where a busy machine opened the file slowly
-    assert set(found[sum(slow) :]) == {"not rendered: pages before it took 0.7 s (Limits.seconds) and were lost"}
+    assert slow == sorted(slow, reverse=True)
+    assert 1 <= sum(slow) <= 3  # each takes 0.7 s, and longer where a busy machine opens the file slowly
+    assert set(found[sum(slow) :]) == {"not rendered: pages before it took 2 s (Limits.seconds) and were lost"}
 
 
 def test_a_child_that_dies_costs_the_page_it_was_at(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
