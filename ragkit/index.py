@@ -54,7 +54,7 @@ from ragkit.recipe import (
 )
 from ragkit.refine import CANDIDATES, Refinement, refine
 from ragkit.retrieve import NO_MULTI, Candidate, SearchOptions, citation, mean_vector, rank, read_hits, search
-from ragkit.store import DENSE, LEXICAL, MULTI, Snapshot, Store, Writer, layout_of
+from ragkit.store import DENSE, LEXICAL, MULTI, Snapshot, Store, Writer, layouts_of
 from ragkit.types import AddReport, Citation, Document, Floats, Hit, Hits, Ints, Page, Reason, Span
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Index:
         self.path = path
         self.recipe = recipe
         self._catalog = catalog
-        self._store = Store(path, catalog, recall=recipe.store.recall, multi=layout_of(recipe))
+        self._store = Store(path, catalog, recall=recipe.store.recall, layouts=layouts_of(recipe))
         self._store.device = device if device is not None and device.startswith("cuda") else None
         self._encoder = encoder
         self._chunker = chunker
@@ -674,7 +674,7 @@ class Index:
                 recipe = Recipe.model_validate(snapshot.recipe)
                 if recipe != self.recipe:
                     self.recipe = recipe
-                    self._store.recall, self._store.multi = recipe.store.recall, layout_of(recipe)
+                    self._store.recall, self._store.layouts = recipe.store.recall, layouts_of(recipe)
                     self._encoder, self._encoder_checked = None, False
                 self._followed = snapshot.recipe
         return snapshot

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ragkit.catalog.catalog import Catalog, DocumentRow, Failure, Origin, origin_of
+from ragkit.catalog.catalog import CHUNK, Catalog, DocumentRow, Failure, Origin, origin_of
 from ragkit.chunk import chunk_document
 from ragkit.chunk.headers import headed_texts
 from ragkit.encode.contract import Encoder, Encoding
@@ -127,7 +127,7 @@ class Ingest:
         self._recipe = recipe
         self._encoder = encoder
         self._embeds = embeds_text(encoder.card)
-        self._layout = store.multi
+        self._layout = store.layouts.get(CHUNK)
         self._cost_told = False
         self._chunker = chunker
         self._options = options

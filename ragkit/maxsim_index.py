@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.catalog.catalog import Catalog, Origin
+from ragkit.catalog.catalog import CHUNK, Catalog, Origin
 from ragkit.errors import NotAnIndex, RecipeMismatch
 from ragkit.locks import writer_lock
 from ragkit.ragged import MultiVectors, top_k
@@ -63,7 +63,7 @@ class MaxSimIndex:
     def __init__(self, path: Path, catalog: Catalog, layout: Layout, *, device: str | None = None) -> None:
         self.path = path
         self.layout = layout
-        self._store = Store(path, catalog, recall=1.0, multi=layout)
+        self._store = Store(path, catalog, recall=1.0, layouts={CHUNK: layout})
         self._store.device = device
         self._lock = threading.RLock()
         self._added: dict[int, Stored] = {}  # since the last commit

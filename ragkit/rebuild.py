@@ -23,7 +23,7 @@ from ragkit.checked import CheckedFolder, sync_file, writing
 from ragkit.errors import Damaged, StorageError
 from ragkit.ingest import Ingest
 from ragkit.recipe import Recipe
-from ragkit.store import Store, Writer, layout_of
+from ragkit.store import Store, Writer, layouts_of
 
 STAGING = "rebuild"
 PDF = "application/pdf"
@@ -94,8 +94,8 @@ def _staging(store: Store, settings: Settings, recipe: Recipe) -> Store:
                 shutil.rmtree(path)
             path.mkdir()
             Store.create(path, settings)
-    recall, multi = recipe.store.recall, layout_of(recipe)
-    return Store(path, Catalog(path / "catalog.db"), recall=recall, multi=multi, numbers=store.catalog)
+    catalog = Catalog(path / "catalog.db")
+    return Store(path, catalog, recall=recipe.store.recall, layouts=layouts_of(recipe), numbers=store.catalog)
 
 
 def _begun(path: Path, settings: Settings) -> bool:

@@ -3,7 +3,7 @@
 An index keeps its recipe from creation on. Opening it with settings that disagree is refused. The
 stages depend on each other from left to right: what changes in one reaches all that follow.
 
-    load  →  chunk  →  encode  →  multi  →  store
+    load  →  chunk  →  encode  →  multi  →  pages  →  store
 
 In goes what the user chose; what was left open is filled in once, when the index is created.
 """
@@ -19,9 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["int8", "float16", "float32"]  # as in vectors/multi.py
 Overflow = Literal["error", "truncate", "window"]
+Which = Literal["all", "auto", "figures"]
 PdfEngine = Literal["auto", "pymupdf", "pypdfium2"]
-LATER: dict[str, Any] = {}  # fields added since the first release, each with the value that means what was so before
-STAGES = ("load", "chunk", "encode", "multi", "store")
+# Fields added since the first release, each with the value that means what was so before.
+LATER: dict[str, Any] = {"keep_sources": False}
+STAGES = ("load", "chunk", "encode", "multi", "pages", "store")
 MULTI = "+multi"  # behind the name of a model that gives its token states as multi-vectors when asked to
 
 
@@ -74,20 +76,43 @@ class MultiStage(_Stage):
     alone: bool = False
 
 
+class PagesStage(_Stage):
+    """Page images, embedded beside the text. which: every page that is not blank; "figures": pages with pictures or drawings;
+    "auto": those, and pages with hardly any text. `dims` of the dense vectors, None for the model's own, 0 for none; `precision`
+    of the multi-vectors, None for none. `pool` makes a page's patches fewer, by clustering; `background` False keeps one of
+    patches that are alike."""
+
+    which: Which = "auto"
+    model: str
+    revision: str = ""
+    task: str | None = None
+    dims: int | None = Field(default=None, ge=0)
+    max_pixels: int | None = Field(default=None, ge=1)
+    dtype: str = "float32"
+    multi_dims: int = Field(default=0, ge=0)
+    precision: Precision | None = None
+    pool: int = Field(default=1, ge=1)
+    background: bool = True
+
+
 class StoreStage(_Stage):
-    """How vectors are kept: `recall` is the share of the exact best ten that a compressed search must find."""
+    """How an index is kept: `recall` is the share of the exact best ten that a compressed search must find; `keep_sources`
+    keeps a copy of every file that was added."""
 
     recall: float = Field(default=0.99, gt=0, le=1)
+    keep_sources: bool = False
 
 
 class Recipe(_Stage):
-    """The stages, `multi` None where no multi-vectors are kept. `hashes()` tells what a change reaches."""
+    """The stages, `multi` None where no multi-vectors are kept, `pages` None where no page images are. `hashes()` tells what a
+    change reaches."""
 
     load: LoadStage
     chunk: ChunkStage
     encode: EncodeStage
     store: StoreStage
     multi: MultiStage | None = None
+    pages: PagesStage | None = None
 
     def hashes(self) -> dict[str, str]:
         """sha256 per stage, each over the stage and all before it: equal hashes mean nothing to redo up to there.
@@ -96,7 +121,7 @@ class Recipe(_Stage):
         """
         result, running = {}, hashlib.sha256()
         for stage in STAGES:
-            if (settings := getattr(self, stage)) is None:  # no multi-vectors: a stage that came later
+            if (settings := getattr(self, stage)) is None:  # no multi-vectors, no pages: stages that came later
                 continue
             told = {name: value for name, value in settings.model_dump().items() if name not in LATER or LATER[name] != value}
             running.update(json.dumps(told, sort_keys=True).encode() + b"\n")
@@ -126,6 +151,14 @@ KEYWORDS: dict[str, tuple[str, str]] = {
     "recall": ("store", "recall"),
     "multi": ("multi", "precision"),
     "pool": ("multi", "pool"),
+    "pages": ("pages", "which"),
+    "page_model": ("pages", "model"),
+    "page_dims": ("pages", "dims"),
+    "page_multi": ("pages", "precision"),
+    "page_pixels": ("pages", "max_pixels"),
+    "page_pool": ("pages", "pool"),
+    "page_background": ("pages", "background"),
+    "keep_sources": ("store", "keep_sources"),
 }
 
 
@@ -146,6 +179,8 @@ def disagreements(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
             "dtype": value == "auto",
             "multi": bool(stored) if value is True else not stored and value is False,
             "model": recipe.multi is not None and stored == f"{value}{MULTI}",  # Index.open appended it
+            "pages": bool(stored) if value is True else not stored and value in (False, "none"),
+            "page_multi": bool(stored) if value is True else not stored and value is False,
         }
         if value is not None and stored != value and not agree.get(name):
             result.append(f"{name}: stored {stored!r}, given {value!r}")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.catalog.catalog import DocumentRow, Failure, SegmentRow
+from ragkit.catalog.catalog import CHUNK, DocumentRow, Failure, SegmentRow
 from ragkit.catalog.mend import bury_unknown, live_units, lose, mend_rows, reindex, short_of_units
 from ragkit.catalog.sums import differing
 from ragkit.checked import CheckedFolder, writing
@@ -119,7 +119,7 @@ def _mend(
 def _words_differ(store: Store) -> bool:
     """Whether the lexical index cannot be read, or holds other units than the catalog: those of documents that were lost."""
     lexical = store.intact().lexical
-    keys, _ = live_units(store.catalog, store.catalog.latest().number)
+    keys = store.catalog.unit_keys(store.catalog.latest().number, kind=CHUNK)
     return lexical is None or not np.array_equal(np.sort(lexical.rows()[0]), keys)
 
 
@@ -157,7 +157,7 @@ def _salvage(store: Store, row: SegmentRow) -> Salvaged | None:
     width = 2 * shape[1]
     first = start + np.arange(row.rows) * width
     good = np.flatnonzero(whole[first // record.block] & whole[(first + width - 1) // record.block])
-    return Salvaged(keys[good], documents[good], _Rows(stored, good)) if len(good) else None
+    return Salvaged(CHUNK, keys[good], documents[good], _Rows(stored, good)) if len(good) else None
 
 
 def _documents_in(store: Store, rows: Sequence[SegmentRow], *, otherwise: set[int]) -> set[int]:

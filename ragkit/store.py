@@ -26,14 +26,26 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.catalog.catalog import VECTOR, Catalog, Change, Commit, NewDocument, Origin, SegmentRow, UnitRow, origin_of
+from ragkit.catalog.catalog import (
+    CHUNK,
+    PAGE,
+    VECTOR,
+    Catalog,
+    Change,
+    Commit,
+    NewDocument,
+    Origin,
+    SegmentRow,
+    UnitRow,
+    origin_of,
+)
 from ragkit.catalog.sums import leave_sums
 from ragkit.checked import CheckedFolder, FileRecord, seal, sync_file, write_array, writing
 from ragkit.errors import Damaged, IndexLocked, RagkitError, StorageError
 from ragkit.locks import Pin, remove_unused, writer_lock
 from ragkit.ragged import top_k, truncate_dims
 from ragkit.recipe import Recipe
-from ragkit.types import Chunk, Document, Floats, Ints, Span
+from ragkit.types import Chunk, Document, Floats, Ints, Page, Patches, Span
 from ragkit.vectors.dense import DenseReader, near_duplicates, write_dense
 from ragkit.vectors.lexical import LexicalReader, write_generation
 from ragkit.vectors.maxsim import Scores
@@ -42,12 +54,25 @@ from ragkit.vectors.multi import Layout, MultiReader, Stored, write_multi
 DENSE = "chunk.dense"
 LEXICAL = "chunk.lexical"
 MULTI = "chunk.multi"
+PAGE_DENSE = "page.dense"
+PAGE_MULTI = "page.multi"
 SMALL = 1 << 20  # bytes; segments below this are one tier, and are merged into the next commit at once
 FANOUT = 4  # segments of one tier, four times as large each, before they are merged into the next
 DEAD = 0.5  # share of deleted rows at which a segment is rewritten by the next commit
 ROWS = 4096  # rows copied at a time when segments are merged
 
 Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PageVectors:
+    """Those pages of a document that were seen: n pages, where the vectors of each look, `dense` (n, d) float32 unit rows and
+    `multi` n rows, or None."""
+
+    pages: tuple[Page, ...]
+    patches: tuple[Patches | None, ...]
+    dense: Floats | None
+    multi: Stored | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,12 +86,15 @@ class Prepared:
     replaces: int | None  # the id of the version it replaces
     multi: Stored | None = None  # n rows
     key: int | None = None  # the caller's own, for a row that is no chunk; keys of chunks are reserved
+    seen: PageVectors | None = None  # its page images
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """What a commit adds to the vectors: keys and document versions (n,) int64, and the rows of each space that takes part."""
+    """What a commit adds to the vectors of one kind of units: keys and document versions (n,) int64, and the rows of each space
+    that takes part."""
 
+    kind: str
     keys: Ints
     documents: Ints
     dense: Floats | None
@@ -79,12 +107,14 @@ class Rows:
 
 
 class Segment:
-    """An open segment: `keys` and `documents` (n,) int64, mapped, and a reader per space. Immutable; held by a shared lock."""
+    """An open segment: `keys` and `documents` (n,) int64, mapped, and a reader per space, all of one `kind` of units. Immutable;
+    held by a shared lock."""
 
     def __init__(self, folder: Path, row: SegmentRow, records: Sequence[FileRecord], *, device: str | None = None) -> None:
         self._device = device
         self.pin = Pin(folder)
         self.row = row
+        self.kind = kind_of(row)
         self.folder = CheckedFolder(folder, records, mend=f"ragkit repair {folder.parent.parent}")
         self.keys = self._column("keys.npy")
         self.documents = self._column("documents.npy")
@@ -95,11 +125,11 @@ class Segment:
     @property
     def multi(self) -> MultiReader | None:
         """The multi-vectors, opened on first use."""
-        if MULTI not in self.row.spaces:
+        if (space := f"{self.kind}.multi") not in self.row.spaces:
             return None
         with self._lock:
             if self._multi is None:
-                self._multi = MultiReader(self.folder, MULTI, self.keys, device=self._device)
+                self._multi = MultiReader(self.folder, space, self.keys, device=self._device)
             return self._multi
 
     def bytes_of(self, space: str) -> int:
@@ -109,11 +139,11 @@ class Segment:
     @property
     def dense(self) -> DenseReader | None:
         """The dense vectors, opened on first use: a search by words alone must not fail because of them."""
-        if DENSE not in self.row.spaces:
+        if (space := f"{self.kind}.dense") not in self.row.spaces:
             return None
         with self._lock:
             if self._dense is None:
-                self._dense = DenseReader(self.folder, DENSE)
+                self._dense = DenseReader(self.folder, space)
             return self._dense
 
     def readable(self) -> bool:
@@ -136,10 +166,16 @@ class Segment:
         return column
 
 
+def kind_of(row: SegmentRow) -> str:
+    """What kind of units a segment holds."""
+    return row.spaces[0].partition(".")[0] if row.spaces else CHUNK
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Salvaged:
     """Rows saved of a damaged segment: `keys` and `documents` (n,) int64, and their vectors; see `ragkit.repair`."""
 
+    kind: str
     keys: Ints
     documents: Ints
     dense: SavedRows
@@ -185,15 +221,31 @@ class Snapshot:
         """Which rows of the segment at a position are visible, (n,) bool."""
         return self._live[position]
 
-    def search_dense(
-        self, queries: Floats, k: int, *, allowed: Ints | None = None, dims: int | None = None, exact: bool = False
-    ) -> list[tuple[Ints, Floats]]:
-        """The k best units per query over all segments: keys and cosines, best first, ties by key. queries (q, d) unit rows.
+    def _of(self, kind: str) -> Iterator[tuple[Segment, Mask]]:
+        """The segments of a kind of units, each with its visible rows."""
+        return (pair for pair in zip(self.segments, self._live, strict=True) if pair[0].kind == kind)
 
-        `allowed` are the document versions to answer from, ascending; None is all of them.
+    def keys(self, kind: str) -> Ints:
+        """The keys of all visible units of a kind that have vectors, ascending, (n,) int64."""
+        rows = [np.asarray(segment.keys)[live] for segment, live in self._of(kind)]
+        return np.sort(np.concatenate(rows)) if rows else np.empty(0, dtype=np.int64)
+
+    def search_dense(
+        self,
+        queries: Floats,
+        k: int,
+        *,
+        kind: str = CHUNK,
+        allowed: Ints | None = None,
+        dims: int | None = None,
+        exact: bool = False,
+    ) -> list[tuple[Ints, Floats]]:
+        """The k best units of a kind per query over all segments: keys and cosines, best first, ties by key.
+
+        queries (q, d) unit rows. `allowed` are the document versions to answer from, ascending; None is all of them.
         """
         found: list[list[tuple[Ints, Floats]]] = [[] for _ in queries]
-        for segment, live in zip(self.segments, self._live, strict=True):
+        for segment, live in self._of(kind):
             if segment.dense is None:
                 continue
             mask = live if allowed is None else live & np.isin(segment.documents, allowed)
@@ -216,17 +268,19 @@ class Snapshot:
         queries: Sequence[Floats],
         k: int,
         *,
+        kind: str = CHUNK,
         allowed: Ints | None = None,
         keys: Ints | None = None,
         without: Ints | None = None,
         threads: int | None = None,
     ) -> list[tuple[Ints, Scores]]:
-        """The k best units per query by MaxSim over all segments: keys and scores, best first, ties by key. queries (q, d) each.
+        """The k best units of a kind per query by MaxSim over all segments: keys and scores, best first, ties by key.
 
-        `allowed` are document versions, ascending, as in `search_dense`; `keys` units to answer from, `without` units not to.
+        queries (q, d) each. `allowed` are document versions, ascending, as in `search_dense`; `keys` units to answer from,
+        `without` units not to.
         """
         found: list[list[tuple[Ints, Scores]]] = [[] for _ in queries]
-        for segment, live in zip(self.segments, self._live, strict=True):
+        for segment, live in self._of(kind):
             if segment.multi is not None:
                 mask = live if allowed is None else live & np.isin(segment.documents, allowed)
                 mask = mask if keys is None else mask & np.isin(segment.keys, keys)
@@ -273,10 +327,10 @@ class Snapshot:
                 found.update(zip(np.asarray(segment.keys)[positions].tolist(), rows, strict=True))
         return found
 
-    def rows_of(self, documents: Ints) -> dict[int, Floats]:
+    def rows_of(self, documents: Ints, *, kind: str = CHUNK) -> dict[int, Floats]:
         """The stored dense vectors, (n, d) float32 in the order of the keys, of visible document versions that have any."""
         parts: dict[int, list[tuple[int, Floats]]] = {}
-        for segment, live in zip(self.segments, self._live, strict=True):
+        for segment, live in self._of(kind):
             if segment.dense is not None:
                 at = np.flatnonzero(np.isin(segment.documents, documents) & live)
                 owners, keys = np.asarray(segment.documents)[at].tolist(), np.asarray(segment.keys)[at].tolist()
@@ -285,19 +339,19 @@ class Snapshot:
         return {owner: np.stack([row for _, row in sorted(rows, key=lambda one: one[0])]) for owner, rows in parts.items()}
 
     def dense_rows(self) -> tuple[Ints, npt.NDArray[np.float16]]:
-        """Every visible unit's dense vector: keys (n,) and rows (n, d) float16, in no order; (0, 0) where there are none."""
+        """Every visible chunk's dense vector: keys (n,) and rows (n, d) float16, in no order; (0, 0) where there are none."""
         keys, rows = [np.empty(0, dtype=np.int64)], []
-        for segment, live in zip(self.segments, self._live, strict=True):
+        for segment, live in self._of(CHUNK):
             if segment.dense is not None and live.any():
                 at = np.flatnonzero(live)
                 keys.append(np.asarray(segment.keys)[at])
                 rows.append(segment.dense.rows(at).astype(np.float16))
         return np.concatenate(keys), np.concatenate(rows) if rows else np.empty((0, 0), dtype=np.float16)
 
-    def multi_of(self, documents: Ints) -> dict[int, list[Stored]]:
+    def multi_of(self, documents: Ints, *, kind: str = CHUNK) -> dict[int, list[Stored]]:
         """The stored multi-vectors, one by one in the order of the keys, of visible document versions that have any."""
         parts: dict[int, list[tuple[int, Stored]]] = {}
-        for segment, live in zip(self.segments, self._live, strict=True):
+        for segment, live in self._of(kind):
             if segment.multi is not None:
                 for at in np.flatnonzero(np.isin(segment.documents, documents) & live).tolist():
                     rows = Stored.join(list(segment.multi.stored(np.array([at]))))
@@ -305,21 +359,19 @@ class Snapshot:
         return {owner: [row for _, row in sorted(rows, key=lambda one: one[0])] for owner, rows in parts.items()}
 
     def near_duplicates(self, threshold: float) -> Iterator[tuple[int, int, float]]:
-        """Pairs of visible units with a cosine of at least `threshold`: key, larger key, cosine."""
-        parts = [
-            (segment.dense, segment.keys, live) for segment, live in zip(self.segments, self._live, strict=True) if segment.dense
-        ]
+        """Pairs of visible chunks with a cosine of at least `threshold`: key, larger key, cosine."""
+        parts = [(segment.dense, segment.keys, live) for segment, live in self._of(CHUNK) if segment.dense]
         return near_duplicates(parts, threshold)
 
-    def dense_stats(self) -> Iterator[dict[str, Any]]:
-        """Per segment: its rows, how many are live, and how its dense vectors are searched."""
-        for segment, live in zip(self.segments, self._live, strict=True):
+    def dense_stats(self, *, kind: str = CHUNK) -> Iterator[dict[str, Any]]:
+        """Per segment of a kind: its rows, how many are live, and how its dense vectors are searched."""
+        for segment, live in self._of(kind):
             if segment.dense is not None:
                 yield {"segment": segment.row.id, "rows": segment.row.rows, "live": int(live.sum()), **segment.dense.describe()}
 
-    def multi_stats(self) -> Iterator[dict[str, Any]]:
-        """Per segment: its rows, how many are live, and how its multi-vectors are stored."""
-        for segment, live in zip(self.segments, self._live, strict=True):
+    def multi_stats(self, *, kind: str = CHUNK) -> Iterator[dict[str, Any]]:
+        """Per segment of a kind: its rows, how many are live, and how its multi-vectors are stored."""
+        for segment, live in self._of(kind):
             if segment.multi is not None:
                 yield {"segment": segment.row.id, "live": int(live.sum()), **segment.multi.describe()}
 
@@ -333,21 +385,30 @@ def _best(parts: Sequence[tuple[Ints, npt.NDArray[Any]]], k: int) -> tuple[Ints,
     return keys[best], scores[best]
 
 
-def layout_of(recipe: Recipe) -> Layout | None:
-    """How a recipe's multi-vectors are stored, where it keeps any."""
-    return None if recipe.multi is None else Layout(recipe.multi.dims, recipe.multi.precision)
+def layouts_of(recipe: Recipe) -> dict[str, Layout]:
+    """How a recipe's multi-vectors are stored, by the kind of units that have any."""
+    layouts = {} if recipe.multi is None else {CHUNK: Layout(recipe.multi.dims, recipe.multi.precision)}
+    if recipe.pages is not None and recipe.pages.precision is not None:
+        layouts[PAGE] = Layout(recipe.pages.multi_dims, recipe.pages.precision)
+    return layouts
 
 
 class Store:
     """The folder of an index. Thread-safe for readers; `writer()` admits one at a time, across processes."""
 
     def __init__(
-        self, path: Path, catalog: Catalog, *, recall: float, multi: Layout | None = None, numbers: Catalog | None = None
+        self,
+        path: Path,
+        catalog: Catalog,
+        *,
+        recall: float,
+        layouts: Mapping[str, Layout] | None = None,
+        numbers: Catalog | None = None,
     ) -> None:
-        """multi: how multi-vectors are stored, where any are kept. `numbers` is whose counters give out ids and keys, where
-        that is another index: see `ragkit.rebuild`."""
+        """layouts: how multi-vectors are stored, by the kind of units that have any. `numbers` is whose counters give out ids and
+        keys, where that is another index: see `ragkit.rebuild`."""
         self.path = path
-        self.multi = multi
+        self.layouts = layouts or {}
         self.device: str | None = None  # where torch scans multi-vectors; None for the kernel
         self.catalog = catalog
         self.recall = recall
@@ -546,13 +607,15 @@ class Writer:
         snapshot = store.intact() if self.mending else store.snapshot()
         salvaged = salvaged or {}
         documents, fresh = self._reserve(prepared)
+        saved = [rows for rows in salvaged.values() if rows is not None]
         deleted = sorted({*delete, *(one.replaces for one in prepared if one.replaces is not None)})
         if merge and dims is not None:
             for segment in snapshot.segments:
                 segment.verify()  # one that is damaged must not stay behind as wide as it was
-        absorbed: list[Segment | Salvaged] = [*self._absorbed(snapshot, fresh=fresh, deleted=deleted, merge=merge)]
-        retired = [segment.row.id for segment in absorbed if isinstance(segment, Segment)]
-        absorbed += [rows for rows in salvaged.values() if rows is not None]
+        absorbed = {
+            rows.kind: self._absorbed(snapshot, fresh=rows, deleted=deleted, merge=merge) for rows in fresh
+        }
+        retired = [segment.row.id for segments in absorbed.values() for segment in segments]
         change = Change(
             number=snapshot.commit.number + 1,
             kind=kind,
@@ -566,50 +629,52 @@ class Writer:
             unmade=unmade,
         )
         with writing(store.path):
-            if len(fresh.keys) or absorbed:
-                change = self._write_segment(change, absorbed, fresh, dims=dims)
+            for rows in fresh:
+                kept: list[Segment | Salvaged] = [*absorbed[rows.kind], *(one for one in saved if one.kind == rows.kind)]
+                if len(rows.keys) or kept:
+                    change = self._write_segment(change, kept, rows, dims=dims)
             if change.lexical:
                 change = self._write_lexical(change, snapshot, fresh=fresh_words or snapshot.lexical is None)
         store.catalog.commit(change)
         store._thorough |= merge
-        del snapshot, absorbed  # they hold the folders that refresh is about to remove
+        del snapshot, absorbed, saved  # they hold the folders that refresh is about to remove
         if not self.mending:
             store.refresh()
 
-    def _reserve(self, prepared: Sequence[Prepared]) -> tuple[list[NewDocument], Rows]:
-        """The documents under fresh ids, their units under fresh keys or the caller's own, and their rows in that order."""
-        counts = [len(one.chunks) for one in prepared]
-        document, key = self._store.numbers.reserve(documents=len(prepared), units=sum(counts)) if prepared else (0, 0)
+    def _reserve(self, prepared: Sequence[Prepared]) -> tuple[list[NewDocument], list[Rows]]:
+        """The documents under fresh ids, their units under fresh keys or the caller's own, and by kind their rows in that
+        order."""
+        count = sum(len(one.chunks) + len(one.seen.pages if one.seen else ()) for one in prepared)
+        document, key = self._store.numbers.reserve(documents=len(prepared), units=count) if prepared else (0, 0)
         documents = []
         for one in prepared:
-            units = tuple(UnitRow(key + at, document, "chunk", chunk.span, chunk.headings) for at, chunk in enumerate(one.chunks))
-            if one.key is not None:
-                units = (UnitRow(one.key, document, VECTOR, Span(0, 0), ()),)
+            units = _units(one, document, key)
             documents.append(NewDocument(document, one.origin, one.document, units))
-            document, key = document + 1, key + len(one.chunks)
-        dense = [one.dense for one in prepared if one.dense is not None and len(one.dense)]
-        multi = [one.multi for one in prepared if one.multi is not None and len(one.multi)]
-        kept = (new for new, one in zip(documents, prepared, strict=True) if one.dense is not None or one.multi is not None)
-        rows = [unit for new in kept for unit in new.units]
-        return documents, Rows(
-            keys=np.array([unit.key for unit in rows], dtype=np.int64),
-            documents=np.array([unit.document for unit in rows], dtype=np.int64),
-            dense=np.concatenate(dense) if dense else None,
-            multi=Stored.join(multi) if multi else None,
-        )
+            document, key = document + 1, key if one.key is not None else key + len(units)
+        pairs = list(zip(prepared, documents, strict=True))
+        embedded = [(one, new.units) for one, new in pairs if one.dense is not None or one.multi is not None]
+        chunks = [unit for _, units in embedded for unit in units if unit.kind != PAGE]
+        pages = [unit for new in documents for unit in new.units if unit.kind == PAGE]
+        seen = [one.seen for one in prepared if one.seen is not None]
+        return documents, [
+            _rows(CHUNK, chunks, [one.dense for one in prepared], [one.multi for one in prepared]),
+            _rows(PAGE, pages, [one.dense for one in seen], [one.multi for one in seen]),
+        ]
 
     def _absorbed(self, snapshot: Snapshot, *, fresh: Rows, deleted: Sequence[int], merge: bool) -> list[Segment]:
-        """The segments that this commit rewrites together with its own rows."""
+        """The segments of their kind that this commit rewrites together with its own rows."""
         dead = np.array(deleted, dtype=np.int64)
+        segments: list[Segment] = []
         sizes, shares = [], []
         for position, segment in enumerate(snapshot.segments):
-            live = snapshot.live(position) & ~np.isin(segment.documents, dead)
-            shares.append(1.0 - float(live.mean()) if len(live) else 1.0)
-            sizes.append(segment.row.bytes)
+            if segment.kind == fresh.kind:
+                live = snapshot.live(position) & ~np.isin(segment.documents, dead)
+                shares.append(1.0 - float(live.mean()) if len(live) else 1.0)
+                sizes.append(segment.row.bytes)
+                segments.append(segment)
         everything = range(len(sizes))
         chosen = everything if merge else merge_policy(sizes, new=fresh.bytes, dead=shares)
         # What is damaged cannot be rewritten, but with its last document deleted it can be dropped.
-        segments = snapshot.segments
         return [segments[position] for position in chosen if shares[position] == 1 or segments[position].readable()]
 
     def _write_segment(
@@ -630,17 +695,19 @@ class Writer:
         write_array(folder / "keys.npy", keys)
         write_array(folder / "documents.npy", documents)
         written = {}
+        dense, multi = f"{fresh.kind}.dense", f"{fresh.kind}.multi"
         if fresh.dense is not None or any(segment.dense is not None for segment, _ in kept):
-            written[DENSE] = write_dense(folder, DENSE, _cut(_dense_blocks(kept, fresh), dims), recall=store.recall).rows
-        if store.multi is not None:
-            written[MULTI] = write_multi(folder, MULTI, store.multi, _multi_blocks(kept, fresh)).rows
+            width = dims if fresh.kind == CHUNK else None
+            written[dense] = write_dense(folder, dense, _cut(_dense_blocks(kept, fresh), width), recall=store.recall).rows
+        if (layout := store.layouts.get(fresh.kind)) is not None:
+            written[multi] = write_multi(folder, multi, layout, _multi_blocks(kept, fresh)).rows
         for space, rows in written.items():
             if rows != len(keys):
                 raise StorageError(f"{len(keys)} rows were to be written, but {space} has {rows}; nothing was changed")
         records = seal(folder)
         sync_file(folder.parent)
         row = SegmentRow(name, len(keys), sum(record.size for record in records), tuple(written))
-        return replace(change, segment=row, segment_files=records)
+        return replace(change, segments=(*change.segments, (row, records)))
 
     def _write_lexical(self, change: Change, snapshot: Snapshot, *, fresh: bool) -> Change:
         store = self._store
@@ -669,9 +736,34 @@ class Writer:
         )
 
 
+def _units(one: Prepared, document: int, key: int) -> tuple[UnitRow, ...]:
+    """A document's units, chunks first, under keys from `key` on."""
+    if one.key is not None:
+        return (UnitRow(one.key, document, VECTOR, Span(0, 0)),)
+    chunks = [UnitRow(key + at, document, CHUNK, chunk.span, chunk.headings) for at, chunk in enumerate(one.chunks)]
+    if one.seen is None:
+        return tuple(chunks)
+    pairs = enumerate(zip(one.seen.pages, one.seen.patches, strict=True), start=key + len(chunks))
+    pages = [UnitRow(at, document, PAGE, page.span, page=page.number, patches=patches) for at, (page, patches) in pairs]
+    return (*chunks, *pages)
+
+
+def _rows(kind: str, units: Sequence[UnitRow], dense: Sequence[Floats | None], multi: Sequence[Stored | None]) -> Rows:
+    """The rows of units of one kind, in the order of the documents whose vectors are given."""
+    rows = [one for one in dense if one is not None and len(one)]
+    tokens = [one for one in multi if one is not None and len(one)]
+    return Rows(
+        kind,
+        keys=np.array([unit.key for unit in units], dtype=np.int64),
+        documents=np.array([unit.document for unit in units], dtype=np.int64),
+        dense=np.concatenate(rows) if rows else None,
+        multi=Stored.join(tokens) if tokens else None,
+    )
+
+
 def _lexical_rows(documents: Iterable[NewDocument]) -> Iterator[tuple[int, int, str, str | None]]:
     for new in documents:
-        for unit in new.units:
+        for unit in (unit for unit in new.units if unit.kind == CHUNK):
             yield unit.key, unit.document, unit.span.of(new.document.text), new.origin.lang or None
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ragkit.catalog.catalog import Catalog, DocumentRow
+from ragkit.catalog.catalog import CHUNK, Catalog, DocumentRow
 from ragkit.errors import Damaged
 from ragkit.store import Store
 from ragkit.types import Chunk, Document, Floats, Ints, Span
@@ -59,7 +59,7 @@ def _twins(store: Store, wanted: Sequence[Wanted], recipe_hash: str) -> Iterator
         count = len(one.chunks)
         rows, tokens = (None, None) if row is None else (dense.get(row.id), multi.get(row.id))
         found = [len(kind) for kind in (rows, tokens) if kind is not None]
-        whole = set(found) == {count} and (store.multi is None or tokens is not None)
+        whole = set(found) == {count} and (CHUNK not in store.layouts or tokens is not None)
         none = [None] * count
         yield Twin(row, none if rows is None else rows, none if tokens is None else tokens) if row and whole else None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ragkit.catalog.catalog import CHUNK, PAGE
 from ragkit.catalog.mend import incomplete
 from ragkit.catalog.sums import differing
 from ragkit.checked import CheckedFolder
@@ -106,11 +107,11 @@ def _disagreements(store: Store) -> Iterator[str]:
     """Whether catalog, segments and lexical generation hold the same units, and the counters are ahead of all of them."""
     try:
         snapshot = store.snapshot()
-        units = store.catalog.unit_keys(snapshot.commit.number)
-        rows = [np.asarray(segment.keys)[snapshot.live(at)] for at, segment in enumerate(snapshot.segments)]
-        keys = np.sort(np.concatenate(rows)) if rows else np.empty(0, dtype=np.int64)
+        number = snapshot.commit.number
+        units, pages = (store.catalog.unit_keys(number, kind=kind) for kind in (CHUNK, PAGE))
+        keys, seen = (snapshot.keys(kind) for kind in (CHUNK, PAGE))
         if not snapshot.commit.lexical:  # a MaxSimIndex: a document is a key
-            owners = sorted(int(row.source) for row in store.catalog.documents(snapshot.commit.number))
+            owners = sorted(int(row.source) for row in store.catalog.documents(number))
             if owners != keys.tolist() or len(owners) != snapshot.commit.documents:
                 yield f"the catalog has {len(owners)} keys and the segments {len(keys)}, and they are not the same"
             return
@@ -122,11 +123,13 @@ def _disagreements(store: Store) -> Iterator[str]:
     bare = store.catalog.setting("recipe")["encode"]["model"].startswith(PREFIX)  # then a unit may come without a vector
     if not (np.isin(keys, units).all() if bare else np.array_equal(keys, units)):
         yield f"the catalog has {len(units)} units and the segments {len(keys)}, and they are not the same"
+    if not np.array_equal(seen, pages):
+        yield f"the catalog has {len(pages)} pages and the segments {len(seen)}, and they are not the same"
     if not np.array_equal(np.sort(lexical[~np.isin(versions, snapshot.deleted)]), units):
         yield f"the catalog has {len(units)} units and the lexical generation {len(lexical)}, and they are not the same"
-    if len(units) != snapshot.commit.units:
-        yield f"the last commit counted {snapshot.commit.units} units, the catalog has {len(units)}"
-    documents = sum(1 for _ in store.catalog.documents(snapshot.commit.number))
+    if len(units) + len(pages) != snapshot.commit.units:
+        yield f"the last commit counted {snapshot.commit.units} units, the catalog has {len(units) + len(pages)}"
+    documents = sum(1 for _ in store.catalog.documents(number))
     if documents != snapshot.commit.documents:
         yield f"the last commit counted {snapshot.commit.documents} documents, the catalog has {documents}"
     for id in incomplete(store.catalog):

@@ -17,6 +17,7 @@ from ragkit.catalog.catalog import (
     insert_files,
     insert_rows,
     insert_segment,
+    parts,
     store_settings,
 )
 
@@ -32,7 +33,11 @@ def adopt(catalog: Catalog, staged: Catalog, change: Change) -> None:
     latest = staged.latest()
     segments = staged.segments(latest.number)
     files = {row.id: staged.files(row.id) for row in segments}
+    with staged.reading() as connection:
+        copied_tables = parts(connection)
     with catalog.writing() as connection:
+        if s.page_units in copied_tables:
+            s.page_units.create(connection, checkfirst=True)
         for table in (s.documents, s.segments):
             live = list(connection.execute(select(table.c.id).where(table.c.deleted.is_(None))).scalars())
             end_lives(connection, table, live, change.number)
@@ -43,7 +48,7 @@ def adopt(catalog: Catalog, staged: Catalog, change: Change) -> None:
                     row["recipe_hash"] = ""
             insert_rows(connection, s.documents, fresh)
             ids = [row["id"] for row in document_rows]
-            for table in (s.texts, s.blocks, s.pages, s.units):
+            for table in copied_tables:
                 copied = [dict(row) for row in _of_documents(staged, table, ids)]
                 if copied:
                     connection.execute(insert(table), copied)

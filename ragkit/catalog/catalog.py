@@ -48,13 +48,14 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from ragkit.catalog import schema as s
 from ragkit.checked import FileRecord
 from ragkit.errors import Damaged, FormatTooNew, StorageError
-from ragkit.types import Block, Document, Ints, Page, Span, Words
+from ragkit.types import Block, Box, Document, Ints, Page, Patches, Span, Words
 
 PIECE = 1 << 14  # characters of text per row: a hit inflates one or two pieces (about 0.1 ms), whatever the document's length
 BUSY = 60.0  # seconds a writer waits for another connection's short transaction
 PAGES_IN = 100  # spans per statement that looks for their pages
 MASTER = "SELECT type, name, tbl_name, sql FROM sqlite_master"
 STATE = "state"  # the counter that is none: see `Catalog.state`
+CHUNK, PAGE = "chunk", "page"  # kinds of units
 VECTOR = "vector"  # kind of a unit that is nothing but vectors under its user's key: it has no row in `units`
 IN = 500  # values per IN list, well below SQLite's limit on variables
 
@@ -81,11 +82,15 @@ class SegmentRow:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnitRow:
+    """A unit: a chunk, or a page, with its number and where its vectors look. `span` of a page is that of its text."""
+
     key: int
     document: int
     kind: str
     span: Span
-    headings: tuple[str, ...]
+    headings: tuple[str, ...] = ()
+    page: int | None = None
+    patches: Patches | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,8 +147,7 @@ class Change:
     lexical_files: Sequence[FileRecord]
     documents: Sequence[NewDocument] = ()
     deleted_documents: Sequence[int] = ()
-    segment: SegmentRow | None = None
-    segment_files: Sequence[FileRecord] = ()
+    segments: Sequence[tuple[SegmentRow, Sequence[FileRecord]]] = ()
     retired_segments: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)  # that change with it; with a recipe, all documents get its hash
     unmade: Sequence[str] = ()  # media types of documents that the new recipe would parse otherwise: they get none
@@ -297,7 +301,7 @@ class Catalog:
         """A new catalog: tables, settings, counters and the first commit, all in one transaction."""
         catalog = cls(path)
         with catalog.writing() as connection:
-            s.metadata.create_all(connection)
+            s.metadata.create_all(connection, tables=s.WITHOUT_PAGES)
             store_settings(connection, {"format": s.FORMAT, **settings})
             insert_rows(connection, s.counters, [{"name": "document", "next": 1}, {"name": "key", "next": 1}])
             insert_files(connection, lexical, lexical_files)
@@ -337,8 +341,8 @@ class Catalog:
             insert_rows(connection, s.documents, [_document_fields(document, change) for document in change.documents])
             for document in change.documents:
                 _insert_content(connection, document)
-            if change.segment is not None:
-                insert_segment(connection, change.segment, change.segment_files, commit=change.number)
+            for segment, files in change.segments:
+                insert_segment(connection, segment, files, commit=change.number)
             insert_files(connection, change.lexical, change.lexical_files)
             added_units = sum(len(document.units) for document in change.documents)
             totals = {
@@ -358,7 +362,7 @@ class Catalog:
             dead = list(connection.execute(select(s.documents.c.id).where(s.documents.c.deleted <= before)).scalars())
             kept = set(keep.tolist())
             for batch in in_batches(dead):
-                for table in (s.texts, s.blocks, s.pages, s.units):
+                for table in parts(connection):
                     connection.execute(delete(table).where(table.c.document.in_(batch)))
             for batch in in_batches([id for id in dead if id not in kept]):
                 connection.execute(delete(s.documents).where(s.documents.c.id.in_(batch)))
@@ -499,13 +503,18 @@ class Catalog:
 
     def known_units(self, keys: Iterable[int]) -> dict[int, UnitRow]:
         """Those units of the keys that the catalog still has, deleted ones included until they are purged."""
-        return {row["key"]: _unit(row) for row in self._by(s.units, s.units.c.key, keys)}
+        rows = self._by(s.units, s.units.c.key, keys)
+        with self.reading() as connection:
+            pages = _page_units(connection, rows)
+        return {row["key"]: _unit(row, pages) for row in rows}
 
     def units_of(self, document: int) -> list[UnitRow]:
         """All units of one document version, by key."""
         with self.reading() as connection:
             query = select(s.units).where(s.units.c.document == document).order_by(s.units.c.key)
-            return [_unit(s.checked(s.units, row)) for row in connection.execute(query).mappings()]
+            rows = [s.checked(s.units, row) for row in connection.execute(query).mappings()]
+            pages = _page_units(connection, rows)
+            return [_unit(row, pages) for row in rows]
 
     def text(self, document: int, span: Span) -> str:
         """A span of a document's text; reads only the pieces it touches."""
@@ -563,10 +572,10 @@ class Catalog:
         except Damaged as error:
             yield DamagedRow("", None, _without_way_out(error))
             return
-        if stored != _master():
+        if stored not in (_master(pages=False), _master(pages=True)):
             yield DamagedRow("", None, f"{self.path}: its tables are not those of format {s.FORMAT}")
             return
-        for table in s.metadata.sorted_tables:
+        for table in s.metadata.sorted_tables if stored == _master(pages=True) else s.WITHOUT_PAGES:
             yield from self._damaged_rows_of(table)
 
     def _damaged_rows_of(self, table: Table) -> Iterator[DamagedRow]:
@@ -612,13 +621,13 @@ class Catalog:
             if next_one is None or next_one <= most:
                 yield f"{self.path}: the counter {name!r} is at {next_one}, and {most} was given out already"
 
-    def unit_keys(self, commit: int) -> Ints:
-        """Keys of the units that a commit sees, ascending, (n,) int64."""
+    def unit_keys(self, commit: int, *, kind: str) -> Ints:
+        """Keys of the units of a kind that a commit sees, ascending, (n,) int64."""
         with self.reading() as connection:
             query = (
                 select(s.units.c.key)
                 .join(s.documents, s.documents.c.id == s.units.c.document)
-                .where(*_visible(s.documents, commit))
+                .where(*_visible(s.documents, commit), s.units.c.kind == kind)
             )
             return np.array(connection.execute(query.order_by(s.units.c.key)).scalars().all(), dtype=np.int64)
 
@@ -737,10 +746,10 @@ def _without_way_out(error: Damaged) -> str:
 
 
 @cache
-def _master() -> frozenset[tuple[Any, ...]]:
-    """The schema as SQLite itself writes it down."""
+def _master(*, pages: bool) -> frozenset[tuple[Any, ...]]:
+    """The schema as SQLite itself writes it down, with or without the table of page images."""
     engine = create_engine("sqlite://")
-    s.metadata.create_all(engine)
+    s.metadata.create_all(engine, tables=None if pages else s.WITHOUT_PAGES)
     with engine.connect() as connection:
         found = frozenset(tuple(row) for row in connection.execute(text(MASTER)))
     engine.dispose()
@@ -855,6 +864,19 @@ def _insert_content(connection: Connection, new: NewDocument) -> None:
         insert_rows(connection, s.blocks, [{"document": new.id, "body": _deflate(json.dumps(structure).encode())}])
     insert_rows(connection, s.pages, [_page_row(new.id, page) for page in document.pages])
     insert_rows(connection, s.units, [_unit_row(unit) for unit in new.units if unit.kind != VECTOR])
+    if pages := [_page_unit_row(unit) for unit in new.units if unit.kind == PAGE]:
+        s.page_units.create(connection, checkfirst=True)
+        insert_rows(connection, s.page_units, pages)
+
+
+def parts(connection: Connection) -> list[Table]:
+    """The tables that hold what a document is made of."""
+    return [s.texts, s.blocks, s.pages, s.units, *([s.page_units] if has_pages(connection) else [])]
+
+
+def has_pages(connection: Connection) -> bool:
+    """Whether there is a table of page images: it is made with the first of them."""
+    return connection.execute(text("SELECT 1 FROM sqlite_master WHERE name = 'page_units'")).first() is not None
 
 
 def _deflate(body: bytes) -> bytes:
@@ -895,8 +917,47 @@ def _unit_row(unit: UnitRow) -> dict[str, Any]:
     }
 
 
-def _unit(row: RowMapping) -> UnitRow:
-    return UnitRow(row["key"], row["document"], row["kind"], Span(row["start"], row["end"]), tuple(json.loads(row["headings"])))
+def _unit(row: RowMapping, pages: Mapping[int, RowMapping]) -> UnitRow:
+    page = pages.get(row["key"])
+    return UnitRow(
+        row["key"],
+        row["document"],
+        row["kind"],
+        Span(row["start"], row["end"]),
+        tuple(json.loads(row["headings"])),
+        None if page is None else page["number"],
+        None if page is None or page["patches"] is None else unpack_patches(page["patches"]),
+    )
+
+
+def _page_units(connection: Connection, units: Sequence[RowMapping]) -> dict[int, RowMapping]:
+    """What the catalog has of those units that are pages, by key; Damaged where a page's row is gone."""
+    keys = [row["key"] for row in units if row["kind"] == PAGE]
+    found: dict[int, RowMapping] = {}
+    for batch in in_batches(keys):
+        for row in connection.execute(select(s.page_units).where(s.page_units.c.key.in_(batch))).mappings():
+            found[row["key"]] = s.checked(s.page_units, row)
+    if len(found) != len(keys):
+        raise Damaged(f"it has no page number for unit {next(key for key in keys if key not in found)}")
+    return found
+
+
+def _page_unit_row(unit: UnitRow) -> dict[str, Any]:
+    patches = None if unit.patches is None else pack_patches(unit.patches)
+    return {"key": unit.key, "document": unit.document, "number": unit.page, "patches": patches}
+
+
+def pack_patches(patches: Patches) -> bytes:
+    """zlib of: rows and columns as two int32, the region x0, y0, x1, y1 as four float64, then (rows, columns) int32 tokens."""
+    head = struct.pack("<2i4d", *patches.tokens.shape, *patches.region)
+    return _deflate(head + patches.tokens.astype("<i4").tobytes())
+
+
+def unpack_patches(body: bytes) -> Patches:
+    plain = zlib.decompress(body)
+    rows, columns, *region = struct.unpack_from("<2i4d", plain)
+    tokens = np.frombuffer(plain, dtype="<i4", offset=struct.calcsize("<2i4d")).reshape(rows, columns)
+    return Patches(Box(*region), tokens.astype(np.int64))
 
 
 def _document(row: RowMapping) -> DocumentRow:

@@ -14,14 +14,13 @@ import numpy as np
 from sqlalchemy import Connection, RowMapping, Table, delete, func, insert, select, text, update
 
 from ragkit.catalog import schema as s
-from ragkit.catalog.catalog import PIECE, Catalog, DamagedRow, Failure, in_batches, insert_rows, now
+from ragkit.catalog.catalog import PAGE, PIECE, Catalog, DamagedRow, Failure, has_pages, in_batches, insert_rows, now, parts
 from ragkit.errors import Damaged
 from ragkit.types import Ints
 
 LOST = "its rows in the catalog were damaged; add it again"
 MARGIN = 1 << 20  # numbers skipped where a counter was damaged, since it must not give any out twice
 NO_WORDS = "-"  # a generation that is never there: it is made anew
-PARTS = (s.texts, s.blocks, s.pages, s.units)
 
 
 def reindex(catalog: Catalog) -> None:
@@ -45,7 +44,7 @@ def mend_rows(catalog: Catalog, rows: Sequence[DamagedRow]) -> list[Failure]:
     with catalog.writing() as connection:
         number = _last_commit(connection)
         owners = {int(key[0]) for table in ("documents", "texts", "blocks", "pages") for key in keys[table]}
-        for table in (s.units, s.texts, s.blocks, s.pages, s.segments, s.files, s.failures):
+        for table in (*parts(connection), s.segments, s.files, s.failures):
             _delete_keys(connection, table, keys[table.name])
         lost = _bury(connection, owners | set(_incomplete(connection)), number)
         for name in ("document", "key"):
@@ -93,8 +92,13 @@ def short_of_units(catalog: Catalog) -> set[int]:
 
 def _short_of_units(connection: Connection) -> set[int]:
     count = select(func.count()).where(s.units.c.document == s.documents.c.id).scalar_subquery()
-    query = select(s.documents.c.id).where(s.documents.c.deleted.is_(None), s.documents.c.units != count)
-    return set(connection.execute(query).scalars())
+    live = s.documents.c.deleted.is_(None)
+    short = set(connection.execute(select(s.documents.c.id).where(live, s.documents.c.units != count)).scalars())
+    if not has_pages(connection):
+        return short
+    known = select(s.page_units.c.key)
+    lacking = select(s.units.c.document).where(s.units.c.kind == PAGE, s.units.c.key.not_in(known))
+    return short | set(connection.execute(select(s.documents.c.id).where(live, s.documents.c.id.in_(lacking))).scalars())
 
 
 def _last_commit(connection: Connection) -> int:
@@ -136,7 +140,7 @@ def _bury(connection: Connection, ids: set[int], number: int, *, reason: str = L
     rows: list[RowMapping] = []
     for batch in in_batches(sorted(ids)):
         rows += connection.execute(select(s.documents).where(s.documents.c.id.in_(batch))).mappings().all()
-        for table in PARTS:
+        for table in parts(connection):
             connection.execute(delete(table).where(table.c.document.in_(batch)))
         connection.execute(delete(s.documents).where(s.documents.c.id.in_(batch)))
     insert_rows(connection, s.documents, [_tombstone(row["id"], number) for row in rows])

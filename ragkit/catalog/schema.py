@@ -118,6 +118,17 @@ units = Table(
 )
 Index("units_document", units.c.document)
 
+page_units = Table(
+    "page_units",  # the units that are pages; only in an index with page images
+    metadata,
+    Column("key", Integer, primary_key=True),
+    Column("document", Integer, nullable=False),
+    Column("number", Integer, nullable=False),  # of the page, from 1
+    Column("patches", BLOB),  # where its vectors look: see `pack_patches`; NULL where that is not known
+    Column("sum", BLOB, nullable=False),
+)
+Index("page_units_document", page_units.c.document)
+
 segments = Table(
     "segments",
     metadata,
@@ -151,6 +162,8 @@ failures = Table(
     Column("made", Text, nullable=False),
     Column("sum", BLOB, nullable=False),
 )
+
+WITHOUT_PAGES = [table for table in metadata.sorted_tables if table is not page_units]
 
 LIFE = frozenset({"sum", "life_sum", "deleted"})
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ragkit.ragged import MultiVectors
-from ragkit.types import Box, Floats, Ints
+from ragkit.types import Floats, Ints, Patches
 
 Item = Any  # str; a PIL image, or (str, image) together, where the model sees: see `ragkit.encode.texts.split_item`
 
@@ -58,26 +58,6 @@ class TokenIds:
     ids: npt.NDArray[Any]
     spans: Ints
     special: npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Patches:
-    """Where the vectors of an image look: a grid of cells over a part of it.
-
-    `region` is what the grid covers, in fractions of the image as given: 0-1 where the model sees all of it, inside where it
-    crops, beyond where it pads. tokens (rows, columns) int64: the vector of the image's multi-vector that stands for a cell, -1
-    for none. Several cells may share one; vectors of words and marks around the image stand for no cell.
-    """
-
-    region: Box
-    tokens: Ints
-
-    def box(self, row: int, column: int) -> Box:
-        """A cell, in fractions of the image as given."""
-        rows, columns = self.tokens.shape
-        width, height = (self.region.x1 - self.region.x0) / columns, (self.region.y1 - self.region.y0) / rows
-        x0, y0 = self.region.x0 + column * width, self.region.y0 + row * height
-        return Box(x0, y0, x0 + width, y0 + height)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
