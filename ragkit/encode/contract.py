@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ragkit.ragged import MultiVectors
-from ragkit.types import Floats, Ints, Patches
+from ragkit.types import Floats, Ints
+from ragkit.types import Patches as Patches  # a value, told of here too
 
 Item = Any  # str; a PIL image, or (str, image) together, where the model sees: see `ragkit.encode.texts.split_item`
 
