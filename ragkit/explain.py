@@ -4,6 +4,9 @@
     for match in explanation.matches:
         print(f"{match.share:.3f}", match.query_word, "→", match.word)      # the shares sum to the score exactly
 
+Of a page that was found by its picture, the vectors are patches: a match has the boxes of its cells in place of words, and
+`explanation.relevance` is the page's map for `ragkit.heat.heat_png`.
+
 A stored vector is a token, or the mean of several where the recipe pools them. Vectors are matched to characters by the
 encoder's own token spans, in order; where their number is another, as with models that add tokens of their own, a match has
 no span.
@@ -13,17 +16,21 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ragkit.catalog.catalog import Catalog, DocumentRow
 from ragkit.chunk.headers import headed_texts
-from ragkit.encode.contract import Encoder
+from ragkit.encode.contract import Encoder, Patches
+from ragkit.heat import Relevance, evidence_boxes, relevance, vector_boxes
 from ragkit.ragged import unit_rows
 from ragkit.recipe import Recipe
 from ragkit.store import Snapshot
-from ragkit.types import Chunk, Citation, Floats, Span
+from ragkit.types import Box, Chunk, Citation, CitedBox, Floats, Ints, Span
 from ragkit.vectors.multi import token_clusters
 
 Spans = list[tuple[Span, ...]]  # of each vector, the tokens it stands for; none where they are not known
@@ -35,7 +42,7 @@ class Match:
 
     query_span: the token in the query; query_word: the word it lies in. token: which of the unit's vectors; spans: what it
     stands for in the document's text, several tokens where they were pooled; word: the words they lie in. share: its part of
-    the score.
+    the score. boxes: of a page's picture, the cells that the vector stands for; none where it is one of the prompt's.
     """
 
     share: float
@@ -44,15 +51,20 @@ class Match:
     token: int
     spans: tuple[Span, ...]
     word: str
+    boxes: tuple[CitedBox, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A unit's MaxSim score, taken apart: one match per token of the query, in the query's order."""
+    """A unit's MaxSim score, taken apart: one match per token of the query, in the query's order.
+
+    Of a page's picture, `relevance` is the same score taken apart by cells, and the citation's boxes are where most of it is.
+    """
 
     key: int
     citation: Citation
     matches: tuple[Match, ...]
+    relevance: Relevance | None = None
 
     @property
     def score(self) -> float:
@@ -96,17 +108,56 @@ def explain(
 ) -> Explanation:
     """The score of a unit for a query with the multi-vector `vectors` (q, d); `row` is the unit's document."""
     winners, shares = snapshot.explain_multi(vectors, key)
-    own = _query_spans(encoder, query, count=len(vectors))
+    own = query_spans(encoder, query, count=len(vectors))
     source = _source(catalog, encoder, recipe, key=key, row=row, span=cited.span)
     theirs = _unit_spans(encoder, recipe, source)
     matches = []
     for at, (winner, share) in enumerate(zip(winners.tolist(), shares.tolist(), strict=True)):
-        mine = own[at][0] if own else None
+        mine = own[at][0] if own and own[at] else None
         found = theirs[winner] if winner < len(theirs) else ()
         words = " ".join(dict.fromkeys(_word(source.whole, one) for one in found))
         spans = tuple(place for one in found if (place := source.place(one)) is not None)
         matches.append(Match(share, "" if mine is None else _word(query, mine), mine, winner, spans, words))
     return Explanation(key, cited, tuple(matches))
+
+
+def explain_page(
+    winners: Ints,
+    shares: Sequence[float] | npt.NDArray[Any],
+    *,
+    query: str,
+    query_spans: Spans,
+    patches: Patches,
+    key: int,
+    cited: Citation,
+    page_size: tuple[float, float],
+) -> Explanation:
+    """The score of a page's picture, by cells.
+
+        vectors = encoder.encode_query([query]).multi[0]
+        winners, shares = snapshot.explain_multi(vectors, key)                   # in the space of pages
+        patches = encoder.patches(*encoder.image_size(page.width, page.height))  # as the page was rendered; of fewer tokens, the
+                                                                                 # Patches that `encode.reduce` returned with them
+        explain_page(winners, shares, query=query, query_spans=query_spans(encoder, query, count=len(vectors)), patches=patches,
+                     key=key, cited=Citation(source, page.span, (page.number,)), page_size=(page.width, page.height))
+
+    winners, shares (q,): see `ragkit.heat.relevance`. query: "" for a picture, query_spans then empty. cited: of that one page;
+    its boxes become those of the evidence. page_size: width and height in points, as displayed.
+    """
+    [number] = cited.pages
+
+    def on_page(box: Box) -> CitedBox:
+        width, height = page_size
+        return CitedBox(number, Box(box.x0 * width, box.y0 * height, box.x1 * width, box.y1 * height), width, height)
+
+    matches = []
+    for at, (winner, share) in enumerate(zip(winners.tolist(), np.asarray(shares).tolist(), strict=True)):
+        mine = query_spans[at][0] if query_spans and query_spans[at] else None
+        boxes = tuple(on_page(box) for box in vector_boxes(patches, winner))
+        matches.append(Match(share, "" if mine is None else _word(query, mine), mine, winner, (), "", boxes))
+    found = relevance(winners, shares, patches)
+    evidence = tuple(on_page(box) for box, _ in evidence_boxes(found))
+    return Explanation(key, replace(cited, boxes=evidence), tuple(matches), found)
 
 
 def _source(catalog: Catalog, encoder: Encoder, recipe: Recipe, *, key: int, row: DocumentRow, span: Span) -> _Source:
@@ -121,7 +172,8 @@ def _source(catalog: Catalog, encoder: Encoder, recipe: Recipe, *, key: int, row
     return _Source(header, text, span.start, Span(0, len(header) + len(text)))
 
 
-def _query_spans(encoder: Encoder, query: str, *, count: int) -> Spans:
+def query_spans(encoder: Encoder, query: str, *, count: int) -> Spans:
+    """What each of the query's `count` vectors stands for in it; empty where that is not known."""
     spans: Spans = [(Span(start, end),) for start, end in encoder.token_spans(query).tolist()]
     cut = len(spans) > count and int(encoder.count_tokens([query])[0]) > encoder.card.max_tokens
     return spans[:count] if cut or len(spans) == count else []
