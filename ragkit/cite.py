@@ -6,7 +6,7 @@ into a box while they fill it: along a line, or down a vertical one, never acros
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from ragkit.types import Box, Citation, CitedBox, Floats, Hit, Page, Span
 
+HIDDEN = "hidden"  # the field of a document's metadata that holds the text which its pages hide
 FILL = 0.72  # a joined box is at least this full of its words, so that the union stays below 1.5 (1 / 0.72 = 1.39)
 
 
@@ -80,8 +81,23 @@ def citation_fields(citation: Citation) -> dict[str, Any]:
     }
 
 
+def hidden_pages(meta: Mapping[str, Any]) -> tuple[int, ...]:
+    """The pages on which a document hides text from its readers, as its loader found them; see docs/pdf.md."""
+    return tuple(dict.fromkeys(int(one["page"]) for one in meta[HIDDEN])) if _hides(meta) else ()
+
+
+def without_hidden(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata that may reach a model: how much text the document hides, and not that text."""
+    return {name: value for name, value in meta.items() if name != HIDDEN or not _hides(meta)}
+
+
+def _hides(meta: Mapping[str, Any]) -> bool:
+    """Whether "hidden" is the loader's and not a field of the user's own."""
+    return isinstance(meta.get("hidden_characters"), int) and isinstance(meta.get(HIDDEN), list)
+
+
 def hit_fields(hit: Hit) -> dict[str, Any]:
-    """A hit as JSON holds it."""
+    """A hit as JSON holds it. Text that its document hides is counted, and left out: who reads JSON may be a model."""
     return {
         "rank": hit.rank,
         "score": hit.score,
@@ -93,6 +109,6 @@ def hit_fields(hit: Hit) -> dict[str, Any]:
         "title": hit.title,
         "headings": list(hit.headings),
         "citation": citation_fields(hit.citation),
-        "meta": dict(hit.meta),
+        "meta": without_hidden(hit.meta),
         "via": [asdict(reason) for reason in hit.via],
     }

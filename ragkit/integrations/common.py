@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ragkit.cite import citation_fields
+from ragkit.cite import without_hidden as without_hidden
 from ragkit.encode import load_encoder
 from ragkit.encode.contract import Encoder
 from ragkit.errors import RagkitError
@@ -61,8 +62,8 @@ def evidence(hit: Hit) -> dict[str, Any]:
 
 
 def metadata(hit: Hit) -> dict[str, Any]:
-    """The document's metadata, with the evidence under "citation"."""
-    return {**hit.meta, CITATION: evidence(hit)}
+    """The document's metadata, with the evidence under "citation". Text that its pages hide is counted, and left out."""
+    return {**without_hidden(hit.meta), CITATION: evidence(hit)}
 
 
 def needs_citation(hit: Hit) -> bool:

@@ -249,7 +249,7 @@ def _record(document: Document) -> Record:
 
 
 def _document(stored: StoredDocument) -> Document:
-    meta = dict(stored.row.meta)
+    meta = common.without_hidden(stored.row.meta)
     kept = meta.pop(KEPT, {})
     blob, sparse = kept.get("blob"), kept.get("sparse_embedding")
     length = kept.get("length")

@@ -182,7 +182,7 @@ class RagkitVectorStore(VectorStore):
         for name in dict.fromkeys(one for one in ids if one in found):
             stored, text, citation = found[name]
             cited = {} if citation is None else {common.CITATION: citation_fields(citation)}
-            documents.append(Document(id=name, page_content=text, metadata={**stored.row.meta, **cited}))
+            documents.append(Document(id=name, page_content=text, metadata={**common.without_hidden(stored.row.meta), **cited}))
         return documents
 
     def _hits(self, query: str, k: int, filter: Any, **options: Any) -> list[Hit]:

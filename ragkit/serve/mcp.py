@@ -2,7 +2,7 @@
 
 Over stdio (`ragkit mcp`) and, beside the HTTP API, at /mcp. What documents say is data: each passage comes as structured content,
 and as text between two lines that carry a number made for this answer, so that no document can write the closing one. Letters
-that a reader does not see are told and taken out.
+that a reader does not see are told and taken out; text that a page hides is in no passage, and told.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mcp.types import CallToolResult, ImageContent, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 
 from ragkit import __version__
+from ragkit.cite import hidden_pages
 from ragkit.errors import RagkitError
 from ragkit.index import Index
 from ragkit.serve.documents import document_fields, marked_page
@@ -48,6 +49,13 @@ _UNSEEN = re.compile(
 IndexName = Annotated[str | None, Field(description="which index, where there are several; status lists them")]
 
 
+class Hidden(BaseModel):
+    """Text that a document's pages hide from their readers: white on white, under a picture, too small. It is in no passage."""
+
+    characters: int
+    pages: list[int]
+
+
 class Passage(BaseModel):
     """A passage that was found. `text` is the document's own words."""
 
@@ -60,6 +68,7 @@ class Passage(BaseModel):
     key: int
     text: str
     unseen: int = Field(0, description="letters taken out that a person does not see")
+    hidden: Hidden | None = Field(None, description="text that this document hides from its readers, left out here")
 
 
 class Passages(BaseModel):
@@ -76,6 +85,7 @@ class Text(BaseModel):
     characters: int
     text: str
     unseen: int = 0
+    hidden: Hidden | None = None
 
 
 class IndexStatus(BaseModel):
@@ -127,9 +137,8 @@ def _add_reading_tools(server: MCPServer[Any], service: Service, *, writable: bo
             within = narrowed(filters, key, depth=service.limits.filter_depth)
             hits = await service.run(found.search, query, k, mode=mode, filters=within)
         passages = [_passage(hit) for hit in hits]
-        return _answer(
-            Passages(passages=passages), [(f"[{i}] {one.citation}, key {one.key}", one.text) for i, one in enumerate(passages, 1)]
-        )
+        heads = [f"[{i}] {one.citation}, key {one.key}{_flag(one)}" for i, one in enumerate(passages, 1)]
+        return _answer(Passages(passages=passages), [(head, one.text) for head, one in zip(heads, passages, strict=True)])
 
     @server.tool(annotations=READS)
     async def get_document(
@@ -153,8 +162,10 @@ def _add_reading_tools(server: MCPServer[Any], service: Service, *, writable: bo
             characters=fields["characters"],
             text=text,
             unseen=unseen,
+            hidden=_hidden(fields["meta"]),
         )
-        return _answer(part, [(f"{part.source}, characters {part.start} to {part.end} of {part.characters}", text)])
+        head = f"{part.source}, characters {part.start} to {part.end} of {part.characters}{_flag(part)}"
+        return _answer(part, [(head, text)])
 
     @server.tool(annotations=READS, structured_output=False)
     async def get_page_image(
@@ -247,7 +258,22 @@ def _passage(hit: Hit) -> Passage:
         key=hit.key,
         text=text,
         unseen=unseen,
+        hidden=_hidden(hit.meta),
     )
+
+
+def _hidden(meta: Mapping[str, Any]) -> Hidden | None:
+    pages = hidden_pages(meta)
+    return Hidden(characters=meta["hidden_characters"], pages=list(pages)) if pages else None
+
+
+def _flag(said: Passage | Text) -> str:
+    """What a reader of the passage is told of text that its document hides, letters or words."""
+    flags = [f"{said.unseen} invisible letters taken out"] if said.unseen else []
+    if said.hidden is not None:
+        pages = ", ".join(map(str, said.hidden.pages))
+        flags.append(f"the document hides {said.hidden.characters} characters from its readers on p. {pages}; left out")
+    return f" (beware: {'; '.join(flags)})" if flags else ""
 
 
 def _seen(text: str) -> tuple[str, int]:
