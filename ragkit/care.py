@@ -144,16 +144,20 @@ def migrate(
 def export(
     index: IndexPath,
     target: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to make; it must not be there yet.")],
+    documents: Annotated[str, typer.Option(help="How documents and units are written: jsonl or parquet.")] = "jsonl",
+    vectors: Annotated[str, typer.Option(help="How vectors are written: npy or parquet.")] = "npy",
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write documents (JSONL), units and vectors (npy) to FOLDER, for other tools or `ragkit import`."""
+    """Write documents, units and all vectors to FOLDER, for other tools or `ragkit import`."""
+    forms: Any = {"documents": documents, "vectors": vectors}
     with opened(index, create=False) as library, bar("exporting", quiet=quiet or as_json) as progress:
-        report = library.export(target, progress=progress)
+        report = library.export(target, **forms, progress=progress)
     if as_json:
         print_json(asdict(report))
     else:
-        print(f"{report.path}: {report.documents} documents, {report.units} units, {report.vectors} vectors")
+        vectors = f"{report.vectors} vectors" + (f", {report.tokens} of tokens" if report.tokens else "")
+        print(f"{report.path}: {report.documents} documents, {report.units} units, {vectors}")
 
 
 def import_(

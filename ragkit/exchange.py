@@ -1,56 +1,64 @@
-"""Documents and vectors out of an index and into another, as files that anything reads.
-
-    FOLDER/
-      manifest.json        what it is: recipe, fingerprint, counts, and the sha256 of each of the other files
-      documents.jsonl      a document a line: id, text, title, meta, lang, mime, pages with words and boxes, blocks, units
-      keys.npy             (n,) int64: the unit of each vector
-      chunk.dense.npy      (n, d) float16 unit rows, in the order of keys.npy
+"""Documents and vectors out of an index and into another, as files that anything reads: `ragkit.parcel` says which.
 
 What is imported keeps its chunks and vectors, so no model is needed; documents.jsonl alone can be added to any index, which
-then chunks and embeds it by its own recipe. Keys are given out anew. Everything read is checked: it may come from anywhere.
+then chunks and embeds it by its own recipe. Keys are given out anew, but for an index without documents, whose keys are its
+user's. An export that was cut short left nothing; an import that was, is run again and does the rest.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from ragkit import parquet
 from ragkit.backup import beside
 from ragkit.catalog.catalog import Catalog, DocumentRow, Origin, UnitRow
-from ragkit.checked import sync_file, write_array, writing
+from ragkit.checked import sync_file, writing
+from ragkit.encode.given import PREFIX
 from ragkit.errors import Damaged, StorageError
 from ragkit.load.records import check
 from ragkit.locks import writer_lock
+from ragkit.parcel import VERSION, Form, Parcel, sha256, write_vectors
 from ragkit.recipe import Recipe
-from ragkit.store import DENSE, Prepared, Store, Writer
+from ragkit.store import DENSE, MULTI, Prepared, Snapshot, Store, Writer, layout_of
 from ragkit.types import AddReport, Block, Chunk, Document, Floats, Outcome, Page, Progress, Span, Words
+from ragkit.vectors.multi import Layout, Stored
 
-VERSION = 1
 SETTINGS = ("recipe", "fingerprint", "probes")
 BATCH = 4096  # units committed together
-NORM = 0.01  # how far a float16 row may be from unit length
+BATCH_BYTES = 1 << 28  # of multi-vectors
+SPACES = {DENSE, MULTI}  # that can be imported
+Written = Literal["jsonl", "parquet"]
 Callback = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was written, and where."""
+    """What was written, and where. `vectors` are dense ones, `tokens` those of multi-vectors."""
 
     path: str
     documents: int
     units: int
     vectors: int
+    tokens: int = 0
 
 
-def export(store: Store, target: Path, *, progress: Callback | None = None) -> ExportReport:
-    """Write the newest commit to the new folder `target`. StorageError where something is there already."""
+def export(
+    store: Store, target: Path, *, documents: Written = "jsonl", vectors: Form = "npy", progress: Callback | None = None
+) -> ExportReport:
+    """Write the newest commit to the new folder `target`. StorageError where something is there already; MissingExtra."""
+    for name, value, known in (("documents", documents, Written), ("vectors", vectors, Form)):
+        if value not in get_args(known):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+    if "parquet" in (documents, vectors):
+        parquet.available()
     target = Path(os.path.abspath(target))  # noqa: PTH100 - Path.resolve would follow links
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise StorageError(f"{target} is there already and not empty. Name a folder that is not there yet.")
@@ -58,31 +66,51 @@ def export(store: Store, target: Path, *, progress: Callback | None = None) -> E
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with beside(target) as folder:
-            with (folder / "documents.jsonl").open("w", encoding="utf-8") as file:
-                for done, row in enumerate(store.catalog.documents(snapshot.commit.number), start=1):
-                    fields = _fields(row, store.catalog.document(row), store.catalog.units_of(row.id))
-                    file.write(json.dumps(fields, ensure_ascii=False) + "\n")
-                    if progress is not None:
-                        progress(Progress("export", done, snapshot.commit.documents, "documents", row.source))
-            keys, rows = snapshot.dense_rows()
-            write_array(folder / "keys.npy", keys)
-            write_array(folder / f"{DENSE}.npy", rows)
-            names = ("documents.jsonl", "keys.npy", f"{DENSE}.npy")
-            manifest = {
-                "ragkit": VERSION,
-                **{name: store.catalog.setting(name) for name in SETTINGS},
-                "spaces": sorted({space for segment in snapshot.segments for space in segment.row.spaces}),
-                "documents": snapshot.commit.documents,
-                "units": snapshot.commit.units,
-                "files": {name: _sha256(folder / name) for name in names},
-            }
-            (folder / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
-            for name in (*names, "manifest.json"):
-                sync_file(folder / name)
-            sync_file(folder)
+            if snapshot.commit.lexical:  # an index of documents
+                _write_documents(folder, _records(store, snapshot, progress), form=documents)
+            spaces = write_vectors(folder, snapshot, form=vectors)
+            _write_manifest(store, snapshot, folder, spaces)
+            for path in (*folder.iterdir(), folder):
+                sync_file(path)
             folder.rename(target)
         sync_file(target.parent)
-    return ExportReport(str(target), snapshot.commit.documents, snapshot.commit.units, len(keys))
+    dense = sum(told["rows"] for space, told in spaces.items() if space.endswith(".dense"))
+    tokens = sum(told["tokens"] for space, told in spaces.items() if space.endswith(".multi"))
+    return ExportReport(str(target), snapshot.commit.documents, snapshot.commit.units, dense, tokens)
+
+
+def _write_documents(folder: Path, records: Iterator[dict[str, Any]], *, form: Written) -> None:
+    if form == "parquet":
+        parquet.write_documents(folder / "documents.parquet", map(_named, records))
+        return
+    with (folder / "documents.jsonl").open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(_json(record) + "\n")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _write_manifest(store: Store, snapshot: Snapshot, folder: Path, spaces: Mapping[str, Any]) -> None:
+    names = sorted(path.name for path in folder.iterdir())
+    settings = {name: store.catalog.setting(name) for name in (*SETTINGS, "maxsim")}
+    manifest = {
+        "ragkit": VERSION,
+        **{name: value for name, value in settings.items() if value is not None},
+        "spaces": spaces,
+        "documents": snapshot.commit.documents,
+        "units": snapshot.commit.units,
+        "files": {name: sha256(folder / name) for name in names},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
+
+
+def _records(store: Store, snapshot: Snapshot, progress: Callback | None) -> Iterator[dict[str, Any]]:
+    for done, row in enumerate(store.catalog.documents(snapshot.commit.number), start=1):
+        yield _fields(row, store.catalog.document(row), store.catalog.units_of(row.id))
+        if progress is not None:
+            progress(Progress("export", done, snapshot.commit.documents, "documents", row.source))
 
 
 def _fields(row: DocumentRow, document: Document, units: Sequence[UnitRow]) -> dict[str, Any]:
@@ -109,75 +137,39 @@ def _page_fields(page: Page) -> dict[str, Any]:
     return {**fields, "start": page.span.start, "end": page.span.end, "words": words}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+# What JSON lines write as lists, by position, has names in Parquet.
+BLOCK = ("kind", "start", "end", "level")
+UNIT = ("key", "start", "end", "headings")
+WORD = ("start", "end", "x0", "y0", "x1", "y1")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Parcel:
-    """An exported folder, its checksums compared: the settings of its index, keys (n,) ascending, rows (n, d) float16."""
-
-    folder: Path
-    settings: Mapping[str, Any]
-    order: Any
-    keys: Any
-    rows: Any
-
-    def dense(self, keys: Sequence[int]) -> Floats | None:
-        """The rows of units, (len(keys), d) float32; None where they have none. Damaged where only some have."""
-        found = np.isin(keys, self.keys)
-        if not found.any():
-            return None
-        if not found.all():
-            raise Damaged(f"{self.folder} has vectors for only {int(found.sum())} of {len(keys)} units of a document")
-        rows = np.asarray(self.rows[self.order[np.searchsorted(self.keys, keys)]], dtype=np.float32)
-        lengths = np.linalg.norm(rows, axis=1)
-        if not np.all(np.abs(lengths - 1) <= NORM):
-            raise Damaged(f"{self.folder} has vectors that are not of unit length")
-        return rows
+def _named(fields: Mapping[str, Any]) -> dict[str, Any]:
+    pages = [{**page, "words": [dict(zip(WORD, word, strict=True)) for word in page["words"]]} for page in fields["pages"]]
+    blocks, units = (
+        [dict(zip(names, values, strict=True)) for values in fields[of]] for of, names in (("blocks", BLOCK), ("units", UNIT))
+    )
+    return {**fields, "pages": pages, "blocks": blocks, "units": units, "meta": _json(fields["meta"])}
 
 
-def opened(folder: Path) -> Parcel:
-    """Read what `export` wrote; StorageError where it is something else, Damaged where a checksum or a shape is off."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        version, files = manifest["ragkit"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{folder} is not what `ragkit export` writes: {error}") from error
-    if version != VERSION:
-        raise StorageError(f"{folder} was written by a newer ragkit (version {version} of the form). Run: pip install -U ragkit")
-    for name in ("documents.jsonl", "keys.npy", f"{DENSE}.npy"):
-        if not (folder / name).is_file() or _sha256(folder / name) != files.get(name):
-            raise Damaged(f"{folder / name} is not the file that was exported. Export it again.")
-    if manifest.get("spaces", []) not in ([], [DENSE]):
-        raise StorageError(
-            f"{folder} is of an index with {', '.join(manifest['spaces'])}, and only {DENSE} is exported. "
-            f"Add its documents to a new index instead: ragkit add INDEX {folder / 'documents.jsonl'} --model ..."
-        )
-    try:
-        keys = np.load(folder / "keys.npy", allow_pickle=False)
-        rows = np.load(folder / f"{DENSE}.npy", mmap_mode="r", allow_pickle=False)
-        Recipe.model_validate(manifest["recipe"])
-    except ValueError as error:
-        raise Damaged(f"{folder}: {error}") from error
-    if keys.dtype != np.int64 or keys.ndim != 1 or rows.ndim != 2 or len(keys) != len(rows) or rows.dtype != np.float16:
-        raise Damaged(f"{folder} has keys {keys.shape} {keys.dtype} and rows {rows.shape} {rows.dtype}, which do not fit")
-    order = np.argsort(keys)
-    return Parcel(folder, {name: manifest[name] for name in SETTINGS}, order, keys[order], rows)
+def _listed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_named`."""
+    pages = [{**page, "words": [[word[name] for name in WORD] for word in page["words"]]} for page in fields["pages"]]
+    blocks, units = ([[one[name] for name in names] for one in fields[of]] for of, names in (("blocks", BLOCK), ("units", UNIT)))
+    return {**fields, "pages": pages, "blocks": blocks, "units": units, "meta": json.loads(fields["meta"])}
 
 
 def prepare_index(path: Path, parcel: Parcel, *, timeout: float) -> None:
     """Make an empty index with the parcel's settings, unless there is one; StorageError where that has others."""
+    settings = _settings(parcel)
     path.mkdir(parents=True, exist_ok=True)
     with writer_lock(path / "LOCK", timeout=timeout):
         catalog = Catalog(path / "catalog.db")
         try:
             if not catalog.exists:
-                Store.create(path, parcel.settings)
+                Store.create(path, settings)
                 return
             recipe = catalog.setting("recipe")
-            if recipe != parcel.settings["recipe"] or catalog.setting("fingerprint") != parcel.settings["fingerprint"]:
+            if recipe != settings["recipe"] or catalog.setting("fingerprint") != settings["fingerprint"]:
                 raise StorageError(
                     f"{path} was built with another recipe than {parcel.folder}, so its vectors do not fit. Import it to a new "
                     f"index, or embed its documents again: ragkit add {path} {parcel.folder / 'documents.jsonl'}"
@@ -186,47 +178,80 @@ def prepare_index(path: Path, parcel: Parcel, *, timeout: float) -> None:
             catalog.close()
 
 
+def _settings(parcel: Parcel) -> dict[str, Any]:
+    """The settings of the index that was exported, and that its vectors are such as its recipe makes."""
+    if "maxsim" in parcel.manifest:
+        raise StorageError(f"{parcel.folder} is of an index without documents: import it with ragkit.MaxSimIndex.import_from")
+    spaces = {*parcel.dense, *parcel.multi}
+    if not spaces <= SPACES or parcel.documents is None:
+        raise StorageError(f"{parcel.folder} has {', '.join(sorted(spaces - SPACES)) or 'no documents'}: it cannot be imported")
+    try:
+        recipe = Recipe.model_validate(parcel.manifest["recipe"])
+        settings = {name: parcel.manifest[name] for name in SETTINGS}
+    except (ValueError, KeyError) as error:
+        raise Damaged(f"{parcel.folder}: {error}") from error
+    layout = layout_of(recipe)
+    for space, rows in parcel.multi.items():
+        if rows.layout != layout:
+            raise Damaged(f"{parcel.folder / space} has {rows.layout}, and its recipe {layout}")
+    return settings
+
+
 def import_documents(store: Store, writer: Writer, parcel: Parcel, *, progress: Callback | None = None) -> AddReport:
     """Bring a parcel's documents in with their chunks and vectors; those that are there already, and the same, stay."""
     outcomes: dict[str, list[Outcome]] = {"added": [], "updated": [], "unchanged": []}
-    recipe_hash = Recipe.model_validate(parcel.settings["recipe"]).hash
-    ready: list[Prepared] = []
-
-    def commit() -> None:
-        # A segment has a row for every unit of its commit, so units without vectors are a commit of their own.
-        for bare in (False, True):
-            if batch := [one for one in ready if (bool(one.chunks) and one.dense is None) == bare]:
-                writer.commit("import", batch, recipe_hash=recipe_hash)
-        ready.clear()
-
-    for done, prepared in enumerate(_prepared(parcel), start=1):
-        former = store.catalog.find(prepared.origin.identity)
-        units = len(prepared.chunks)
-        if former is not None and (former.content_hash, former.recipe_hash) == (prepared.origin.content_hash, recipe_hash):
-            outcomes["unchanged"].append(Outcome(former.source, units=units))
-            continue
-        if any(one.origin.identity == prepared.origin.identity for one in ready):
-            raise Damaged(f"{parcel.folder} has {prepared.origin.identity!r} twice")
-        ready.append(prepared if former is None else replace(prepared, replaces=former.id))
-        outcomes["added" if former is None else "updated"].append(Outcome(prepared.origin.source, units=units))
-        if sum(len(one.chunks) for one in ready) >= BATCH:
-            commit()
+    recipe = Recipe.model_validate(parcel.manifest["recipe"])
+    ready: dict[str, Prepared] = {}
+    units = size = 0
+    for done, prepared in enumerate(_prepared(parcel, recipe), start=1):
+        origin = prepared.origin
         if progress is not None:
-            progress(Progress("import", done, None, "documents", prepared.origin.source))
-    commit()
+            progress(Progress("import", done, parcel.manifest.get("documents"), "documents", origin.source))
+        former = store.catalog.find(origin.identity)
+        if former is not None and (former.content_hash, former.recipe_hash) == (origin.content_hash, recipe.hash):
+            outcomes["unchanged"].append(Outcome(former.source, units=len(prepared.chunks)))
+            continue
+        if origin.identity in ready:
+            raise Damaged(f"{parcel.folder} has {origin.identity!r} twice")
+        ready[origin.identity] = prepared if former is None else replace(prepared, replaces=former.id)
+        outcomes["added" if former is None else "updated"].append(Outcome(origin.source, units=len(prepared.chunks)))
+        units, size = units + len(prepared.chunks), size + (prepared.multi.values.nbytes if prepared.multi else 0)
+        if units >= BATCH or size >= BATCH_BYTES:
+            _commit(writer, list(ready.values()), recipe)
+            ready, units, size = {}, 0, 0
+    _commit(writer, list(ready.values()), recipe)
     return AddReport(added=tuple(outcomes["added"]), updated=tuple(outcomes["updated"]), unchanged=tuple(outcomes["unchanged"]))
 
 
-def _prepared(parcel: Parcel) -> Iterator[Prepared]:
-    with (parcel.folder / "documents.jsonl").open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield _of_line(parcel, json.loads(line))
-            except (ValueError, TypeError, KeyError, IndexError) as error:
-                raise Damaged(f"{parcel.folder / 'documents.jsonl'}, line {number}: {error!r}") from error
+def _commit(writer: Writer, ready: Sequence[Prepared], recipe: Recipe) -> None:
+    # A segment has a row for every unit of its commit, so units without vectors are a commit of their own.
+    for bare in (False, True):
+        if batch := [one for one in ready if (bool(one.chunks) and one.dense is None and one.multi is None) == bare]:
+            writer.commit("import", batch, recipe_hash=recipe.hash)
 
 
-def _of_line(parcel: Parcel, fields: Mapping[str, Any]) -> Prepared:
+def _prepared(parcel: Parcel, recipe: Recipe) -> Iterator[Prepared]:
+    for number, read in enumerate(_read(parcel), start=1):
+        try:
+            yield _of_fields(parcel, read(), recipe)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            unit = "line" if parcel.documents and parcel.documents.suffix == ".jsonl" else "row"
+            raise Damaged(f"{parcel.documents}, {unit} {number}: {error!r}") from error
+
+
+def _read(parcel: Parcel) -> Iterator[Callable[[], dict[str, Any]]]:
+    """How to have the fields of each document; what that raises is of its line."""
+    assert parcel.documents is not None
+    if parcel.documents.suffix == ".parquet":
+        for row in parquet.read_documents(parcel.documents):
+            yield partial(_listed, row)
+        return
+    with parcel.documents.open(encoding="utf-8") as file:
+        for line in file:
+            yield partial(json.loads, line)
+
+
+def _of_fields(parcel: Parcel, fields: Mapping[str, Any], recipe: Recipe) -> Prepared:
     text, identifier = fields["text"], fields["id"]
     names = [text, identifier, fields["title"], fields["lang"], fields["origin"]["identity"], fields["origin"]["content_hash"]]
     if not all(isinstance(one, str) for one in names):
@@ -247,7 +272,34 @@ def _of_line(parcel: Parcel, fields: Mapping[str, Any]) -> Prepared:
     if any(chunk.span.end > len(text) for chunk in chunks):
         raise ValueError(f"a unit ends beyond the text's {len(text)} characters")
     origin = Origin(source=identifier, lang=fields["lang"], **fields["origin"])
-    return Prepared(origin, document, chunks, parcel.dense(keys) if keys else None, None)
+    dense, multi = _vectors(parcel, keys, recipe) if keys else (None, None)
+    return Prepared(origin, document, chunks, dense, None, multi=multi)
+
+
+def _vectors(parcel: Parcel, keys: Sequence[int], recipe: Recipe) -> tuple[Floats | None, Stored | None]:
+    """The vectors of a document's units in the spaces of the recipe: in all of them, or, where users give vectors, in none."""
+    dense = parcel.dense[DENSE].of(keys) if DENSE in parcel.dense else None
+    multi = parcel.multi[MULTI].of(keys) if MULTI in parcel.multi else None
+    wanted = [recipe.multi is None or not recipe.multi.alone, recipe.multi is not None]
+    found = [dense is not None, multi is not None]
+    if found != wanted and (any(found) or not recipe.encode.model.startswith(PREFIX)):
+        raise Damaged(f"{parcel.folder} has not all vectors of the units {keys[0]} to {keys[-1]} that its recipe makes")
+    return dense, multi
+
+
+def keyed_vectors(parcel: Parcel) -> tuple[Layout, Iterator[tuple[int, Stored]]]:
+    """What an exported `MaxSimIndex` holds: how its vectors are stored, and each item under its key."""
+    try:
+        stored = parcel.manifest["maxsim"]
+        layout = Layout(stored["dim"], stored["precision"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"{parcel.folder} is of an index of documents: import it with ragkit.Index.import_from") from error
+    if MULTI not in parcel.multi:
+        return layout, iter(())
+    rows = parcel.multi[MULTI]
+    if rows.layout != layout or parcel.dense or len(parcel.multi) > 1:
+        raise Damaged(f"{parcel.folder} has {rows.layout}, and its manifest {layout}")
+    return layout, ((key, item) for key in rows.keys.tolist() if (item := rows.of([key])) is not None)
 
 
 def _page(fields: Mapping[str, Any]) -> Page:

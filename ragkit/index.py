@@ -59,8 +59,9 @@ from ragkit.types import AddReport, Citation, Document, Floats, Hit, Hits, Ints,
 
 if TYPE_CHECKING:
     from ragkit.backup import BackupReport
-    from ragkit.exchange import ExportReport
+    from ragkit.exchange import ExportReport, Written
     from ragkit.explain import Explanation
+    from ragkit.parcel import Form
     from ragkit.rebuild import RebuildReport
     from ragkit.repair import RepairReport
     from ragkit.status import Status
@@ -871,11 +872,14 @@ class Index:
         how = again if embed and not given else None
         return repair(self._store, embed=how, bare=given, lock_timeout=lock_timeout, progress=progress)
 
-    def export(self, target: str | Path, *, progress: Callback | None = None) -> ExportReport:
-        """Write documents (JSONL), units and dense vectors (npy) to the new folder `target`: see `ragkit.exchange`."""
+    def export(
+        self, target: str | Path, *, documents: Written = "jsonl", vectors: Form = "npy", progress: Callback | None = None
+    ) -> ExportReport:
+        """Write documents ("jsonl" or "parquet"), units and all vectors ("npy" or "parquet") to the new folder `target`: see
+        docs/exchange.md. Raises StorageError where something is there, MissingExtra where pyarrow is not."""
         from ragkit.exchange import export
 
-        return export(self._store, Path(target), progress=progress)
+        return export(self._store, Path(target), documents=documents, vectors=vectors, progress=progress)
 
     @classmethod
     def import_from(
@@ -883,12 +887,13 @@ class Index:
     ) -> AddReport:
         """Bring what `export` wrote to `folder` into the index at `path`, which is made where there is none, with its chunks and
         vectors: no model is loaded. StorageError where the index was built otherwise, Damaged where the folder is not whole."""
-        from ragkit.exchange import import_documents, opened, prepare_index
+        from ragkit.exchange import import_documents, prepare_index
+        from ragkit.parcel import opened
 
-        parcel = opened(Path(folder))
-        prepare_index(Path(path).absolute(), parcel, timeout=lock_timeout)
-        with cls.open(path) as index, index._store.writer(timeout=lock_timeout) as writer:
-            return import_documents(index._store, writer, parcel, progress=progress)
+        with opened(Path(folder)) as parcel:
+            prepare_index(Path(path).absolute(), parcel, timeout=lock_timeout)
+            with cls.open(path) as index, index._store.writer(timeout=lock_timeout) as writer:
+                return import_documents(index._store, writer, parcel, progress=progress)
 
     def backup(self, target: str | Path, *, progress: Callback | None = None) -> BackupReport:
         """Copy the index, as of its newest commit, to the new folder `target`, while others add and search.

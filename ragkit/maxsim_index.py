@@ -34,6 +34,8 @@ from ragkit.vectors.maxsim import Scores
 from ragkit.vectors.multi import Layout, Stored
 
 if TYPE_CHECKING:
+    from ragkit.exchange import ExportReport
+    from ragkit.parcel import Form
     from ragkit.verify import Finding
 
 LOCK_TIMEOUT = 10.0  # seconds
@@ -218,6 +220,33 @@ class MaxSimIndex:
     def stats(self) -> list[dict[str, Any]]:
         """Per committed segment: rows, how many are live, tokens, dims, precision."""
         return list(self._store.snapshot().multi_stats())
+
+    def export(self, target: str | Path, *, vectors: Form = "npy") -> ExportReport:
+        """Write what is committed, keys and vectors, to the new folder `target`, as "npy" or "parquet": see docs/exchange.md."""
+        from ragkit.exchange import export
+
+        return export(self._store, Path(target), vectors=vectors)
+
+    @classmethod
+    def import_from(cls, path: str | Path, folder: str | Path, *, lock_timeout: float = LOCK_TIMEOUT) -> int:
+        """Put what `export` wrote to `folder` into the index at `path`, which is made where there is none, under the same keys;
+        how many. Keys that are there already are replaced. Raises RecipeMismatch, Damaged, StorageError."""
+        from ragkit.exchange import BATCH_BYTES, keyed_vectors
+        from ragkit.parcel import opened
+
+        with opened(Path(folder)) as parcel:
+            layout, items = keyed_vectors(parcel)
+            with cls.open(path, dim=layout.dims, precision=layout.precision) as index:
+                count = size = 0
+                for key, stored in items:
+                    index._added[key] = stored
+                    index._deleted.add(key)
+                    count, size = count + 1, size + stored.values.nbytes
+                    if size >= BATCH_BYTES:
+                        index.commit(lock_timeout=lock_timeout)
+                        size = 0
+                index.commit(lock_timeout=lock_timeout)
+                return count
 
     def verify(self) -> list[Finding]:
         """Compare every checksum, and the catalog with the segments. Empty where the index is whole."""
