@@ -27,7 +27,7 @@ from ragkit.load.records import check
 from ragkit.locks import writer_lock
 from ragkit.parcel import VERSION, Form, Parcel, sha256, write_vectors
 from ragkit.recipe import Recipe
-from ragkit.store import DENSE, MULTI, Prepared, Snapshot, Store, Writer, layout_of
+from ragkit.store import DENSE, MULTI, Prepared, Snapshot, Store, Writer, layouts_of
 from ragkit.types import AddReport, Block, Chunk, Document, Floats, Outcome, Page, Progress, Span, Words
 from ragkit.vectors.multi import Layout, Stored
 
@@ -190,9 +190,9 @@ def _settings(parcel: Parcel) -> dict[str, Any]:
         settings = {name: parcel.manifest[name] for name in SETTINGS}
     except (ValueError, KeyError) as error:
         raise Damaged(f"{parcel.folder}: {error}") from error
-    layout = layout_of(recipe)
+    layouts = layouts_of(recipe)
     for space, rows in parcel.multi.items():
-        if rows.layout != layout:
+        if rows.layout != (layout := layouts.get(space.partition(".")[0])):
             raise Damaged(f"{parcel.folder / space} has {rows.layout}, and its recipe {layout}")
     return settings
 
