@@ -21,7 +21,7 @@ from ragkit.vectors.tokens import query_terms
 from tests.safe.damage import Answers, answers
 
 ENCODER = HashEncoder(dims=32, multi_dims=16)
-QUERIES = ("tower", "whales and cards", "painted green")
+QUERIES = ("a tower of whales and cards", "painted green")
 query_terms("warm", ("en",))  # makes a table that every fork would make for itself
 
 
