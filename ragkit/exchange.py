@@ -19,7 +19,7 @@ import numpy as np
 
 from ragkit import parquet
 from ragkit.backup import beside
-from ragkit.catalog.catalog import Catalog, DocumentRow, Origin, UnitRow
+from ragkit.catalog.catalog import CHUNK, PAGE, Catalog, DocumentRow, Origin, UnitRow
 from ragkit.checked import sync_file, writing
 from ragkit.encode.given import PREFIX
 from ragkit.errors import Damaged, StorageError
@@ -27,14 +27,15 @@ from ragkit.load.records import check
 from ragkit.locks import writer_lock
 from ragkit.parcel import VERSION, Form, Parcel, sha256, write_vectors
 from ragkit.recipe import Recipe
-from ragkit.store import DENSE, MULTI, Prepared, Snapshot, Store, Writer, layouts_of
-from ragkit.types import AddReport, Block, Chunk, Document, Floats, Outcome, Page, Progress, Span, Words
+from ragkit.store import DENSE, MULTI, PAGE_DENSE, PAGE_MULTI, PageVectors, Prepared, Snapshot, Store, Writer, layouts_of
+from ragkit.types import AddReport, Block, Box, Chunk, Document, Floats, Outcome, Page, Patches, Progress, Span, Words
 from ragkit.vectors.multi import Layout, Stored
 
 SETTINGS = ("recipe", "fingerprint", "probes")
+OF_PAGES = ("page_fingerprint", "page_probe")  # settings of an index with page images
 BATCH = 4096  # units committed together
 BATCH_BYTES = 1 << 28  # of multi-vectors
-SPACES = {DENSE, MULTI}  # that can be imported
+SPACES = {DENSE, MULTI, PAGE_DENSE, PAGE_MULTI}
 Written = Literal["jsonl", "parquet"]
 Callback = Callable[[Progress], None]
 
@@ -94,7 +95,7 @@ def _json(value: Any) -> str:
 
 def _write_manifest(store: Store, snapshot: Snapshot, folder: Path, spaces: Mapping[str, Any]) -> None:
     names = sorted(path.name for path in folder.iterdir())
-    settings = {name: store.catalog.setting(name) for name in (*SETTINGS, "maxsim")}
+    settings = {name: store.catalog.setting(name) for name in (*SETTINGS, *OF_PAGES, "maxsim")}
     manifest = {
         "ragkit": VERSION,
         **{name: value for name, value in settings.items() if value is not None},
@@ -124,8 +125,15 @@ def _fields(row: DocumentRow, document: Document, units: Sequence[UnitRow]) -> d
         "origin": {"identity": row.identity, "root": row.root, "path": row.path, "content_hash": row.content_hash},
         "pages": [_page_fields(page) for page in document.pages],
         "blocks": [[block.kind, *block.span, block.level] for block in document.blocks],
-        "units": [[unit.key, *unit.span, list(unit.headings)] for unit in units],
+        "units": [[unit.key, *unit.span, list(unit.headings)] for unit in units if unit.kind == CHUNK],
+        **({"page_units": seen} if (seen := [_page_unit(unit) for unit in units if unit.kind == PAGE]) else {}),
     }
+
+
+def _page_unit(unit: UnitRow) -> dict[str, Any]:
+    patches = unit.patches
+    grid = None if patches is None else {"region": list(patches.region), "tokens": patches.tokens.tolist()}
+    return {"key": unit.key, "page": unit.page, "patches": grid}
 
 
 def _page_fields(page: Page) -> dict[str, Any]:
@@ -148,7 +156,7 @@ def _named(fields: Mapping[str, Any]) -> dict[str, Any]:
     blocks, units = (
         [dict(zip(names, values, strict=True)) for values in fields[of]] for of, names in (("blocks", BLOCK), ("units", UNIT))
     )
-    return {**fields, "pages": pages, "blocks": blocks, "units": units, "meta": _json(fields["meta"])}
+    return {"page_units": [], **fields, "pages": pages, "blocks": blocks, "units": units, "meta": _json(fields["meta"])}
 
 
 def _listed(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,8 +176,7 @@ def prepare_index(path: Path, parcel: Parcel, *, timeout: float) -> None:
             if not catalog.exists:
                 Store.create(path, settings)
                 return
-            recipe = catalog.setting("recipe")
-            if recipe != settings["recipe"] or catalog.setting("fingerprint") != settings["fingerprint"]:
+            if any(catalog.setting(name) != settings.get(name) for name in ("recipe", "fingerprint", "page_fingerprint")):
                 raise StorageError(
                     f"{path} was built with another recipe than {parcel.folder}, so its vectors do not fit. Import it to a new "
                     f"index, or embed its documents again: ragkit add {path} {parcel.folder / 'documents.jsonl'}"
@@ -188,6 +195,7 @@ def _settings(parcel: Parcel) -> dict[str, Any]:
     try:
         recipe = Recipe.model_validate(parcel.manifest["recipe"])
         settings = {name: parcel.manifest[name] for name in SETTINGS}
+        settings |= {name: parcel.manifest[name] for name in OF_PAGES if name in parcel.manifest}
     except (ValueError, KeyError) as error:
         raise Damaged(f"{parcel.folder}: {error}") from error
     layouts = layouts_of(recipe)
@@ -209,18 +217,28 @@ def import_documents(store: Store, writer: Writer, parcel: Parcel, *, progress: 
             progress(Progress("import", done, parcel.manifest.get("documents"), "documents", origin.source))
         former = store.catalog.find(origin.identity)
         if former is not None and (former.content_hash, former.recipe_hash) == (origin.content_hash, recipe.hash):
-            outcomes["unchanged"].append(Outcome(former.source, units=len(prepared.chunks)))
+            outcomes["unchanged"].append(Outcome(former.source, units=_units(prepared)))
             continue
         if origin.identity in ready:
             raise Damaged(f"{parcel.folder} has {origin.identity!r} twice")
         ready[origin.identity] = prepared if former is None else replace(prepared, replaces=former.id)
-        outcomes["added" if former is None else "updated"].append(Outcome(origin.source, units=len(prepared.chunks)))
-        units, size = units + len(prepared.chunks), size + (prepared.multi.values.nbytes if prepared.multi else 0)
+        outcomes["added" if former is None else "updated"].append(Outcome(origin.source, units=_units(prepared)))
+        units, size = units + _units(prepared), size + _bytes(prepared)
         if units >= BATCH or size >= BATCH_BYTES:
             _commit(writer, list(ready.values()), recipe)
             ready, units, size = {}, 0, 0
     _commit(writer, list(ready.values()), recipe)
     return AddReport(added=tuple(outcomes["added"]), updated=tuple(outcomes["updated"]), unchanged=tuple(outcomes["unchanged"]))
+
+
+def _units(prepared: Prepared) -> int:
+    return len(prepared.chunks) + len(prepared.seen.pages if prepared.seen else ())
+
+
+def _bytes(prepared: Prepared) -> int:
+    """Of multi-vectors."""
+    multi = (prepared.multi, prepared.seen.multi if prepared.seen else None)
+    return sum(one.values.nbytes for one in multi if one is not None)
 
 
 def _commit(writer: Writer, ready: Sequence[Prepared], recipe: Recipe) -> None:
@@ -272,17 +290,47 @@ def _of_fields(parcel: Parcel, fields: Mapping[str, Any], recipe: Recipe) -> Pre
     if any(chunk.span.end > len(text) for chunk in chunks):
         raise ValueError(f"a unit ends beyond the text's {len(text)} characters")
     origin = Origin(source=identifier, lang=fields["lang"], **fields["origin"])
-    dense, multi = _vectors(parcel, keys, recipe) if keys else (None, None)
-    return Prepared(origin, document, chunks, dense, None, multi=multi)
+    wanted = (recipe.multi is None or not recipe.multi.alone, recipe.multi is not None)
+    bare = recipe.encode.model.startswith(PREFIX)  # users give the vectors, and may give none
+    dense, multi = _vectors(parcel, CHUNK, keys, wanted, bare=bare)
+    seen = _seen(parcel, document, fields.get("page_units") or (), recipe)
+    return Prepared(origin, document, chunks, dense, None, multi=multi, seen=seen)
 
 
-def _vectors(parcel: Parcel, keys: Sequence[int], recipe: Recipe) -> tuple[Floats | None, Stored | None]:
-    """The vectors of a document's units in the spaces of the recipe: in all of them, or, where users give vectors, in none."""
-    dense = parcel.dense[DENSE].of(keys) if DENSE in parcel.dense else None
-    multi = parcel.multi[MULTI].of(keys) if MULTI in parcel.multi else None
-    wanted = [recipe.multi is None or not recipe.multi.alone, recipe.multi is not None]
-    found = [dense is not None, multi is not None]
-    if found != wanted and (any(found) or not recipe.encode.model.startswith(PREFIX)):
+def _seen(parcel: Parcel, document: Document, units: Sequence[Mapping[str, Any]], recipe: Recipe) -> PageVectors | None:
+    """A document's page images: which pages, where their vectors look, and those; None where none was seen."""
+    if not units:
+        return None
+    if recipe.pages is None:
+        raise ValueError("it has pages that were seen, and its recipe keeps none")
+    known = {page.number: page for page in document.pages}
+    pages = tuple(known[unit["page"]] for unit in units)
+    keys = [int(unit["key"]) for unit in units]
+    dense, multi = _vectors(parcel, PAGE, keys, (PAGE_DENSE in parcel.dense, recipe.pages.precision is not None), bare=False)
+    lengths = [None] * len(pages) if multi is None else multi.lengths.tolist()
+    patches = tuple(_patches(unit["patches"], length) for unit, length in zip(units, lengths, strict=True))
+    return PageVectors(pages, patches, dense, multi)
+
+
+def _patches(fields: Mapping[str, Any] | None, length: int | None) -> Patches | None:
+    if fields is None:
+        return None
+    tokens = np.array(fields["tokens"], dtype=np.int64)
+    if tokens.ndim != 2 or (tokens < -1).any() or (length is not None and (tokens >= length).any()):
+        raise ValueError(f"patches {tokens.shape} look at vectors that are not there, of {length}")
+    return Patches(Box(*map(float, fields["region"])), tokens)
+
+
+def _vectors(
+    parcel: Parcel, kind: str, keys: Sequence[int], wanted: tuple[bool, bool], *, bare: bool
+) -> tuple[Floats | None, Stored | None]:
+    """The dense and the multi-vectors of a document's units: all that are `wanted`, or, where they may be `bare`, none."""
+    if not keys:
+        return None, None
+    dense = parcel.dense[space].of(keys) if (space := f"{kind}.dense") in parcel.dense else None
+    multi = parcel.multi[space].of(keys) if (space := f"{kind}.multi") in parcel.multi else None
+    found = (dense is not None, multi is not None)
+    if found != wanted and (any(found) or not bare):
         raise Damaged(f"{parcel.folder} has not all vectors of the units {keys[0]} to {keys[-1]} that its recipe makes")
     return dense, multi
 

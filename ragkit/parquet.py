@@ -154,14 +154,16 @@ def _documents(arrow: Any) -> Any:
     page = struct(
         number=whole, width=real, height=real, label=text, rotation=whole, start=whole, end=whole, words=arrow.list_(word)
     )  # fmt: skip
+    patches = struct(region=arrow.list_(real), tokens=arrow.list_(arrow.list_(whole)))
     columns = {
         "id": text, "text": text, "title": text, "meta": text, "mime": text, "lang": text,
         "origin": struct(identity=text, root=text, path=text, content_hash=text),
         "pages": arrow.list_(page),
         "blocks": arrow.list_(struct(kind=text, start=whole, end=whole, level=whole)),
         "units": arrow.list_(struct(key=whole, start=whole, end=whole, headings=arrow.list_(text))),
+        "page_units": arrow.list_(struct(key=whole, page=whole, patches=patches)),
     }  # fmt: skip
     return arrow.schema([_column(arrow, name, kind) for name, kind in columns.items()])
 
 
-OPTIONAL = frozenset({"root", "path", "label"})
+OPTIONAL = frozenset({"root", "path", "label", "patches"})
