@@ -130,6 +130,38 @@ def test_a_disk_that_goes_away_while_it_is_open(index: Index, tmp_path: Path) ->
     assert index.verify() == []
 
 
+def test_a_mount_that_is_lost_while_the_index_is_open(tmp_path: Path) -> None:
+    """What is open goes on to see the disk, and names lead to the empty place beneath it."""
+    real, disk = tmp_path / "real", tmp_path / "disk"
+    with Index.open(real / "library", model="hash:64") as index:
+        index.add([record(name) for name in NOTES])
+        before = answers(index)
+    disk.mkdir()
+    mount = ["mount", "--bind", str(real), str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount")
+    try:
+        with Index.open(disk / "library") as index:
+            index.search("fish")
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+            for change in (lambda: index.add([record("bread", "Changed.")]), lambda: index.delete("bread"), index.compact):
+                with pytest.raises(StorageError, match="cannot write to .*Check that the folder is there"):
+                    change()
+            with pytest.raises(StorageError):
+                index.backup(tmp_path / "backup")
+            assert "no index" in run("search", disk / "library", "otters", code=1)
+            assert list(disk.iterdir()) == []
+            subprocess.run(mount, check=True)
+            assert answers(index) == before
+            index.add([record("bread", "Changed.")])
+            assert index.verify() == []
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+    with Index.open(real / "library") as index:
+        assert index.document("bread").text == "Changed."
+        assert index.verify() == []
+
+
 def test_a_parser_that_is_killed_fails_its_document_alone(tmp_path: Path) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
