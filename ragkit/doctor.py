@@ -62,6 +62,7 @@ def examine() -> dict[str, Any]:
         "maxsim_kernel": _maxsim(),
         "default_model": _default_model(),
         "pdf_engine": next((name for name in ("pymupdf", "pypdfium2") if packages[name]["version"]), None),
+        "libreoffice": _libreoffice(),
         "compiler": shutil.which("cc") or shutil.which("gcc"),
         "advice": _advice(packages),
     }
@@ -72,6 +73,13 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _libreoffice() -> str | None:
+    from ragkit.load.office import program
+
+    found = program()
+    return None if found is None else str(found)
 
 
 def _devices() -> list[str]:
@@ -138,6 +146,7 @@ def render(findings: dict[str, Any]) -> str:
             "maxsim_kernel",
             "default_model",
             "pdf_engine",
+            "libreoffice",
             "compiler",
         )
     ]

@@ -3,12 +3,16 @@
 Resource limits hold everywhere; the rest as far as the kernel knows it, and `confine` says how far that was:
 
 - no writing: RLIMIT_FSIZE 0 (every POSIX system), and on Linux ≥ 5.13 Landlock, under which nothing can be created, removed,
-  renamed or truncated either. There is no scratch folder: no loader needs one. /dev/null may be written.
+  renamed or truncated either. There is no scratch folder: no loader of ours needs one. /dev/null may be written.
 - no network: on Linux a seccomp filter, under which there are no sockets, Unix ones included. TCP is refused by Landlock
   too (Linux ≥ 6.7).
 - no other process: no tracing, no reading of others' memory (seccomp), no signals to them (Landlock, Linux ≥ 6.12).
 
 What stays possible: reading what the user may read. A parser taken over by a file can lie about it, and no more.
+
+A program that is not ours (LibreOffice) gets a scratch folder to write to, and may read only what it is given (Landlock). It
+listens for others of its kind on a Unix socket and would not start without: it gets that socket, deaf and dumb. Nothing can be
+connected, and binding and listening are answered as done without being done.
 """
 
 from __future__ import annotations
@@ -20,18 +24,24 @@ import os
 import platform
 import resource
 import signal
+import stat
 import struct
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _NO_NEW_PRIVS, _SET_SECCOMP, _FILTER = 38, 22, 2  # prctl(2)
 _LOAD, _EQUAL, _AT_LEAST, _GIVE = 0x20, 0x15, 0x35, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_RET|K
+_AND = 0x54  # BPF_ALU|AND|K
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000  # SECCOMP_RET_*
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 _BENEATH = 1  # LANDLOCK_RULE_PATH_BENEATH
 
 # Landlock's rights to change files, by the version that brought them (landlock(7)).
 _WRITE_FILE, _TRUNCATE = 1 << 1, 1 << 14
+_READING = 1 | 1 << 2 | 1 << 3  # execute, read a file, list a folder
+_OF_A_FILE = 1 | _WRITE_FILE | 1 << 2 | _TRUNCATE | 1 << 15  # rights that a path to a file, not a folder, can be given
 _CHANGES = {1: _WRITE_FILE | sum(1 << bit for bit in range(4, 13)), 2: 1 << 13, 3: _TRUNCATE, 5: 1 << 15}
 _TCP = 0b11  # bind, connect; version 4
 _SCOPE = 0b11  # abstract Unix sockets, signals; version 6
@@ -53,16 +63,29 @@ _REFUSED = {
     "io_uring_setup": (425, 425),  # or it would make sockets unseen
     "pidfd_getfd": (438, 438),
 }
+_PRETENDED = {"bind": (49, 200), "listen": (50, 201)}  # for a program with a scratch folder: as if done
+_UNIX, _STREAM, _TYPE = 1, 1, 0xF  # AF_UNIX, SOCK_STREAM, and the bits that tell a socket's type
+_FIRST, _SECOND = 16, 24  # where seccomp_data has the low halves of a call's arguments, on machines that put those first
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above; AUDIT_ARCH_*
 _X32 = 0x40000000  # x86_64's second set of numbers for the same calls
 
 
-def confine(memory: int) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """What a program that is not ours may write and read: its folder, files and folders to read, bytes of a file it writes."""
+
+    folder: Path
+    readable: tuple[str, ...]
+    file_bytes: int
+
+
+def confine(memory: int, *, scratch: Scratch | None = None) -> list[str]:
     """Takes the rights away; `memory` in bytes of address space. Returns what this kernel took: "landlock", "seccomp"."""
     _lower(resource.RLIMIT_AS, memory)
-    _lower(resource.RLIMIT_FSIZE, 0)  # writing to any file fails; pipes are not files
+    _lower(resource.RLIMIT_FSIZE, scratch.file_bytes if scratch else 0)  # at 0, writing to any file fails; pipes are not files
     _lower(resource.RLIMIT_CORE, 0)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    if scratch is None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     taken: list[str] = []
     if sys.platform != "linux":
         return taken
@@ -70,7 +93,7 @@ def confine(memory: int) -> list[str]:
     for name, take in (("landlock", _landlock), ("seccomp", _seccomp)):
         with contextlib.suppress(OSError, AttributeError):
             _call(libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))  # neither is given without
-            if take(libc):
+            if take(libc, scratch):
                 taken.append(name)
     return taken
 
@@ -97,45 +120,79 @@ def _call(result: int) -> int:
     return result
 
 
-def _landlock(libc: Any) -> bool:
-    """Every change to files is handled, and none allowed but writing to /dev/null."""
+def _landlock(libc: Any, scratch: Scratch | None) -> bool:
+    """Every change to files is handled, and none allowed but writing to /dev/null, and all in the scratch folder; with one,
+    reading is handled too."""
     version = landlock_version()
     if not version:
         return False
-    rights = sum(right for since, right in _CHANGES.items() if since <= version)
+    changes = sum(right for since, right in _CHANGES.items() if since <= version)
+    rights = changes | (_READING if scratch else 0)
     fields = [rights, *([_TCP] if version >= 4 else []), *([_SCOPE] if version >= 6 else [])]
     attributes = struct.pack(f"={len(fields)}Q", *fields)
     ruleset = _call(libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
     try:
-        null = os.open(os.devnull, os.O_PATH)
-        try:
-            rule = struct.pack("=Qi", rights & (_WRITE_FILE | _TRUNCATE), null)
-            _call(libc.syscall(_ADD_RULE, ruleset, _BENEATH, rule, ctypes.c_uint32(0)))
-        finally:
-            os.close(null)
+        _allow(libc, ruleset, os.devnull, rights & (_WRITE_FILE | _TRUNCATE))
+        if scratch:
+            _allow(libc, ruleset, str(scratch.folder), rights)
+            for path in scratch.readable:
+                with contextlib.suppress(FileNotFoundError):
+                    _allow(libc, ruleset, path, _READING)
         _call(libc.syscall(_RESTRICT_SELF, ruleset, ctypes.c_uint32(0)))
     finally:
         os.close(ruleset)
     return True
 
 
-def _seccomp(libc: Any) -> bool:
+def _allow(libc: Any, ruleset: int, path: str, rights: int) -> None:
+    """Gives rights to a file, or to a folder and all beneath it. A link stands for what it leads to."""
+    place = os.open(path, os.O_PATH)
+    try:
+        if not stat.S_ISDIR(os.fstat(place).st_mode):
+            rights &= _OF_A_FILE
+        _call(libc.syscall(_ADD_RULE, ruleset, _BENEATH, struct.pack("=Qi", rights, place), ctypes.c_uint32(0)))
+    finally:
+        os.close(place)
+
+
+def _seccomp(libc: Any, scratch: Scratch | None) -> bool:
     """A classic BPF program over the architecture and number of each system call: those refused fail with EPERM."""
     if platform.machine() not in _ARCHITECTURES:
         return False
-    column, architecture = _ARCHITECTURES[platform.machine()]
-    numbers = [row[column] for row in _REFUSED.values()]
-    refuse = 5 + len(numbers)  # the position of the last instruction; a jump counts from the one after it
-    program = [
-        (_LOAD, 0, 0, 4),
-        (_EQUAL, 0, refuse - 2, architecture),
-        (_LOAD, 0, 0, 0),
-        (_AT_LEAST, refuse - 4, 0, _X32),
-        *((_EQUAL, refuse - at, 0, number) for at, number in enumerate(numbers, start=5)),
-        (_GIVE, 0, 0, _ALLOW),
-        (_GIVE, 0, 0, _ERRNO | errno.EPERM),
-    ]
+    program = _program(*_ARCHITECTURES[platform.machine()], deaf=scratch is not None)
     code = b"".join(struct.pack("=HBBI", *step) for step in program)
     buffer = ctypes.create_string_buffer(code, len(code))
     _call(libc.prctl(_SET_SECCOMP, _FILTER, struct.pack("@HP", len(program), ctypes.addressof(buffer)), 0, 0))
     return True
+
+
+def _program(column: int, architecture: int, *, deaf: bool) -> list[tuple[int, int, int, int]]:
+    """The steps: what to do, where to go if so and if not (steps after the next), and the number it is done with. `deaf`: a
+    stream socket of the Unix kind may be made."""
+    numbers = {name: row[column] for name, row in _REFUSED.items()}
+    pretended = {name: row[column] for name, row in _PRETENDED.items()} if deaf else {}
+    steps: list[tuple[int, str, str, int]] = [
+        (_LOAD, "", "", 4),
+        (_EQUAL, "", "refuse", architecture),
+        (_LOAD, "", "", 0),
+        (_AT_LEAST, "refuse", "", _X32),
+        *((_EQUAL, "pretend", "", number) for number in pretended.values()),
+        *((_EQUAL, "refuse", "", number) for name, number in numbers.items() if not deaf or name != "socket"),
+    ]
+    if deaf:
+        steps += [
+            (_EQUAL, "", "allow", numbers["socket"]),
+            (_LOAD, "", "", _FIRST),
+            (_EQUAL, "", "refuse", _UNIX),
+            (_LOAD, "", "", _SECOND),
+            (_AND, "", "", _TYPE),
+            (_EQUAL, "", "refuse", _STREAM),
+        ]
+    ends = {"allow": _ALLOW, "refuse": _ERRNO | errno.EPERM, "pretend": _ERRNO}
+    where = {name: len(steps) + at for at, name in enumerate(ends)}
+
+    def away(at: int, to: str) -> int:
+        return where[to] - at - 1 if to else 0
+
+    jumps = [(what, away(at, yes), away(at, no), number) for at, (what, yes, no, number) in enumerate(steps)]
+    return [*jumps, *((_GIVE, 0, 0, value) for value in ends.values())]

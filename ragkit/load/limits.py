@@ -7,6 +7,9 @@ answer is received (`wire`).
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 
@@ -56,6 +59,15 @@ class Limits:
                     f"the limit {name.strip()} needs a {number.__name__}, as {name.strip()}=60; got {value!r}"
                 ) from None
         return cls(**given)  # type: ignore[arg-type]
+
+
+def cpu_of(process: int) -> float:
+    """Processor seconds that a process, by its id, has used so far; 0 where the system does not tell."""
+    if sys.platform != "linux":
+        return 0.0
+    with contextlib.suppress(OSError):
+        return time.clock_gettime(~process << 3 | 2)  # the clock of a process, by its id (clock_getcpuclockid(3))
+    return 0.0
 
 
 class Budget:

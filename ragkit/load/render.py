@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ragkit.errors import LimitExceeded, LoadError, UnsupportedFormat
+from ragkit.load import office
 from ragkit.load.formats import format_of
 from ragkit.load.limits import Limits, Options
 
@@ -88,9 +89,11 @@ class Canvas:
 
 
 def can_render(path: str | Path) -> bool:
-    """Whether the pages of a file can be drawn, by its name."""
+    """Whether the pages of a file can be drawn, by its name; those of Office documents where LibreOffice is installed."""
     kind = format_of(path)
-    return kind is not None and kind.loader in DRAWN
+    if kind is not None and kind.loader in DRAWN:
+        return True
+    return office.convertible(path) and office.program() is not None
 
 
 def is_blank(image: Image | Pixels) -> bool:
@@ -165,11 +168,35 @@ def _drawn(pages: Drawable, want: WantedPage, limits: Limits) -> Pixels | LoadEr
         return LimitExceeded(f"page {want.number}: more memory than {limits.memory} bytes (Limits.memory)")
 
 
-def page_png(path: Path, number: int, options: Options, *, dpi: float | None = None, max_pixels: int | None = None) -> bytes:
-    """A page, counted from 1, as PNG bytes. `dpi` is 150 unless given; the picture is scaled down to hold no more than
-    `max_pixels`, which is Limits.pixels unless given."""
+def page_sizes(path: Path, options: Options) -> list[tuple[float, float]]:
+    """The size of each page in points. Raises what opening the file does, and LimitExceeded for more than Limits.pages."""
     pages = open_pages(path, options)
     try:
+        count, most = pages.count(), options.limits.pages
+        if count > most:
+            raise LimitExceeded(f"{count} pages, more than the limit of {most} (Limits.pages)")
+        return [shown(*pages.size(index)) for index in range(count)]
+    finally:
+        pages.close()
+
+
+def page_png(
+    path: Path,
+    number: int,
+    options: Options,
+    *,
+    dpi: float | None = None,
+    max_pixels: int | None = None,
+    count: int | None = None,
+) -> bytes:
+    """A page, counted from 1, as PNG bytes. `dpi` is 150 unless given; the picture is scaled down to hold no more than
+    `max_pixels`, which is Limits.pixels unless given. LoadError where the file has no such page, or not `count` pages."""
+    pages = open_pages(path, options)
+    try:
+        if count is not None and pages.count() != count:
+            raise LoadError(
+                f"it is laid out on {pages.count()} pages here, and was read as {count}: nobody can say which is which"
+            )
         if not 1 <= number <= pages.count():
             raise LoadError(f"there is no page {number}: the document has {pages.count()}")
         most = min(max_pixels or options.limits.pixels, options.limits.pixels)

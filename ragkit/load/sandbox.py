@@ -24,10 +24,10 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from ragkit.errors import LimitExceeded, LoadError
-from ragkit.load import wire
+from ragkit.load import office, wire
 from ragkit.load.discover import Source
 from ragkit.load.formats import format_of
-from ragkit.load.limits import Limits
+from ragkit.load.limits import Limits, cpu_of
 from ragkit.load.render import RenderedPage, WantedPage
 from ragkit.types import Document
 
@@ -35,6 +35,7 @@ Result = Document | LoadError
 Picture = RenderedPage | LoadError
 _R = TypeVar("_R")
 
+_RENDITIONS = 4  # PDFs of Office documents that are kept for their next pages
 _START_SECONDS = 120.0  # for a child to start; a cold disk under load is slow, and it is no document's fault
 _STDERR = 4000  # bytes of a child's last words
 _WAITING = 64  # results of one source that wait to be taken
@@ -95,11 +96,7 @@ class Child:
 
     def cpu(self) -> float:
         """Processor seconds the child has used so far; 0 where the system does not tell."""
-        if sys.platform != "linux":
-            return 0.0
-        with contextlib.suppress(OSError):
-            return time.clock_gettime(~self.pid << 3 | 2)  # the clock of a process, by its id (clock_getcpuclockid(3))
-        return 0.0
+        return cpu_of(self.pid)
 
     def receive(self, left: Callable[[], float]) -> tuple[dict[str, Any], memoryview]:
         """The next frame. `left` tells how many seconds may pass until it is asked again; it may raise, and where it
@@ -316,10 +313,19 @@ class Parser:
 
     `workers` children parse at a time. `pdf_engine` is "pymupdf", "pypdfium2" or "auto"; `password` is tried on
     encrypted files. Children start when first needed and end with the context.
+
+    `office_pages`: Word, OpenDocument and RTF texts get the pages that LibreOffice lays them out on, empty ones unless the file
+    notes as many itself; their text stays that of our own loaders. What cannot be had is told in `meta["unread"]`.
     """
 
     def __init__(
-        self, *, workers: int = 1, limits: Limits | None = None, pdf_engine: str = "auto", password: str | None = None
+        self,
+        *,
+        workers: int = 1,
+        limits: Limits | None = None,
+        pdf_engine: str = "auto",
+        password: str | None = None,
+        office_pages: bool = False,
     ) -> None:
         if workers < 1:
             raise ValueError(f"a Parser needs at least one worker, got {workers}")
@@ -327,6 +333,8 @@ class Parser:
             raise ValueError(f'pdf_engine must be "auto", "pymupdf" or "pypdfium2", got {pdf_engine!r}')
         self.limits = limits or Limits()
         self._workers, self._pdf_engine, self._password = workers, pdf_engine, password
+        self._office_pages = office_pages
+        self._renditions: dict[tuple[object, ...], office.Rendition] = {}  # the last of Office documents, the oldest first
         self._idle: list[Child] = []
         self._busy: set[Child] = set()
         self._lock = threading.Lock()
@@ -343,6 +351,7 @@ class Parser:
         with self._lock:
             self._closed = True
             children, self._idle = [*self._idle, *self._busy], []
+            self._renditions.clear()
         for child in children:
             child.close() if child not in self._busy else os.kill(child.pid, signal.SIGKILL)
 
@@ -414,10 +423,13 @@ class Parser:
         skip: dict[int, str] = {}
         after, lost_parts = 0, 0
         clock = _Clock(self.limits)
+        rendition, unread = self._laid_out(source.path, task)
         while True:
             request = {
                 "kind": "load",
                 "path": str(source.path),
+                "laid_out": None if rendition is None else str(rendition.pdf),
+                "unread": unread,
                 "pdf_engine": self._pdf_engine,
                 "password": self._password,
                 "skip": skip,
@@ -453,14 +465,59 @@ class Parser:
             if not after:  # parts have pages of their own numbers
                 skip[lost] = reason  # the document again, without the page that ended its child
 
-    def render(self, path: str | Path, page_number: int, *, dpi: float | None = None, max_pixels: int | None = None) -> bytes:
-        """A page of a file, counted from 1, as PNG bytes, rendered in a child. Raises LoadError or one of its kinds."""
+    def _laid_out(self, path: Path, task: _Task[Any]) -> tuple[office.Rendition | None, str]:
+        """The pages of an Office text, where they are asked for, or why there are none."""
+        if not self._office_pages or not office.convertible(path):
+            return None, ""
+        try:
+            if office.has_slides(path):
+                return None, "" if office.program() else str(office.missing())
+            return self._rendition(path, lambda: task.dropped), ""
+        except (LoadError, OSError) as error:
+            return None, str(error)
+
+    def _rendition_of(self, path: Path, unwanted: Callable[[], bool]) -> office.Rendition | None:
+        """The PDF whose pages are drawn in place of the file's, for an Office document. Raises LoadError."""
+        if not office.convertible(path):
+            return None
+        try:
+            return self._rendition(path, unwanted)
+        except OSError as error:
+            raise LoadError(f"cannot be read: {error.strerror or error}") from None
+
+    def _rendition(self, path: Path, unwanted: Callable[[], bool]) -> office.Rendition:
+        """The document as a PDF, made anew unless it is one of the last and unchanged since."""
+        found = path.stat()
+        key = (path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        with self._lock:
+            kept = self._renditions.pop(key, None)
+        made = kept or office.convert(path, self.limits, environment=_environment(), unwanted=lambda: self._closed or unwanted())
+        with self._lock:
+            self._renditions[key] = made
+            while len(self._renditions) > _RENDITIONS:
+                del self._renditions[next(iter(self._renditions))]
+        return made
+
+    def render(
+        self,
+        path: str | Path,
+        page_number: int,
+        *,
+        dpi: float | None = None,
+        max_pixels: int | None = None,
+        count: int | None = None,
+    ) -> bytes:
+        """A page of a file, counted from 1, as PNG bytes, rendered in a child. Raises LoadError or one of its kinds, also where
+        the file is not drawn on `count` pages."""
         if self._closed:
             raise ValueError("this Parser is closed")
+        drawn = Path(path).absolute()
+        rendition = self._rendition_of(drawn, lambda: False)
         request = {
             "kind": "render",
-            "path": str(Path(path).absolute()),
+            "path": str(rendition.pdf if rendition else drawn),
             "page": page_number,
+            "count": count,
             "dpi": dpi,
             "max_pixels": self.limits.pixels if max_pixels is None else min(max_pixels, self.limits.pixels),
             "pdf_engine": self._pdf_engine,
@@ -504,11 +561,16 @@ class Parser:
 
     def _pictures(self, path: Path, wanted: Sequence[WantedPage], task: _Task[Picture]) -> Iterator[Picture]:
         left, lost = deque(wanted), 0.0
+        try:
+            rendition = self._rendition_of(path, lambda: task.dropped) if wanted else None
+        except LoadError as error:
+            yield from (error for _ in wanted)
+            return
         while left:
             before, end = len(left), LoadError("the parser process sent no picture")
             request = {
                 "kind": "draw",
-                "path": str(path),
+                "path": str(rendition.pdf if rendition else path),
                 "wanted": [astuple(page) for page in left],
                 "pdf_engine": self._pdf_engine,
                 "password": self._password,

@@ -115,7 +115,7 @@ def _png(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> bytes:
     from ragkit.load.render import page_png
 
     path, options = _drawing(request, limits, answers)
-    return page_png(path, request["page"], options, dpi=request["dpi"], max_pixels=request["max_pixels"])
+    return page_png(path, request["page"], options, dpi=request["dpi"], max_pixels=request["max_pixels"], count=request["count"])
 
 
 def _pictures(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Iterator[list[bytes | memoryview]]:
@@ -195,7 +195,20 @@ def _load(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Iterato
         if isinstance(result, LoadError) or kind.container:  # a container's loader finishes what it finds
             yield result
         else:
+            result = _laid_out(result, request, options)
             yield finished(result, kind, size=found.st_size, modified=iso(found.st_mtime), limits=limits)
+
+
+def _laid_out(document: Document, request: dict[str, Any], options: Options) -> Document:
+    """An Office document with the pages of its rendition, or with the reason why it has none; any other as it is."""
+    from ragkit.load import office, render
+
+    if not request["laid_out"]:
+        return office.without_pages(document, request["unread"]) if request["unread"] else document
+    try:
+        return office.with_pages(document, render.page_sizes(Path(request["laid_out"]), options))
+    except LoadError as error:
+        return office.without_pages(document, str(error))
 
 
 if __name__ == "__main__":
