@@ -612,9 +612,7 @@ class Writer:
         if merge and dims is not None:
             for segment in snapshot.segments:
                 segment.verify()  # one that is damaged must not stay behind as wide as it was
-        absorbed = {
-            rows.kind: self._absorbed(snapshot, fresh=rows, deleted=deleted, merge=merge) for rows in fresh
-        }
+        absorbed = {rows.kind: self._absorbed(snapshot, fresh=rows, deleted=deleted, merge=merge) for rows in fresh}
         retired = [segment.row.id for segments in absorbed.values() for segment in segments]
         change = Change(
             number=snapshot.commit.number + 1,

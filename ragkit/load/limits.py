@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from ragkit.errors import LimitExceeded
 
@@ -45,20 +46,23 @@ class Limits:
     @classmethod
     def parse(cls, settings: Iterable[str]) -> Limits:
         """Limits from "name=value" texts, as the command line takes them; the others stay at their defaults."""
-        given: dict[str, float] = {}
-        known = {one.name: one.type for one in fields(cls)}
-        for setting in settings:
-            name, _, value = setting.partition("=")
-            if name.strip() not in known:
-                raise ValueError(f"there is no limit {name.strip()!r}; they are {', '.join(known)}")
-            number = int if known[name.strip()] == "int" else float
-            try:
-                given[name.strip()] = number(value.strip().replace("_", ""))
-            except ValueError:
-                raise ValueError(
-                    f"the limit {name.strip()} needs a {number.__name__}, as {name.strip()}=60; got {value!r}"
-                ) from None
-        return cls(**given)  # type: ignore[arg-type]
+        return cls(**parsed(cls, settings))
+
+
+def parsed(limits: type[Any], settings: Iterable[str]) -> dict[str, Any]:
+    """The fields of a dataclass of numbers that "name=value" texts set. ValueError for what is none."""
+    given: dict[str, float] = {}
+    known = {one.name: one.type for one in fields(limits)}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name.strip() not in known:
+            raise ValueError(f"there is no limit {name.strip()!r}; they are {', '.join(known)}")
+        number = int if known[name.strip()] == "int" else float
+        try:
+            given[name.strip()] = number(value.strip().replace("_", ""))
+        except ValueError:
+            raise ValueError(f"the limit {name.strip()} needs a {number.__name__}, as {name.strip()}=60; got {value!r}") from None
+    return given
 
 
 def cpu_of(process: int) -> float:

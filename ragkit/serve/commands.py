@@ -37,15 +37,20 @@ def serve(
     state: Annotated[Path | None, typer.Option(help="Where additions and sent files lie; INDEX.serve if left out.")] = None,
     fetch_urls: Annotated[bool, typer.Option("--fetch-urls", help="Fetch images by https from public addresses.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="What requests may ask (docs/server.md); may be repeated.")
+    ] = None,
 ) -> None:
     """Serve indexes and models over HTTP, until Ctrl-C: embeddings, search, documents, pages, reranking."""
     from ragkit.serve.jobs import Jobs
+    from ragkit.serve.limits import ServeLimits
     from ragkit.serve.run import make_server
     from ragkit.serve.service import Service
     from ragkit.serve.urls import Fetcher
 
     if not indexes and not model:
         raise ValueError("name an index to serve, or a model: ragkit serve INDEX, or ragkit serve --model default")
+    limits = ServeLimits.parse(limit or ())
     with ExitStack() as stack:
         found = _opened(indexes or (), device, stack)
         folders = {name: (state / name if state else index.path.with_name(f"{name}.serve")) for name, index in found.items()}
@@ -54,8 +59,9 @@ def serve(
             models=_models(model or (), device),
             rerankers=_rerankers(reranker or (), device),
             keys=_keys(keys),
-            fetcher=Fetcher() if fetch_urls else None,
-            jobs={} if read_only else {name: Jobs(index, name, folders[name]) for name, index in found.items()},
+            limits=limits,
+            fetcher=Fetcher(most_bytes=limits.input_bytes) if fetch_urls else None,
+            jobs={} if read_only else {name: Jobs(one, name, folders[name], limits=limits) for name, one in found.items()},
         )
         warning = "" if service.keys else "; without keys, for this machine only"
 

@@ -158,7 +158,7 @@ class Jobs:
             except IndexLocked:
                 if self._stopping.wait(RETRY):
                     raise _Stopped from None
-        job.report, job.state = report_fields(report), "done"
+        job.report, job.state = _named(report_fields(report), job), "done"
 
     def _target(self, job: Job) -> list[Any]:
         if job.records:
@@ -200,6 +200,14 @@ def report_fields(report: AddReport) -> dict[str, Any]:
     kinds = ("added", "updated", "unchanged", "failed", "skipped")
     lists = {kind: [asdict(one) for one in getattr(report, kind)] for kind in kinds}
     return {**lists, "truncated": report.truncated, "seconds": round(report.seconds, 3)}
+
+
+def _named(report: dict[str, Any], job: Job) -> dict[str, Any]:
+    """A report whose reasons name files as they were sent, and not as they lie here."""
+    for name, path in job.files:
+        for one in (*report["failed"], *report["skipped"]):
+            one["reason"] = one["reason"].replace(path, name).replace(Path(path).name, name)
+    return report
 
 
 def clean_name(name: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ragkit.filters import parse
+from ragkit.filters import UNIT_FIELDS, fields_of, parse
 
 Scope = Literal["read", "write", "admin"]
 SCOPES: tuple[Scope, ...] = ("read", "write", "admin")  # each includes those before it
@@ -41,7 +41,8 @@ class Key(BaseModel):
     @model_validator(mode="after")
     def _a_filter_is_for_reading(self) -> Key:
         if self.filters is not None:
-            parse(self.filters)
+            if passages := fields_of(parse(self.filters)) & UNIT_FIELDS:
+                raise ValueError(f"a key is bound to documents, and {', '.join(sorted(passages))} speak of passages in them")
             if self.scope != "read":
                 raise ValueError(
                     "a key bound to a filter has the scope read: what it adds or deletes could lie beyond the filter"

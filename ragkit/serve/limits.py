@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from ragkit.load.limits import parsed
 
 MIB = 1 << 20
 
@@ -25,6 +28,11 @@ class ServeLimits:
     waiting_jobs: int = 64  # additions
     batch_tokens: int = 16_384  # computed together
     searches: int = 4  # at the same time
+
+    @classmethod
+    def parse(cls, settings: Iterable[str]) -> ServeLimits:
+        """Limits from "name=value" texts, as the command line takes them; the others stay at their defaults."""
+        return cls(**parsed(cls, settings))
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from ragkit.cite import hit_fields
 from ragkit.index import Index
+from ragkit.refine import MAXSIM
 from ragkit.retrieve import RRF
 from ragkit.serve.answers import RESPONSES, Asker, Json, Serving
 from ragkit.serve.keys import Key
@@ -28,14 +29,15 @@ class SearchRequest(BaseModel):
     query: str
     index: str | None = Field(None, description="its name, where the server has several")
     k: int = Field(10, ge=1)
-    mode: Literal["hybrid", "text", "dense", "lexical"] = "hybrid"
+    mode: Literal["hybrid", "text", "dense", "lexical", "multi"] = "hybrid"
     filters: Filter | None = None
     dims: int | None = Field(None, ge=1)
     min_score: float | None = Field(None, allow_inf_nan=False)
     group_by: Literal["document"] | None = None
     phrasings: list[str] = Field(default_factory=list, max_length=PHRASINGS)
     diversity: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
-    rerank: str | None = Field(None, description="the name of one of the server's rerankers")
+    weights: dict[str, float] = Field(default_factory=dict, max_length=10, description="of a space's ranks, 1 where not given")
+    rerank: str | None = Field(None, description="the name of one of the server's rerankers, or maxsim")
     candidates: int = Field(50, ge=1)
     expand: Literal["page", "section"] | None = None
     before: int = Field(0, ge=0, le=100, description="neighbouring units to add before each hit")
@@ -110,12 +112,12 @@ async def search(asked: SearchRequest, service: Serving, key: Asker) -> Json:
     name, index = service.index(asked.index, key)
     check_k(asked.k, service.limits.k)
     check_k(asked.candidates, service.limits.k, field="candidates")
-    if asked.rerank is not None and asked.rerank not in service.rerankers:
-        raise Problem(400, f"this server has the rerankers: {', '.join(service.rerankers) or 'none'}", field="rerank")
+    if asked.rerank not in (None, MAXSIM, *service.rerankers):
+        raise Problem(400, f"this server has the rerankers {', '.join((*service.rerankers, MAXSIM))}", field="rerank")
     if asked.expand is not None and (asked.before or asked.after):
         raise Problem(400, "expand to a page or section, or by before and after: not both", field="expand")
     filters = narrowed(asked.filters, key, depth=service.limits.filter_depth)
-    scorer = None if asked.rerank is None else service.rerankers[asked.rerank]
+    scorer = service.rerankers.get(asked.rerank or "", asked.rerank)
     with service.spans.within("search", index=name, mode=asked.mode, k=asked.k):
         fields = await service.run(_found, index, asked, filters, scorer)
     return Json({"index": name, **fields})
@@ -135,6 +137,7 @@ def _found(index: Index, asked: SearchRequest, filters: Mapping[str, Any] | None
         dims=asked.dims,
         min_score=asked.min_score,
         group_by=asked.group_by,
+        weights=asked.weights,
         phrasings=asked.phrasings,
         diversity=asked.diversity,
         rerank=scorer,
@@ -142,19 +145,19 @@ def _found(index: Index, asked: SearchRequest, filters: Mapping[str, Any] | None
         degraded=asked.degraded,
     )
     shown = [hit.expand(asked.expand, before=asked.before, after=asked.after) for hit in hits]
-    return {"hits": [_fields(hit, explain=asked.explain) for hit in shown], "missing": list(hits.missing)}
+    return {"hits": [_fields(hit, asked.weights, explain=asked.explain) for hit in shown], "missing": list(hits.missing)}
 
 
-def _fields(hit: Hit, *, explain: bool) -> dict[str, Any]:
+def _fields(hit: Hit, weights: Mapping[str, float], *, explain: bool) -> dict[str, Any]:
     fields = hit_fields(hit)
     if not explain:
         return fields
-    return fields | {"explanation": shares(hit)}
+    return fields | {"explanation": shares(hit, weights)}
 
 
-def shares(hit: Hit) -> list[dict[str, Any]]:
+def shares(hit: Hit, weights: Mapping[str, float]) -> list[dict[str, Any]]:
     """What each space gave to the score. Phrasings fuse whole answers, so there the score is one share."""
-    parts = [{"space": one.space, "share": 1.0 / (RRF + one.rank)} for one in hit.via]
+    parts = [{"space": one.space, "share": weights.get(one.space, 1.0) / (RRF + one.rank)} for one in hit.via]
     if hit.scale == "rrf" and abs(sum(float(str(one["share"])) for one in parts) - hit.score) < 1e-9:
         return parts
     return [{"space": "phrasings" if hit.scale == "rrf" else hit.via[-1].space, "share": hit.score}]

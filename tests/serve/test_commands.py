@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ragkit import Index
+from ragkit.serve.limits import ServeLimits
 from ragkit.testing import HashEncoder
 from tests.index.conftest import records
 
@@ -47,6 +48,15 @@ def test_a_server_that_others_could_reach_needs_a_key(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert "there is no key" in refused.stderr
     assert run("serve", RAGKIT_KEY="").returncode == 1
+
+
+def test_limits_are_set_by_name_and_a_wrong_one_is_told(tmp_path: Path) -> None:
+    for limit, told in (("nothing=1", "there is no limit 'nothing'"), ("k=many", "needs a int"), ("k=0", "above 0")):
+        refused = run("serve", "--model", "hash:16", "--limit", limit)
+        assert refused.returncode == 1
+        assert told in refused.stderr
+    limits = ServeLimits.parse(["k=5", "seconds=1.5"])
+    assert (limits.k, limits.seconds, limits.inputs) == (5, 1.5, ServeLimits().inputs)
 
 
 def test_serve_answers_and_ends_well_when_told_to(tmp_path: Path) -> None:

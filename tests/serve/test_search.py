@@ -60,6 +60,21 @@ def test_an_explanations_shares_sum_to_the_score(client: Any, mode: str) -> None
         assert sum(one["share"] for one in hit["explanation"]) == pytest.approx(hit["score"], abs=1e-9)
 
 
+def test_late_interaction_is_asked_for_like_any_space(tmp_path: Path, client_of: Callable[..., Any]) -> None:
+    with Index.open(tmp_path / "multi", model="hash:64+multi16", multi=True, chunk_tokens=16) as index:
+        index.add(records())
+        client = client_of(Service({"multi": index}))
+        for body in ({"mode": "multi"}, {"rerank": "maxsim"}, {"weights": {"chunk.multi": 3, "chunk.lexical": 0.5}}):
+            answer = client.post("/v1/search", json={"query": QUERY, "k": 3, "explain": True} | body).json()
+            expected = index.search(QUERY, 3, **body)
+            assert [(hit["key"], hit["score"]) for hit in answer["hits"]] == [(hit.key, hit.score) for hit in expected]
+            for hit in answer["hits"]:
+                assert sum(one["share"] for one in hit["explanation"]) == pytest.approx(hit["score"], abs=1e-9)
+        assert {"chunk.multi"} < {one["space"] for one in answer["hits"][0]["explanation"]}
+        for wrong in ({"weights": {"chunk.nothing": 1}}, {"weights": {"chunk.multi": -1}}, {"mode": "multi", "rerank": "maxsim"}):
+            assert client.post("/v1/search", json={"query": QUERY} | wrong).status_code == 400
+
+
 def test_hits_are_widened_and_refined(client: Any, index: Index) -> None:
     wide = client.post("/v1/search", json={"query": QUERY, "k": 1, "before": 1, "after": 1}).json()["hits"][0]
     assert wide["text"] == index.search(QUERY, 1)[0].expand(before=1, after=1).text
@@ -143,6 +158,13 @@ def test_a_sent_files_name_is_only_shown(client: Any, tmp_path: Path) -> None:
     assert str(tmp_path) not in client.get(f"/v1/documents/{added['source']}").text
     again = [("files", ("Vögel und mehr.md", b"# Birds\n\nSwifts drink on the wing.", "text/markdown"))]
     assert len(finished(client, client.post("/v1/documents/files", files=again).json())["report"]["updated"]) == 1
+
+
+def test_a_sent_file_that_fails_is_named_as_it_was_sent(client: Any) -> None:
+    job = finished(client, client.post("/v1/documents/files", files=[("files", ("hostname", b"a"))]).json())
+    [failed] = job["report"]["failed"]
+    assert failed["source"] == "hostname"
+    assert "no loader takes 'hostname'" in failed["reason"]
 
 
 def test_names_lose_what_no_name_should_have() -> None:
