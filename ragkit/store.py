@@ -536,9 +536,18 @@ class Store:
                 self._wrote = True
                 if not mending:
                     self._remove_unused()
-                yield Writer(self, mending=mending)
+                try:
+                    yield Writer(self, mending=mending)
+                finally:
+                    self._settle()
         finally:
             self._writing.release()
+
+    def _settle(self) -> None:
+        """Empty SQLite's log. A broken frame there ends it, for SQLite, and commits behind it would be gone without a word; so
+        what is done does not stay in it. Where the disk refuses, or somebody reads, the next writer does it."""
+        with suppress(StorageError):
+            self.catalog.settle()
 
     def _remove_unused(self) -> None:
         """Remove folders that the latest commit does not see and nobody reads; then the rows of dead documents."""

@@ -268,11 +268,15 @@ class Catalog:
             assert isinstance(source, sqlite3.Connection)
             return state, source.serialize()
 
-    def checkpoint(self) -> bool:
-        """Bring the write-ahead log into the file; whether nothing of it was left out because somebody still reads."""
+    def settle(self) -> bool:
+        """Bring the write-ahead log into the file and empty it; False where somebody reads at this moment, and it stays."""
         with self._outside() as connection:
-            busy, frames, brought = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        return not busy and frames == brought
+            connection.execute("PRAGMA busy_timeout=0")
+            try:
+                busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                connection.execute(f"PRAGMA busy_timeout={int(1000 * BUSY)}")
+        return not busy
 
     def vacuum(self) -> None:
         """Write the file anew from its rows, without what stood in its free space."""

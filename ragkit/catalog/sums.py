@@ -44,7 +44,7 @@ def leave_sums(catalog: Catalog, *, thorough: bool = False) -> None:
     state = catalog.state()
     if state is None or stored[:1] == [state]:
         return
-    if catalog.path.stat().st_size > QUICK and not (thorough and catalog.checkpoint()):
+    if catalog.path.stat().st_size > QUICK and not (thorough and catalog.settle()):
         return
     if (taken := _taken(catalog)) is not None:
         write_sums(catalog.path.with_name(NAME), *taken)

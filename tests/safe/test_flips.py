@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -154,6 +156,25 @@ def _free_byte(file: Path) -> int:
         if body[start] == 13 and content > 8 + 2 * cells + 64:
             return start + content - 32
     raise AssertionError("no page has free space")
+
+
+def test_what_is_done_does_not_stay_in_the_log(index: Index) -> None:
+    """SQLite takes the frames before a broken one for all there were; what is not in the log cannot be lost there."""
+    log = index.path / "catalog.db-wal"
+    script = (
+        "import os, sys\nfrom ragkit import Index\nindex = Index.open(sys.argv[1])\n"
+        "index.add([{'id': 'new', 'text': 'Said to be done.'}])\nindex.delete('bread')\nos._exit(3)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, index.path], check=False).returncode == 3  # it closed nothing
+    assert log.stat().st_size == 0
+    with index._catalog.reading() as connection:
+        connection.exec_driver_sql("SELECT count(*) FROM documents").fetchall()  # somebody reads an older state
+        index.delete("quarry")
+        assert log.stat().st_size > 0
+    index.delete("harbour")
+    assert log.stat().st_size == 0
+    assert {row.source for row in index.documents()} == {"otter", "bridge", "new"}
+    assert index.verify() == []
 
 
 def test_sums_of_another_time_say_nothing(closed: Path) -> None:
