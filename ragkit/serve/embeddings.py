@@ -106,7 +106,7 @@ async def embed(request: Request, asked: EmbeddingRequest, service: Serving) -> 
             lambda: prepare(inputs, files, encoder, task=kind.task, limits=limits, truncate=truncate or kind.late)
         )
         with service.spans.within("encode", model=encoder.card.name, inputs=len(inputs)):
-            encoding = await batcher.encode(prepared.items, prepared.tokens, kind=kind)
+            encoding = await batcher.encode(prepared.items, prepared.work, kind=kind)
         return await asyncio.to_thread(_answer, asked, encoder, prepared, encoding)
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ragkit.serve.urls import Fetcher
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+IMAGE_WORK = 256  # tokens that an image is to compute for a model that does not say: it sees every image at one size
 TILE, TILE_TOKENS = 224, 1000  # clip-v1's accounting: an image costs its tiles, partly filled ones in full
 
 
@@ -65,11 +66,15 @@ Given = str | InputItem | list[int]  # one input as it was sent
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """n inputs as the encoder takes them; `texts` where an input has one; tokens of each, and those of the images in them."""
+    """n inputs as the encoder takes them; `texts` where an input has one; tokens of each, and those of the images in them.
+
+    `work` is what each is to compute, in tokens: an image's price in tokens may be another.
+    """
 
     items: list[Item]
     texts: list[str | None]
     tokens: list[int]
+    work: list[int]
     image_tokens: int
 
 
@@ -128,7 +133,7 @@ def prepare(
         if image is not None and "image" not in encoder.card.modalities:
             raise Problem(400, f"input {i} is an image, and {encoder.card.name} does not see", field="input")
     counts = iter(_counts([text for text in texts if text is not None], encoder, task))
-    tokens, of_images = [], 0
+    tokens, work, of_images = [], [], 0
     for i, (text, image) in enumerate(zip(texts, images, strict=True)):
         own = 0 if text is None else int(next(counts))
         if own > encoder.card.max_tokens and not truncate:
@@ -141,13 +146,15 @@ def prepare(
             )
         seen = 0 if image is None else image_tokens(i, image, encoder)
         of_images += seen
-        tokens.append(min(own, encoder.card.max_tokens) + seen)
+        of_text = min(own, encoder.card.max_tokens)
+        tokens.append(of_text + seen)
+        work.append(of_text + (min(seen, IMAGE_WORK) if image is not None and not hasattr(encoder, "image_tokens") else seen))
     if sum(tokens) - of_images > limits.tokens:  # an image's accounting may be a price; images are limited by their bytes
         raise Problem(
             400, f"{sum(tokens) - of_images:,} tokens are over this server's {limits.tokens:,} in one request", field="input"
         )
     items = [_item(text, image) for text, image in zip(texts, images, strict=True)]
-    return Prepared(items, texts, tokens, of_images)
+    return Prepared(items, texts, tokens, work, of_images)
 
 
 def _counts(texts: list[str], encoder: Encoder, task: str) -> list[int]:

@@ -87,7 +87,7 @@ async def _by_vectors(service: Service, batcher: Batcher, query: str, texts: lis
             await batcher.tokenised(partial(prepare, part, {}, encoder, task=kind.task, limits=limits, truncate=True))
             for part, kind in zip(([query], texts), kinds, strict=True)
         ]
-        found = [await batcher.encode(one.items, one.tokens, kind=kind) for one, kind in zip(both, kinds, strict=True)]
+        found = [await batcher.encode(one.items, one.work, kind=kind) for one, kind in zip(both, kinds, strict=True)]
     tokens = sum(sum(one.tokens) for one in both)
     if found[0].dense is not None and found[1].dense is not None:
         return (found[1].dense @ found[0].dense[0]).tolist(), tokens

@@ -118,6 +118,20 @@ def test_images_in_every_spelling_are_one_vector_and_cost_their_tiles(client: An
     assert both.status_code == 200
 
 
+def test_images_are_computed_together_whatever_they_cost(client_of: Callable[..., Any]) -> None:
+    batches: list[int] = []
+
+    class Counting(Eyes):
+        def encode(self, inputs: Any, **options: Any) -> Any:
+            batches.append(len(inputs))
+            return super().encode(inputs, **options)
+
+    client = client_of(Service(models={"eyes": Counting()}))
+    answer = client.post("/v1/embeddings", json={"model": "eyes", "input": [{"image": as_png("red")}] * 40})
+    assert answer.json()["usage"]["image_tokens"] == 40 * 12_000
+    assert batches == [40]  # by their price every one would be a batch of its own
+
+
 def test_what_is_no_image_or_is_a_url_is_refused_by_its_number(client: Any) -> None:
     for value in ("https://example.com/a.png", "!!!", base64.b64encode(b"no image").decode(), "data:image/png,abc"):
         answer = client.post("/v1/embeddings", json={"model": "eyes", "input": ["red", {"image": value}]})
