@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from ragkit.encode.batching import batches
 from ragkit.encode.checkpoint import licence_of, read_json
-from ragkit.encode.contract import EncoderCard, Encoding, Item, TokenIds, TokenStates
+from ragkit.encode.contract import EncoderCard, Encoding, Item, Patches, TokenIds, TokenStates
 from ragkit.encode.layouts import Opening
 from ragkit.encode.precision import AUTO, checked_dtype
+from ragkit.encode.processors import seen_patches, seen_size
 from ragkit.encode.tasks import GENERAL, checked_task, full_task
 from ragkit.encode.texts import check_texts, check_truncate_dim, split_item, too_long, without_surrogates
 from ragkit.encode.tokens import text_of
@@ -168,6 +169,21 @@ class SentenceTransformerEncoder:
     def encode(self, inputs: Sequence[Item], *, task: str, truncate_dim: int | None = None, truncate: bool = False) -> Encoding:
         """With the model's prompt of that name, if it has one; symmetric tasks go the way of documents."""
         return self._encode(inputs, full_task(task, self.card, role=None), truncate_dim=truncate_dim, truncate=truncate)
+
+    def image_size(self, width: float, height: float) -> tuple[int, int]:
+        """(width, height) in pixels that the model's own processor makes of an image of these proportions."""
+        self._check_sees()
+        return seen_size(self._model, width, height)
+
+    def patches(self, width: int, height: int) -> Patches:
+        """By the model's own processor, see `processors`; cells have no vector where its arrangement is not a known one."""
+        self._check_sees()
+        with self._lock:
+            return seen_patches(self._model, width, height, prompt=self._document_prompt)
+
+    def _check_sees(self) -> None:
+        if "image" not in self.card.modalities:
+            raise ValueError(f"{self.card.name} sees no images")
 
     def _encode(self, items: Sequence[Item], task: str, *, truncate_dim: int | None, truncate: bool) -> Encoding:
         named, kinds = self._named(items)

@@ -16,6 +16,7 @@ from ragkit.encode.late import late_chunk, why_not_late
 from ragkit.errors import CheckpointError, EncodeError, InputTooLong
 from ragkit.ragged import unit_rows
 from ragkit.testing import assert_encoder_contract
+from tests.encode.checkpoints.retrievers import write_clip
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PROMPTS = {"query": "query: ", "document": "passage: ", "separation": "group: "}
@@ -51,24 +52,7 @@ def colbert(tiny: Tiny, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
-    """Random CLIP with 12 dims, 32 pixels and an alphabet."""
-    import torch
-    from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    torch.manual_seed(0)
-    letters = [chr(i) for i in range(97, 123)]
-    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 12}
-    text = {"vocab_size": len(vocabulary), "max_position_embeddings": 20, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    config = CLIPConfig(text_config=tower | text, vision_config=tower | {"image_size": 32, "patch_size": 8}, projection_dim=12)
-    CLIPModel(config).save_pretrained(tmp_path / "clip")
-    tokenizer = CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(vocabulary)}, merges=[], model_max_length=20, unk_token="<|endoftext|>"
-    )
-    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(tmp_path / "clip")
-    return tmp_path / "clip"
+    return write_clip(tmp_path / "clip")
 
 
 def picture(seed: int) -> Any:
