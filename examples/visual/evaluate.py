@@ -4,7 +4,7 @@
 
 The encoder is opened as any other, by `ragkit.load_encoder`. Retrieval: each query ranks all pages, by MaxSim over the
 multi-vectors and by the product of the dense vectors; it is right when it is true of the first page, and chance is the share
-of pages that it is true of. Heat maps: over the best page of those a query was made for, each word of the query marks the
+of pages that it is true of. Heat maps: over the page that a query was made for, each token of the query marks the
 cell that it matches best, with its share of the score; the map is right when its largest cell is one that a box of what was
 asked covers, and chance is the share of such cells. `--rendered`: the pages go through a PDF of scans and PyMuPDF first.
 """

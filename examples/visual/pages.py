@@ -5,7 +5,7 @@
 A page holds printed words, charts, tables and shapes, between lines of grey that stand for small print. `Page` and `Query`
 are values: everything on a page is known before a pixel is drawn, so whether a query is true of a page, and where, is
 computed and not judged. The same on every run: a page is its seed. Units are pixels at scale 1, where a cell of the encoder's
-grid is 28 x 28. Words are set in Pillow's own typeface, in three sizes, and begin on a grid of 7 units, as on a typesetter's baseline grid.
+grid is 28 x 28. Words are set in Pillow's own typeface, in three sizes, and begin on a grid of 7 units, as a typesetter's do.
 """
 
 from __future__ import annotations
@@ -179,6 +179,14 @@ def _word(rng: np.random.Generator, x0: float, y0: float, x1: float, y1: float) 
 @lru_cache
 def font(size: int) -> Any:
     return ImageFont.load_default(size)
+
+
+def letters(element: Element) -> list[tuple[str, float]]:
+    """The letters of a printed word, in lower case, each with the x of its middle in units."""
+    own = font(element.size)
+    ends = [own.getlength(element.printed[: n + 1]) for n in range(len(element.printed))]
+    middles = [(start + end) / 2 for start, end in zip([0.0, *ends], ends, strict=False)]
+    return [(letter.lower(), element.box[0] + middle) for letter, middle in zip(element.printed, middles, strict=True)]
 
 
 def covered(box: Sequence[float], page: Page) -> npt.NDArray[np.bool_]:

@@ -4,16 +4,17 @@
 
 The network is the one that ragkit runs: transformers' Qwen2_5_VLModel with the multi-vector projector, its prompts, positions
 and pixels made by the same functions, so that what was trained is what is served. It begins at random and sees only the
-pages of `pages.py`, other ones at every step. Four losses, all over the pages and queries of a batch:
+pages of `pages.py`, other ones at every step. Five losses, all over the pages and queries of a batch:
 
+- spelling: what the vision tower makes of a cell tells which letters stand there.
 - name: among the names of all that can stand on a page, each thing's own is the most similar to the vectors over it.
 - where: each word of a query finds, among the vectors of all pages, one that looks at what the query asks for up to there
   on its own page. Words that ask nothing find the prompt before the image, which is the same for all pages.
 - multi: the late-interaction score picks the query's page. Other pages of which the query is true too are left out.
 - dense: the pooled vectors do.
 
-The adapters are written as the layout demands, and add nothing. `--out` is written every five minutes, so that a run that is stopped
-leaves a model. Needs the extras cpu and dev.
+The adapters are written as the layout demands, and add nothing. `--out` is written every five minutes, so that a run that is
+stopped leaves a model. Needs the extras cpu and dev.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from pages import (
     Query,
     covered,
     draw_page,
+    letters,
     make_page,
     make_query,
 )
@@ -69,9 +71,10 @@ SPECIAL = (
     "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-RATE, WARM_UP, DECAY = 2e-3, 100, 0.05
+RATE, WARM_UP, DECAY = 2e-3, 60, 0.05
+WEIGHTS = {"spelling": 0.5, "name": 1.0, "where": 1.0, "multi": 1.0, "dense": 0.5}  # of the losses
 OTHER_NAMES = 24  # in a batch, beside those on its pages
-SHORT = 0.3  # of the time goes to parts of pages, which are cheaper
+SHORT = 0.35  # of the time goes to parts of pages, which are cheaper
 SAVE_EVERY = 300  # seconds
 
 Tensor = torch.Tensor
@@ -142,7 +145,8 @@ class Network(torch.nn.Module):
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self.pad, self.start, self.end = (tokenizer.token_to_id(f"<|{name}|>") for name in ("image_pad", "vision_start", "vision_end"))
+        names = ("image_pad", "vision_start", "vision_end")
+        self.pad, self.start, self.end = (tokenizer.token_to_id(f"<|{name}|>") for name in names)
         self.vocabulary = -(-(tokenizer.get_vocab_size() + 2) // 16) * 16
         config = Qwen2_5_VLConfig(
             text_config=text_config(self.vocabulary) | {"rope_parameters": {"rope_type": "default"} | ROPE}
@@ -152,6 +156,7 @@ class Network(torch.nn.Module):
         self.model = Qwen2_5_VLModel._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
         self.model.visual.patch_embed = StillPatches()
         self.head = torch.nn.Linear(HIDDEN, MULTI)
+        self.spelling = torch.nn.Linear(HIDDEN, 26)  # only for a loss; not written
         self.scales = torch.nn.Parameter(torch.tensor([12.0, 12.0, 20.0, 15.0]).log())  # of the losses; not written
         self._begin()
 
@@ -165,6 +170,7 @@ class Network(torch.nn.Module):
             else:
                 small = 0.4 if name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight")) else 1.0
                 torch.nn.init.normal_(weight, std=small / math.sqrt(weight[0].numel()))
+        torch.nn.init.constant_(self.spelling.bias, -4.0)  # most cells have no letter
         torch.nn.init.normal_(self.model.language_model.embed_tokens.weight, std=0.5)
         self._whiten()
 
@@ -177,7 +183,7 @@ class Network(torch.nn.Module):
         largest = slice(-V_HIDDEN, None)
         self.model.visual.patch_embed.proj.weight.copy_((components[:, largest] / (sizes[largest] + 0.05).sqrt()).T)
 
-    def states(self, rows: Sequence[Row], pixels: Tensor | None) -> Tensor:
+    def states(self, rows: Sequence[Row], seen: Tensor | None = None) -> Tensor:
         """(n, longest, HIDDEN) after the final norm, as `ragkit.encode.jina_v4_model.QwenAdapted.forward` computes them."""
         longest = max(len(row.ids) for row in rows)
         ids, positions = np.zeros((len(rows), longest), dtype=np.int64), np.zeros((3, len(rows), longest), dtype=np.int64)
@@ -185,20 +191,24 @@ class Network(torch.nn.Module):
             ids[i, : len(row.ids)] = row.ids
             positions[:, i, : len(row.ids)] = row.positions()
         inputs = self.model.language_model.embed_tokens(torch.from_numpy(ids))
-        if pixels is not None:
-            at, high, wide = rows[0].at, rows[0].high, rows[0].wide  # pages of one size
-            grids = torch.tensor([[1, 2 * high, 2 * wide]] * len(rows))
-            seen = self.model.visual(pixels, grid_thw=grids).pooler_output.view(len(rows), high * wide, HIDDEN)
-            inputs = torch.cat([inputs[:, :at], seen, inputs[:, at + high * wide :]], dim=1)
+        if seen is not None:
+            at, behind = rows[0].at, rows[0].at + seen.shape[1]  # pages of one size
+            inputs = torch.cat([inputs[:, :at], seen, inputs[:, behind:]], dim=1)
         found = self.model.language_model(inputs_embeds=inputs, position_ids=torch.from_numpy(positions), use_cache=False)
         return found.last_hidden_state
 
-    def pages(self, pages: Sequence[Page], pixels: Tensor) -> tuple[Tensor, Tensor, slice]:
-        """Of pages of one size: multi-vectors (n, t, MULTI), dense (n, HIDDEN), unit rows both, and which t are the image's."""
+    def see(self, pages: Sequence[Page], pixels: Tensor) -> Tensor:
+        """What the vision tower makes of pages of one size: (n, cells, HIDDEN)."""
+        high, wide = pages[0].height // CELL, pages[0].width // CELL
+        grids = torch.tensor([[1, 2 * high, 2 * wide]] * len(pages))
+        return self.model.visual(pixels, grid_thw=grids).pooler_output.view(len(pages), high * wide, HIDDEN)
+
+    def pages(self, pages: Sequence[Page], seen: Tensor) -> tuple[Tensor, Tensor, slice]:
+        """Of what was seen: multi-vectors (n, t, MULTI), dense (n, HIDDEN), unit rows both, and which t are the image's."""
         high, wide = pages[0].height // CELL, pages[0].width // CELL
         before, behind = self.ids(PROMPT), self.ids(f"<|vision_end|>{DESCRIBE}{AFTER}")
         row = Row(np.array([*before, *[self.pad] * (high * wide), *behind]), "retrieval", at=len(before), high=high, wide=wide)
-        states = self.states([row] * len(pages), pixels)
+        states = self.states([row] * len(pages), seen)
         image = slice(row.at, row.at + high * wide)
         dense = states[:, image.start - 1 : image.stop + 1].mean(dim=1)  # from <|vision_start|> through <|vision_end|>
         return functional.normalize(self.head(states), dim=-1), functional.normalize(dense, dim=-1), image
@@ -206,7 +216,7 @@ class Network(torch.nn.Module):
     def queries(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor, Tensor]:
         """Multi-vectors (tokens, MULTI) of all, whose query each is (tokens,), and dense (n, HIDDEN)."""
         rows = [Row(np.array(self.ids(f"Query: {query.text}")), "retrieval") for query in queries]
-        states = self.states(rows, None)
+        states = self.states(rows)
         lengths = torch.tensor([len(row.ids) for row in rows])
         own = torch.arange(states.shape[1]) < lengths[:, None]
         dense = (states * own[..., None]).sum(dim=1) / lengths[:, None]
@@ -290,9 +300,10 @@ NAMES = tuple(_name(name) for name in _ALL)  # of all that can stand on a page
 # --- the losses ----------------------------------------------------------------------------------------------------------
 
 
-def losses(network: Network, pages: Sequence[Page], pixels: Tensor, queries: Sequence[Query]) -> tuple[Tensor, ...]:
-    """name, where, multi and dense; the queries are as many for each page, page by page."""
-    multi, dense, image = network.pages(pages, pixels)
+def losses(network: Network, pages: Sequence[Page], pixels: Tensor, queries: Sequence[Query]) -> dict[str, Tensor]:
+    """By their names in WEIGHTS; the queries are as many for each page, page by page."""
+    seen = network.see(pages, pixels)
+    multi, dense, image = network.pages(pages, seen)
     tokens, owners, query_dense = network.queries(queries)
     shown, right = _names_for(pages)
     names, of_name, _ = network.queries(shown)
@@ -306,12 +317,25 @@ def losses(network: Network, pages: Sequence[Page], pixels: Tensor, queries: Seq
     scores = torch.zeros(len(queries), len(pages)).index_add(0, owners, best) / torch.bincount(owners)[:, None]
     others = truth.true.clone()
     others[torch.arange(len(queries)), home] = False
-    return (
-        _named(names @ flat.T * for_name, right, truth),
-        _where(similar * where, truth, home[owners], image=image, pages=len(pages)),
-        functional.cross_entropy((scores * for_multi).masked_fill(others, -torch.inf), home),
-        functional.cross_entropy((query_dense @ dense.T * for_dense).masked_fill(others, -torch.inf), home),
-    )
+    return {
+        "spelling": _spelled(network.spelling(seen), pages),
+        "name": _named(names @ flat.T * for_name, right, truth),
+        "where": _where(similar * where, truth, home[owners], image=image, pages=len(pages)),
+        "multi": functional.cross_entropy((scores * for_multi).masked_fill(others, -torch.inf), home),
+        "dense": functional.cross_entropy((query_dense @ dense.T * for_dense).masked_fill(others, -torch.inf), home),
+    }
+
+
+def _spelled(guesses: Tensor, pages: Sequence[Page]) -> Tensor:
+    """Of each cell, which letters stand in it: logits (pages, cells, 26). Per letter there is."""
+    there = np.zeros((*guesses.shape[:2], 26), dtype=np.float32)
+    for n, page in enumerate(pages):
+        for element in (element for element in page.elements if element.word):
+            rows = np.flatnonzero(covered(element.box, page).any(axis=1))
+            for letter, x in letters(element):
+                there[n, rows * (page.width // CELL) + int(x / CELL), ord(letter) - ord("a")] = 1
+    found = functional.binary_cross_entropy_with_logits(guesses, torch.from_numpy(there), reduction="sum")
+    return found / max(1, there.sum())
 
 
 def _names_for(pages: Sequence[Page]) -> tuple[list[Query], Tensor]:
@@ -353,7 +377,7 @@ def write_encoder(folder: Path, network: Network) -> None:
         name.replace("language_model.", "model.", 1): weight.detach().to(torch.bfloat16).contiguous()
         for name, weight in state.items()
     }
-    head = {f"multi_vector_projector.{name}": weight.detach().to(torch.bfloat16) for name, weight in network.head.state_dict().items()}
+    head = {f"multi_vector_projector.{name}": weight.to(torch.bfloat16) for name, weight in network.head.state_dict().items()}
     save_file(weights | head, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "adapters").mkdir(exist_ok=True)
     save_file(_adapters(network), folder / "adapters" / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -425,7 +449,8 @@ def held_out(network: Network, *, pages: int = 48) -> tuple[float, float]:
     own = [make_page(2_000_000 + n) for n in range(pages)]
     queries = [make_query(rng, page) for page in own for _ in range(3)]
     with torch.inference_mode():
-        parts = [network.pages(own[n : n + 16], page_pixels(rng, own[n : n + 16], varied=False)) for n in range(0, pages, 16)]
+        groups = [own[n : n + 16] for n in range(0, pages, 16)]
+        parts = [network.pages(group, network.see(group, page_pixels(rng, group, varied=False))) for group in groups]
         multi, dense = (torch.cat([part[i] for part in parts]) for i in range(2))
         tokens, owners, query_dense = network.queries(queries)
     best = (tokens @ multi.flatten(0, 1).T).view(len(tokens), pages, -1).amax(dim=2)
@@ -435,41 +460,62 @@ def held_out(network: Network, *, pages: int = 48) -> tuple[float, float]:
     return float(np.mean(multi_hits)), float(np.mean(dense_hits))
 
 
+def make_optimizers(network: Network) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices within the layers, AdamW for what reads and writes the residual stream, and for vectors."""
+    inner, outer, vectors = [], [], []
+    for name, weight in network.named_parameters():
+        within = weight.ndim == 2 and (".layers." in name or ".blocks." in name or ".merger." in name)
+        (inner if within else outer if weight.ndim > 1 else vectors).append(weight)
+    groups = [{"params": outer, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    return [
+        torch.optim.Muon(inner, lr=RATE, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98)),
+    ]
+
+
 def train(out: Path, *, minutes: float, seed: int) -> None:
     torch.manual_seed(seed)
     rng = np.random.default_rng([16, seed])
     network = Network(make_tokenizer())
     print(f"{sum(weight.numel() for weight in network.parameters()) / 1e6:.2f} M parameters", flush=True)
-    plain = [weight for weight in network.parameters() if weight.ndim < 2]
-    heavy = [weight for weight in network.parameters() if weight.ndim >= 2]
-    groups = [{"params": heavy, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98))
+    optimizers = make_optimizers(network)
     started = saved = time.monotonic()
-    seen, recent = 0, []
-    step = 0
+    recent: list[list[float]] = []
+    step = seen = 0
     while (progress := (time.monotonic() - started) / (60 * minutes)) < 1:
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = RATE * min(1, (step + 1) / WARM_UP) * (0.02 + 0.98 * math.cos(math.pi / 2 * progress) ** 2)
         pages, queries = batch(rng, progress=progress)
-        parts = losses(network, pages, page_pixels(rng, pages, varied=True), queries)
-        optimizer.zero_grad()
-        (parts[0] + parts[1] + parts[2] + 0.5 * parts[3]).backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        recent.append(learn(network, optimizers, pages, page_pixels(rng, pages, varied=True), queries))
         step, seen = step + 1, seen + len(pages)
-        recent.append([float(part.detach()) for part in parts])
         if step % 50 == 0:
-            means = "  ".join(f"{name} {value:.3f}" for name, value in zip(("name", "where", "multi", "dense"), np.mean(recent, axis=0)))
+            means = "  ".join(f"{name} {mean:.3f}" for name, mean in zip(WEIGHTS, np.mean(recent, axis=0), strict=True))
             print(f"{progress:6.1%}  step {step}  {seen} pages  {means}", flush=True)
             recent = []
         if time.monotonic() - saved > SAVE_EVERY:
-            write_encoder(out, network)
-            multi, dense = held_out(network)
-            print(f"        hit@1 of 48 pages never seen: multi {multi:.3f}, dense {dense:.3f}", flush=True)
+            save(out, network)
             saved = time.monotonic()
+    print(f"{step} steps, {seen} pages")
+    save(out, network)
+
+
+def learn(
+    network: Network, optimizers: Sequence[torch.optim.Optimizer], pages: Sequence[Page], pixels: Tensor, queries: Sequence[Query]
+) -> list[float]:
+    """One step; the losses before it, in the order of WEIGHTS."""
+    parts = losses(network, pages, pixels, queries)
+    network.zero_grad()
+    sum(weight * parts[name] for name, weight in WEIGHTS.items()).backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    return [float(parts[name].detach()) for name in WEIGHTS]
+
+
+def save(out: Path, network: Network) -> None:
     write_encoder(out, network)
     multi, dense = held_out(network)
-    print(f"{step} steps, {seen} pages; hit@1 of 48 pages never seen: multi {multi:.3f}, dense {dense:.3f}", flush=True)
+    print(f"        hit@1 of 48 pages never seen: multi {multi:.3f}, dense {dense:.3f}", flush=True)
 
 
 def main() -> None:
