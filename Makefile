@@ -15,7 +15,7 @@ BENCHES := encode dense maxsim safety serve
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long crash kill flip hostile lint types bench docs clean
+.PHONY: help demo test test-long crash kill flip fuzz conformance hostile lint types bench docs clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 20
@@ -58,6 +58,9 @@ kill: $(READY)  ## kill a writer a thousand times, at any moment
 
 fuzz: $(READY)  ## ask a server over 10,000 requests that its OpenAPI document allows, or does not
 	CASES=16000 $(BIN)/python -m pytest -s --timeout 0 tests/serve/test_openapi.py $(ARGS)
+
+conformance: $(READY)  ## ask the MCP server what npm's conformance runner asks
+	$(BIN)/python -m pytest -s -m slow tests/serve/test_conformance.py $(ARGS)
 
 hostile: $(READY)  ## feed 2,000 hostile files to the sandbox, by each PDF engine
 	$(BIN)/python -m pytest -s -m slow tests/load/test_hostile.py $(ARGS)
