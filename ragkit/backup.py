@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ragkit import sources
 from ragkit.catalog.copy import copy_catalog
 from ragkit.checked import CheckedFolder, sync_file, writing
 from ragkit.errors import StorageError
@@ -45,6 +46,8 @@ def backup(store: Store, target: Path, *, progress: Callable[[Progress], None] |
         with beside(target) as folder:
             snapshot = _catalog(store, folder)
             size = _folders(store, snapshot, folder, progress=progress)
+            live = {row.content_hash for row in store.catalog.documents(snapshot.commit.number)}
+            size += sources.copy_kept(store.path, folder, live)
             for part in (folder / "segments", folder / "lexical", folder):
                 sync_file(part)
             folder.rename(target)

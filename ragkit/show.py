@@ -1,19 +1,22 @@
 """The cited page as a picture, with the evidence boxed.
 
 The page is rendered from the document's source file, in the parser's sandbox, and only while the file still is, byte for
-byte, what was indexed: boxes drawn on another version of a page would be false evidence.
+byte, what was indexed: boxes drawn on another version of a page would be false evidence. Where it has moved or changed, the
+copy is rendered that the index keeps of it, if it keeps any.
 """
 
 from __future__ import annotations
 
 import io
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from ragkit import sources
 from ragkit.catalog.catalog import DocumentRow
 from ragkit.errors import MissingExtra, StorageError
 from ragkit.index import Index
-from ragkit.load import Limits, Parser, file_hash, format_of
+from ragkit.load import Limits, Parser, can_render, file_hash, office
 from ragkit.types import Citation, Span
 
 COLOUR = (235, 140, 0)
@@ -54,10 +57,9 @@ def evidence(index: Index, reference: str, *, query: str | None = None, k: int =
 
 
 def can_draw(row: DocumentRow) -> bool:
-    """Whether a document's pages can be drawn: those of a PDF that is a file of its own. Slides, sheets and files within files
-    are cited with their pages, and shown as text."""
-    kind = None if row.path is None else format_of(row.path)
-    return kind is None or kind.loader == "pdf"
+    """Whether a document's pages can be drawn: those of a file of its own that has pages. Sheets and files within files are
+    cited with their pages, and shown as text."""
+    return row.path is None or can_render(row.path)
 
 
 def page_png(index: Index, found: Evidence, *, page: int, dpi: int = 110, password: str | None = None) -> bytes:
@@ -66,17 +68,9 @@ def page_png(index: Index, found: Evidence, *, page: int, dpi: int = 110, passwo
         from PIL import Image, ImageDraw
     except ImportError as error:
         raise MissingExtra.of("Pillow", "pdf", "drawing the evidence") from error
-    path = None if found.row.path is None else Path(found.row.path)
-    if path is None:
-        raise StorageError(f"{found.row.source} is a record, not a file: there is no page to draw")
-    if not path.exists():
-        raise StorageError(f"{path} is not there any more, so its page cannot be drawn. Its text is still in the index.")
-    if file_hash(path) != found.row.content_hash:
-        raise StorageError(
-            f"{path} has changed since it was indexed, so the boxes may be off. Run: ragkit add {index.path} {path}"
-        )
+    path, name = _file(index, found.row)
     with Parser(limits=Limits(), pdf_engine=index.recipe.load.pdf_engine, password=password) as parser:
-        png = parser.render(path, page, dpi=dpi)
+        png = parser.render(path, page, dpi=dpi, count=len(index.pages(found.row)) or None, name=name)
     image = Image.open(io.BytesIO(png)).convert("RGB")
     layer = Image.new("RGBA", image.size, (0, 0, 0, 0))
     draw = ImageDraw.Draw(layer)
@@ -96,3 +90,28 @@ def page_png(index: Index, found: Evidence, *, page: int, dpi: int = 110, passwo
     buffer = io.BytesIO()
     Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB").save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _file(index: Index, row: DocumentRow) -> tuple[Path, str]:
+    """The file as it was indexed, where it was or kept in the index, and its name. StorageError where there is neither."""
+    if row.path is None:
+        raise StorageError(f"{row.source} is a record, not a file: there is no page to draw")
+    path = Path(row.path)
+    if not can_draw(row):
+        missing = f": {office.missing()}" if office.convertible(path) else ", or lie in another file"
+        raise StorageError(f"{row.source} has no pages that can be drawn{missing}")
+    there = path.is_file()
+    if there and file_hash(path) == row.content_hash:
+        return path, path.name
+    copy = sources.kept(index.path, row.content_hash)
+    if copy is not None:
+        return copy, path.name
+    if there:
+        raise StorageError(
+            f"{path} has changed since it was indexed, so the boxes may be off, and the index keeps no copy of it "
+            f"(keep_sources). Run: ragkit add {shlex.quote(str(index.path))} {shlex.quote(str(path))}"
+        )
+    raise StorageError(
+        f"{path} is not there any more, and the index keeps no copy of it (keep_sources), so its page cannot be drawn. "
+        "Its text is still in the index."
+    )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ragkit import sources
 from ragkit.catalog.catalog import CHUNK, PAGE
 from ragkit.catalog.mend import incomplete
 from ragkit.catalog.sums import differing
@@ -50,6 +51,7 @@ def verify(store: Store, *, progress: Callable[[Progress], None] | None = None) 
         return findings or [Finding(str(error).partition(" Run: ")[0], repair)]
     findings += [Finding(problem, repair) for folder in folders for problem in strangers(folder)]
     findings += [Finding(problem, repair) for _, problem in damaged_files(folders, progress=progress)]
+    findings += [Finding(problem, f"rm {shlex.quote(str(copy))}") for copy, problem in sources.damaged(store.path)]
     findings = findings or [Finding(problem, repair) for problem in _disagreements(store)]
     return findings or [Finding(problem, repair) for problem in differing(store.catalog)]
 

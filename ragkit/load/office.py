@@ -88,8 +88,8 @@ class Rendition:
         self.close = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
 
-def convert(path: Path, limits: Limits, *, environment: Mapping[str, str], unwanted: Callable[[], bool]) -> Rendition:
-    """The document as a PDF. `unwanted` is asked now and then, and ends it.
+def convert(path: Path, name: str, limits: Limits, *, environment: Mapping[str, str], unwanted: Callable[[], bool]) -> Rendition:
+    """The document as a PDF, by the kind that its own name tells. `unwanted` is asked now and then, and ends it.
 
     Raises UnsupportedFormat without LibreOffice, LimitExceeded, and LoadError where LibreOffice made nothing of it.
     """
@@ -104,7 +104,7 @@ def convert(path: Path, limits: Limits, *, environment: Mapping[str, str], unwan
     folder = Path(tempfile.mkdtemp(prefix="ragkit-office-"))
     rendition = Rendition(folder)
     try:
-        copy = folder / f"document{path.suffix.lower()}"
+        copy = folder / f"document{Path(name).suffix.lower()}"
         shutil.copyfile(path, copy)
         code = _RESTART
         for _ in range(2):

@@ -115,27 +115,28 @@ def is_blank(image: Image | Pixels) -> bool:
     return bool(apart.sum() < _FEWEST)
 
 
-def prepare(path: Path, engine: str) -> None:
-    """Imports what draws such a file. Raises UnsupportedFormat for one without pages."""
-    kind = format_of(path)
-    if kind is None or kind.loader not in DRAWN:
-        raise UnsupportedFormat(f"{path.suffix or path.name} has no pages to render")
-    _module(kind.loader).prepare(engine)
+def prepare(name: str | Path, engine: str) -> None:
+    """Imports what draws a file of such a name. Raises UnsupportedFormat for one without pages."""
+    _module(name).prepare(engine)
 
 
-def open_pages(path: Path, options: Options) -> Drawable:
-    """The file's pages, by the loader of its kind. Raises what that loader raises."""
-    kind = format_of(path)
-    assert kind is not None
-    pages: Drawable = _module(kind.loader).opened(path, options)
+def open_pages(path: Path, options: Options, *, name: str | Path | None = None) -> Drawable:
+    """The file's pages, by the loader of its kind; `name` is the file's own, where it is kept under another. Raises what that
+    loader raises, and UnsupportedFormat for a file without pages."""
+    pages: Drawable = _module(name or path).opened(path, options)
     return pages
 
 
-def _module(loader: str) -> Any:
-    return import_module(f"ragkit.load.{loader}")
+def _module(name: str | Path) -> Any:
+    kind = format_of(name)
+    if kind is None or kind.loader not in DRAWN:
+        raise UnsupportedFormat(f"{Path(name).suffix or Path(name).name} has no pages to render")
+    return import_module(f"ragkit.load.{kind.loader}")
 
 
-def drawn(path: Path, wanted: Sequence[WantedPage], options: Options) -> Iterator[Pixels | LoadError]:
+def drawn(
+    path: Path, wanted: Sequence[WantedPage], options: Options, *, name: str | Path | None = None
+) -> Iterator[Pixels | LoadError]:
     """The pixels of each wanted page, (height, width, 3), or why it has none. Raises where the file itself cannot be opened.
 
     Each array may be drawn on again when the next is asked for. `options.on_page` is called before each page.
@@ -146,7 +147,7 @@ def drawn(path: Path, wanted: Sequence[WantedPage], options: Options) -> Iterato
             if before % REOPENED == 0:
                 if pages is not None:
                     pages.close()
-                pages = open_pages(path, options)
+                pages = open_pages(path, options, name=name)
             assert pages is not None
             options.on_page(want.number)
             yield _drawn(pages, want, options.limits)
@@ -188,10 +189,11 @@ def page_png(
     dpi: float | None = None,
     max_pixels: int | None = None,
     count: int | None = None,
+    name: str | Path | None = None,
 ) -> bytes:
     """A page, counted from 1, as PNG bytes. `dpi` is 150 unless given; the picture is scaled down to hold no more than
     `max_pixels`, which is Limits.pixels unless given. LoadError where the file has no such page, or not `count` pages."""
-    pages = open_pages(path, options)
+    pages = open_pages(path, options, name=name)
     try:
         if count is not None and pages.count() != count:
             raise LoadError(

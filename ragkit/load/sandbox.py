@@ -472,26 +472,28 @@ class Parser:
         try:
             if office.has_slides(path):
                 return None, "" if office.program() else str(office.missing())
-            return self._rendition(path, lambda: task.dropped), ""
+            return self._rendition(path, path.name, lambda: task.dropped), ""
         except (LoadError, OSError) as error:
             return None, str(error)
 
-    def _rendition_of(self, path: Path, unwanted: Callable[[], bool]) -> office.Rendition | None:
+    def _rendition_of(self, path: Path, name: str, unwanted: Callable[[], bool]) -> office.Rendition | None:
         """The PDF whose pages are drawn in place of the file's, for an Office document. Raises LoadError."""
-        if not office.convertible(path):
+        if not office.convertible(name):
             return None
         try:
-            return self._rendition(path, unwanted)
+            return self._rendition(path, name, unwanted)
         except OSError as error:
             raise LoadError(f"cannot be read: {error.strerror or error}") from None
 
-    def _rendition(self, path: Path, unwanted: Callable[[], bool]) -> office.Rendition:
+    def _rendition(self, path: Path, name: str, unwanted: Callable[[], bool]) -> office.Rendition:
         """The document as a PDF, made anew unless it is one of the last and unchanged since."""
         found = path.stat()
-        key = (path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        key = (Path(name).suffix.lower(), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
         with self._lock:
             kept = self._renditions.pop(key, None)
-        made = kept or office.convert(path, self.limits, environment=_environment(), unwanted=lambda: self._closed or unwanted())
+        made = kept or office.convert(
+            path, name, self.limits, environment=_environment(), unwanted=lambda: self._closed or unwanted()
+        )
         with self._lock:
             self._renditions[key] = made
             while len(self._renditions) > _RENDITIONS:
@@ -506,16 +508,18 @@ class Parser:
         dpi: float | None = None,
         max_pixels: int | None = None,
         count: int | None = None,
+        name: str | Path | None = None,
     ) -> bytes:
-        """A page of a file, counted from 1, as PNG bytes, rendered in a child. Raises LoadError or one of its kinds, also where
-        the file is not drawn on `count` pages."""
+        """A page of a file, counted from 1, as PNG bytes, rendered in a child. `name` is the file's own, where it is kept under
+        another. Raises LoadError or one of its kinds, also where the file is not drawn on `count` pages."""
         if self._closed:
             raise ValueError("this Parser is closed")
         drawn = Path(path).absolute()
-        rendition = self._rendition_of(drawn, lambda: False)
+        rendition = self._rendition_of(drawn, str(name or drawn), lambda: False)
         request = {
             "kind": "render",
             "path": str(rendition.pdf if rendition else drawn),
+            "name": rendition.pdf.name if rendition else str(name or drawn),
             "page": page_number,
             "count": count,
             "dpi": dpi,
@@ -535,8 +539,11 @@ class Parser:
             raise LoadError("the parser process sent no picture")
         return image
 
-    def render_pages(self, path: str | Path, wanted: Sequence[WantedPage]) -> Iterator[RenderedPage | LoadError]:
+    def render_pages(
+        self, path: str | Path, wanted: Sequence[WantedPage], *, name: str | Path | None = None
+    ) -> Iterator[RenderedPage | LoadError]:
         """The pages wanted of a file, in that order: for each its picture, or the LoadError that says why there is none.
+        `name` is the file's own, where it is kept under another.
 
         Pages are rendered ahead of those taken, by one child, as far as 64 MiB of pictures go. A page that ends its child is lost
         and rendering goes on with the next, in another child, until pages so lost have taken Limits.seconds together: the
@@ -544,13 +551,13 @@ class Parser:
         """
         if self._closed:
             raise ValueError("this Parser is closed")
-        return self._render_pages(Path(path).absolute(), tuple(wanted))
+        return self._render_pages(Path(path).absolute(), tuple(wanted), str(name or path))
 
-    def _render_pages(self, path: Path, wanted: Sequence[WantedPage]) -> Iterator[Picture]:
+    def _render_pages(self, path: Path, wanted: Sequence[WantedPage], name: str) -> Iterator[Picture]:
         largest = max((3 * page.width * page.height for page in wanted), default=1)
         task: _Task[Picture] = _Task(max(1, min(_WAITING, _AHEAD // largest)))
         thread = threading.Thread(
-            target=lambda: task.fill(self._pictures(path, wanted, task)), name="ragkit-renderer", daemon=True
+            target=lambda: task.fill(self._pictures(path, wanted, name, task)), name="ragkit-renderer", daemon=True
         )
         thread.start()
         try:
@@ -559,10 +566,10 @@ class Parser:
             task.drop()
             thread.join()
 
-    def _pictures(self, path: Path, wanted: Sequence[WantedPage], task: _Task[Picture]) -> Iterator[Picture]:
+    def _pictures(self, path: Path, wanted: Sequence[WantedPage], name: str, task: _Task[Picture]) -> Iterator[Picture]:
         left, lost = deque(wanted), 0.0
         try:
-            rendition = self._rendition_of(path, lambda: task.dropped) if wanted else None
+            rendition = self._rendition_of(path, name, lambda: task.dropped) if wanted else None
         except LoadError as error:
             yield from (error for _ in wanted)
             return
@@ -571,6 +578,7 @@ class Parser:
             request = {
                 "kind": "draw",
                 "path": str(rendition.pdf if rendition else path),
+                "name": rendition.pdf.name if rendition else name,
                 "wanted": [astuple(page) for page in left],
                 "pdf_engine": self._pdf_engine,
                 "password": self._password,

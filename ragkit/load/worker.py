@@ -115,7 +115,8 @@ def _png(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> bytes:
     from ragkit.load.render import page_png
 
     path, options = _drawing(request, limits, answers)
-    return page_png(path, request["page"], options, dpi=request["dpi"], max_pixels=request["max_pixels"], count=request["count"])
+    how = {name: request[name] for name in ("dpi", "max_pixels", "count", "name")}
+    return page_png(path, request["page"], options, **how)
 
 
 def _pictures(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Iterator[list[bytes | memoryview]]:
@@ -124,7 +125,7 @@ def _pictures(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Ite
 
     path, options = _drawing(request, limits, answers)
     wanted = [WantedPage(*page) for page in request["wanted"]]
-    for page, result in zip(wanted, drawn(path, wanted, options), strict=True):
+    for page, result in zip(wanted, drawn(path, wanted, options, name=request["name"]), strict=True):
         if isinstance(result, LoadError):
             yield wire.pack_error(result, kind="undrawn")
         else:
@@ -139,7 +140,7 @@ def _drawing(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> tupl
     size = _regular(path).st_size
     if size > limits.file_bytes:
         raise LimitExceeded(f"{size} bytes, more than the limit of {limits.file_bytes} (Limits.file_bytes)")
-    prepare(path, request["pdf_engine"])
+    prepare(request["name"], request["pdf_engine"])
     _send(answers, wire.frame({"kind": "begin"}))
 
     def on_page(number: int) -> None:

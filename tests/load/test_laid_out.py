@@ -146,9 +146,9 @@ def test_a_closed_parser_ends_libreoffice_and_nothing_stays(tmp_path: Path, monk
     (tmp_path / "scratch").mkdir()
     path = rtf(tmp_path / "a.rtf", "words")
     with pytest.raises(LoadError, match="nobody waits"):
-        office.convert(path, Limits(), environment=_environment(), unwanted=lambda: True)
+        office.convert(path, path.name, Limits(), environment=_environment(), unwanted=lambda: True)
     assert list((tmp_path / "scratch").iterdir()) == []
-    made = office.convert(path, Limits(), environment=_environment(), unwanted=lambda: False)
+    made = office.convert(path, path.name, Limits(), environment=_environment(), unwanted=lambda: False)
     assert [one.name for one in made.pdf.parent.iterdir()] == ["document.pdf"]
     del made
     assert list((tmp_path / "scratch").iterdir()) == []
