@@ -67,6 +67,12 @@ def join_boxes(words: Floats) -> list[Box]:
     return joined
 
 
+def cite_page(source: str, span: Span, number: int, size: tuple[float, float]) -> Citation:
+    """A page cited as a whole: its size in points is its box."""
+    width, height = size
+    return Citation(source, span, (number,), (CitedBox(number, Box(0.0, 0.0, width, height), width, height),))
+
+
 def citation_fields(citation: Citation) -> dict[str, Any]:
     """A citation as JSON holds it. Boxes are in points and, beside them, in fractions of the page."""
     return {

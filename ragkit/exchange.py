@@ -237,8 +237,8 @@ def _units(prepared: Prepared) -> int:
 
 def _bytes(prepared: Prepared) -> int:
     """Of multi-vectors."""
-    multi = (prepared.multi, prepared.seen.multi if prepared.seen else None)
-    return sum(one.values.nbytes for one in multi if one is not None)
+    multi = (*(() if prepared.multi is None else (prepared.multi,)), *(prepared.seen.multi if prepared.seen else ()))
+    return sum(one.values.nbytes for one in multi)
 
 
 def _commit(writer: Writer, ready: Sequence[Prepared], recipe: Recipe) -> None:
@@ -309,7 +309,7 @@ def _seen(parcel: Parcel, document: Document, units: Sequence[Mapping[str, Any]]
     dense, multi = _vectors(parcel, PAGE, keys, (PAGE_DENSE in parcel.dense, recipe.pages.precision is not None), bare=False)
     lengths = [None] * len(pages) if multi is None else multi.lengths.tolist()
     patches = tuple(_patches(unit["patches"], length) for unit, length in zip(units, lengths, strict=True))
-    return PageVectors(pages, patches, dense, multi)
+    return PageVectors(pages, patches, dense, () if multi is None else (multi,))
 
 
 def _patches(fields: Mapping[str, Any] | None, length: int | None) -> Patches | None:

@@ -33,6 +33,8 @@ from ragkit.store import Snapshot
 from ragkit.types import Box, Chunk, Citation, CitedBox, Floats, Ints, Span
 from ragkit.vectors.multi import token_clusters
 
+# Of a picture whose encoder does not tell where its vectors look: one cell that none stands for.
+Patchless = Patches(Box(0.0, 0.0, 1.0, 1.0), np.full((1, 1), -1, dtype=np.int64))
 Spans = list[tuple[Span, ...]]  # of each vector, the tokens it stands for; none where they are not known
 
 

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from ragkit.catalog.catalog import Catalog, DocumentRow, Failure, UnitRow
+from ragkit.asking import Asked, Query, answerable, asked, encode_queries, is_one
+from ragkit.catalog.catalog import CHUNK, PAGE, Catalog, DocumentRow, Failure, UnitRow
+from ragkit.cite import cite
 from ragkit.encode import load_encoder, resolve_name
 from ragkit.encode.cache import EmbeddingCache, cached
 from ragkit.encode.contract import Encoder, Encoding
@@ -38,11 +40,15 @@ from ragkit.opening import (
     PROBE_COSINE,
     changed,
     check_fingerprint,
+    check_page_fingerprint,
     create_index,
+    encoder_of_pages,
     existing,
     new_recipe,
+    page_probe_agrees,
     probes_agree,
     settings_of,
+    wants_pages,
     with_multi,
 )
 from ragkit.passages import passage_test
@@ -53,8 +59,19 @@ from ragkit.recipe import (
     disagreements,
 )
 from ragkit.refine import CANDIDATES, Refinement, refine
-from ragkit.retrieve import NO_MULTI, Candidate, SearchOptions, citation, mean_vector, rank, read_hits, search
-from ragkit.store import DENSE, LEXICAL, MULTI, Snapshot, Store, Writer, layouts_of
+from ragkit.retrieve import (
+    NO_MULTI,
+    OF_PAGES,
+    Candidate,
+    Queries,
+    SearchOptions,
+    citation,
+    mean_vector,
+    rank,
+    read_hits,
+    search,
+)
+from ragkit.store import DENSE, LEXICAL, MULTI, PAGE_DENSE, PAGE_MULTI, Snapshot, Store, Writer, layouts_of
 from ragkit.types import AddReport, Citation, Document, Floats, Hit, Hits, Ints, Page, Reason, Span
 
 if TYPE_CHECKING:
@@ -86,6 +103,8 @@ class Stats:
     recipe: Mapping[str, Any]
     dense: tuple[Mapping[str, Any], ...]  # per segment: rows, structure, measured recall
     multi: tuple[Mapping[str, Any], ...]  # per segment: rows, tokens, dims, precision
+    page_dense: tuple[Mapping[str, Any], ...]  # the same of page images
+    page_multi: tuple[Mapping[str, Any], ...]
     failures: int
 
 
@@ -117,6 +136,7 @@ class Index:
         recipe: Recipe,
         *,
         encoder: Encoder | None,
+        page_encoder: Encoder | None = None,
         chunker: Callable[..., Any] | None,
         device: str | None = None,
         cache: EmbeddingCache | str | Path | None = None,
@@ -134,6 +154,8 @@ class Index:
         self._api_keys = api_keys
         self._followed: Mapping[str, Any] | None = None  # the stored recipe that `recipe` was read from
         self._encoder_checked = False
+        self._page_encoder = page_encoder
+        self._page_encoder_checked = False
         self._encoder_lock = threading.Lock()
         self._columns = FieldColumns(lambda after: catalog.versions(after=after))
 
@@ -157,6 +179,14 @@ class Index:
         contextual_headers: bool | None = None,
         multi: str | bool | None = None,
         pool: int | None = None,
+        pages: str | bool | None = None,
+        page_model: str | Encoder | None = None,
+        page_dims: int | None = None,
+        page_multi: str | bool | None = None,
+        page_pixels: int | None = None,
+        page_pool: int | None = None,
+        page_background: bool | None = None,
+        keep_sources: bool | None = None,
         pdf_engine: str | None = None,
         recall: float | None = None,
         device: str | None = None,
@@ -173,14 +203,18 @@ class Index:
         late_chunking "auto" (off; True for models with mean pooling and token states), contextual_headers False (True
         embeds a chunk behind its document's title and headings), max_pixels the model's own (of an image, for models that
         see), multi False (True or "int8", "float16", "float32": keep a vector per token, too, for late interaction; pool: by
-        that factor fewer), recall 0.99. None means the default at creation and the stored value later; a value that
-        disagrees with the stored recipe raises RecipeMismatch.
+        that factor fewer), recall 0.99. pages embeds page images beside the text: "none" (default), "auto" (True: pages with
+        pictures, drawings or hardly any text), "figures", "all"; page_model sees them (the model, where that sees), page_dims,
+        page_multi, page_pixels, page_pool and page_background as in `ragkit.recipe.PagesStage`. keep_sources keeps a copy of
+        every file, so that its pages can be shown when it is gone.
+        None means the default at creation and the stored value later; a value that disagrees with the stored recipe raises
+        RecipeMismatch.
         `device`, and `api_keys` for hosted models (see `ragkit.encode.remote`), are this process's choice, not the recipe's, and
         so is `cache`, a file of embeddings made before, shared by indexes and processes (see `ragkit.encode.cache`).
         Raises NotAnIndex for a folder that holds something else, or for none when `create` is False.
         """
         path = Path(path).absolute()
-        name = resolve_name(model if model is None or isinstance(model, str) else model.card.name)
+        name = _name_of(model)
         given: dict[str, Any] = {
             "model": None if model is None else name,
             "task": task,
@@ -193,15 +227,30 @@ class Index:
             "contextual_headers": contextual_headers,
             "multi": multi,
             "pool": pool,
+            "pages": "none" if pages is False else pages,
+            "page_model": None if page_model is None else _name_of(page_model),
+            "page_dims": page_dims,
+            "page_multi": page_multi,
+            "page_pixels": page_pixels,
+            "page_pool": page_pool,
+            "page_background": page_background,
+            "keep_sources": keep_sources,
             "chunker": None if chunker is None else chunker_name(chunker),
             "chunk_tokens": chunk_tokens,
             "chunk_overlap": chunk_overlap,
             "pdf_engine": pdf_engine,
             "recall": recall,
         }
-        encoder = None if model is None or isinstance(model, str) else model
+        encoder, page_encoder = (None if one is None or isinstance(one, str) else one for one in (model, page_model))
         catalog = existing(path) or create_index(
-            path, given, name=name, encoder=encoder, device=device, api_keys=api_keys, create=create
+            path,
+            given,
+            name=name,
+            encoder=encoder,
+            page_encoder=page_encoder,
+            device=device,
+            api_keys=api_keys,
+            create=create,
         )
         try:
             catalog.check_format()
@@ -217,7 +266,17 @@ class Index:
             catalog.close()
             raise
         own = chunker if callable(chunker) else None
-        return cls(path, catalog, recipe, encoder=encoder, chunker=own, device=device, api_keys=api_keys, cache=cache)
+        return cls(
+            path,
+            catalog,
+            recipe,
+            encoder=encoder,
+            page_encoder=page_encoder,
+            chunker=own,
+            device=device,
+            api_keys=api_keys,
+            cache=cache,
+        )
 
     def close(self) -> None:
         """Let go of files and connections. Hits already returned stay valid."""
@@ -254,6 +313,33 @@ class Index:
                 if self._cache is not None:  # behind the check, which must see what the model does now
                     self._encoder = cached(self._encoder, self._cache)
             return self._encoder
+
+    @property
+    def page_encoder(self) -> Encoder | None:
+        """The encoder that sees the pages, loaded and checked on first use; that of the texts, where the recipe names the same.
+        None for an index without page images. FingerprintMismatch where it is another than saw them."""
+        stage, texts = self.recipe.pages, self.recipe.encode
+        if stage is None:
+            return None
+        same = (stage.model, stage.revision, stage.dtype) == (texts.model, texts.revision, texts.dtype)
+        if same and stage.max_pixels in (None, texts.max_pixels) and self._page_encoder is None:
+            return self.encoder
+        with self._encoder_lock:
+            if self._page_encoder is None:
+                self._page_encoder = load_encoder(
+                    stage.model,
+                    revision=stage.revision or None,
+                    device=self._device,
+                    api_keys=self._api_keys,
+                    dtype=stage.dtype,
+                    max_pixels=stage.max_pixels,
+                )
+            if not self._page_encoder_checked:
+                check_page_fingerprint(self.path, self._catalog, self._page_encoder, stage)
+                self._page_encoder_checked = True
+                if self._cache is not None:
+                    self._page_encoder = cached(self._page_encoder, self._cache)
+            return self._page_encoder
 
     # Adding and deleting
 
@@ -298,7 +384,7 @@ class Index:
         if prune:
             pruned_roots(paths_of(target))
         paths_of(target)  # a path that does not exist is told before the model is loaded
-        self.encoder  # noqa: B018 - loaded and checked before the writer's lock is taken
+        self.encoder, self.page_encoder  # noqa: B018 - loaded and checked before the writer's lock is taken
         with self._store.writer(timeout=lock_timeout) as writer:
             return self._ingest(writer, options).run(target)
 
@@ -316,15 +402,22 @@ class Index:
         options = AddOptions(metadata=metadata, limits=limits or Limits(), password=password, workers=workers, progress=progress)
         if not self.failures():
             return AddReport()
-        self.encoder  # noqa: B018 - loaded and checked before the writer's lock is taken
+        self.encoder, self.page_encoder  # noqa: B018 - loaded and checked before the writer's lock is taken
         with self._store.writer(timeout=lock_timeout) as writer:
             return self._ingest(writer, options).run_failed()
 
     def _ingest(self, writer: Writer, options: AddOptions) -> Ingest:
         if not writer.mending:
             self._view()  # nobody else changes the recipe while we hold the lock
-        chunker = self._chunker_or_name()
-        return Ingest(self._store, writer, recipe=self.recipe, encoder=self.encoder, chunker=chunker, options=options)
+        return Ingest(
+            self._store,
+            writer,
+            recipe=self.recipe,
+            encoder=self.encoder,
+            page_encoder=self.page_encoder,
+            chunker=self._chunker_or_name(),
+            options=options,
+        )
 
     def _chunker_or_name(self) -> str | Callable[..., Any]:
         name = self.recipe.chunk.chunker
@@ -369,6 +462,7 @@ class Index:
         *,
         chunker: str | Callable[[Document], Iterable[Any]] | None = None,
         model: str | Encoder | None = None,
+        page_model: str | Encoder | None = None,
         progress: Callback | None = None,
         lock_timeout: float = LOCK_TIMEOUT,
         **changes: Any,
@@ -387,17 +481,23 @@ class Index:
         given = {name: value for name, value in changes.items() if value is not None}
         if chunker is not None:
             given["chunker"] = chunker_name(chunker)
+        if page_model is not None:
+            given["page_model"] = _name_of(page_model)
         with self._store.writer(timeout=lock_timeout) as writer:
             self._view()
             old = self.recipe
             encoder = self._encoder_for(old, model, given)
             if given.get("multi", old.multi):
                 encoder = with_multi(encoder, device=self._device, wanted={})
-            new = new_recipe(changed(old, encoder, given), encoder)
-            settings = settings_of(new, encoder)
+            wanted = changed(old, encoder, given)
+            page_encoder = self._page_encoder_for(old, encoder, page_model, wanted)
+            new = new_recipe(wanted, encoder, page_encoder)
+            settings = settings_of(new, encoder, page_encoder)
             same_model = encoder.card.fingerprint == self._catalog.setting("fingerprint") and (
                 model is None or probes_agree(self._catalog, encoder, old.encode) >= PROBE_COSINE
             )
+            if page_encoder is not None and old.pages is not None and page_model is not None:
+                same_model &= page_probe_agrees(self._catalog, page_encoder, old.pages) >= PROBE_COSINE
             done = reach(old, new, width=old.encode.dims or encoder.card.dims, same_model=same_model)
             if done == "nothing":
                 return RebuildReport(done)
@@ -410,13 +510,23 @@ class Index:
                 options = AddOptions(progress=progress)
 
                 def ingest(store: Store, writer: Writer) -> Ingest:
-                    return Ingest(store, writer, recipe=new, encoder=encoder, chunker=how, options=options)
+                    return Ingest(
+                        store,
+                        writer,
+                        recipe=new,
+                        encoder=encoder,
+                        page_encoder=page_encoder,
+                        former=self._store if same_model else None,
+                        chunker=how,
+                        options=options,
+                    )
 
                 counts = rebuild_beside(self._store, old, new, settings, ingest=ingest, lock_timeout=lock_timeout)
         self._chunker = chunker if callable(chunker) else self._chunker
         self._view()
         with self._encoder_lock:
             self._encoder, self._encoder_checked = encoder, True
+            self._page_encoder, self._page_encoder_checked = None if page_encoder is encoder else page_encoder, True
         to_parse = sum(row.mime == PDF for row in self.documents()) if old.load != new.load else 0
         return RebuildReport(done, *(counts if done == "embedded" else (0, 0)), to_parse=to_parse)
 
@@ -433,6 +543,19 @@ class Index:
         chosen = {**kept, **{one: given[one] for one in OF_MODEL if one in given}}
         revision = stage.revision or None if same and model is None else None
         return load_encoder(name, device=self._device, api_keys=self._api_keys, revision=revision, **chosen)
+
+    def _page_encoder_for(
+        self, recipe: Recipe, encoder: Encoder, page_model: str | Encoder | None, wanted: Mapping[str, Any]
+    ) -> Encoder | None:
+        """The encoder that a changed recipe asks for to see pages: the index's own, unless the change is of the model."""
+        own = page_model if page_model is not None and not isinstance(page_model, str) else None
+        kept = recipe.pages is not None and (recipe.pages.model, recipe.pages.max_pixels) == (
+            wanted["page_model"],
+            wanted["page_pixels"],
+        )
+        if own is None and kept and wants_pages(wanted) and page_model is None:
+            return self.page_encoder
+        return encoder_of_pages(wanted, encoder, own, device=self._device, api_keys=self._api_keys)
 
     def _named(self, reference: str) -> list[DocumentRow]:
         rows = self._catalog.resolve(reference)
@@ -509,9 +632,11 @@ class Index:
     ) -> Hits | list[Hits]:
         """The k best hits for a query, best first; for a list of queries, a list of lists.
 
-        mode: "hybrid" (every space there is), "text", "dense", "lexical", "multi". filters: see `ragkit.filters`; exact in every
-        space. dims: compare only the first dims of the dense vectors, renormalised. min_score: on the scale of the hits'
-        scores. group_by="document": the best hit of each document. weights: per space, for fusing. exact: scan every dense
+        A query is a text, a picture (PIL) or a pair of them (text, picture); pictures are for indexes whose model sees.
+        mode: "hybrid" (every space there is), "text", "pages", "dense", "lexical", "multi", or a space. filters: see
+        `ragkit.filters`; exact in every space. dims: compare only the first dims of the dense vectors, renormalised.
+        min_score: on the scale of the hits' scores. group_by="document": the best hit of each document. weights: per space, for
+        fusing. exact: scan every dense
         vector instead of the compressed index. vector: the query's own, (d,), or (q, d) for a list, instead of embedding it;
         it must come from the index's model. degraded: answer from what is intact of a damaged index, with what is
         missing in `hits.missing`, instead of raising Damaged.
@@ -523,23 +648,33 @@ class Index:
         Raises ValueError for what makes no sense, Damaged, FingerprintMismatch.
         """
         _check_k(k)
-        queries = [query] if isinstance(query, str) else list(query)
+        one = is_one(query)
+        queries = [query] if one else list(query)
         refinement = Refinement(phrasings=phrasings, rerank=rerank, diversity=diversity, candidates=candidates)
         if refinement.phrasings and not isinstance(query, str):
-            raise ValueError("phrasings are of one query; with a list of queries, search once for each")
+            raise ValueError("phrasings are of one query, a text; with a list of queries, search once for each")
         options = self._options(mode, dims, min_score, group_by, weights, rrf, exact, degraded)
         if refinement.by_maxsim:
             options = _without_multi(options)
-        asked = _checked_queries([*queries, *refinement.phrasings])
-        given = [vector] if vector is not None and isinstance(query, str) else vector
-        snapshot, vectors = self._asked(asked, options, given=given, multi=refinement.by_maxsim)
+        questions = asked([*queries, *refinement.phrasings])
+        if questions is None:
+            alone: Any = partial(
+                self.search, k=k, mode=mode, filters=filters, dims=dims, min_score=min_score, group_by=group_by,
+                weights=weights, rrf=rrf, exact=exact, degraded=degraded, rerank=rerank, diversity=diversity,
+                candidates=candidates, vector=vector,
+            )  # fmt: skip
+            return [alone(query) for query in queries]
+        if questions.images is not None:
+            options = answerable(options, questions, texts=self.encoder, pages=self.page_encoder)
+        given = [vector] if vector is not None and one else vector
+        snapshot, vectors = self._asked(questions, options, given=given, multi=refinement.by_maxsim)
         allowed = None if filters is None else self._columns.allowed(filters, passages=True)
         found = search(
             snapshot,
             self._catalog,
             wanted=passage_test(filters, self._catalog),
-            queries=asked,
-            vectors=vectors,
+            queries=vectors,
+            explain=self._explainer(questions, vectors, options),
             k=max(k, candidates) if refinement.active else k,
             allowed=allowed,
             options=replace(options, min_score=None) if refinement.rescores else options,
@@ -552,12 +687,28 @@ class Index:
                 constant=options.rrf,
                 group_by=group_by,
                 min_score=min_score,
-                rows=snapshot.known_rows,
+                rows=partial(snapshot.known_rows, kind=PAGE if set(options.spaces) <= set(OF_PAGES) else CHUNK),
             )
             answers: list[list[Hits]] = [found] if refinement.phrasings else [[hits] for hits in found]
-            scorers = [partial(_maxsim, snapshot, vectors, at) for at in range(len(queries))]
-            found = [refined(one, hits, maxsim=by) for one, hits, by in zip(queries, answers, scorers, strict=True)]
-        return found[0] if isinstance(query, str) else found
+            scorers = [partial(_maxsim, snapshot, vectors.chunks, at) for at in range(len(queries))]
+            texts = questions.texts[: len(queries)]
+            found = [refined(text, hits, maxsim=by) for text, hits, by in zip(texts, answers, scorers, strict=True)]
+        return found[0] if one else found
+
+    def _explainer(self, questions: Asked, vectors: Queries, options: SearchOptions) -> Callable[[int, Hit], Explanation] | None:
+        """Why query number n found a hit, for hits that keep it; of the newest commit, so that no hit holds back purging."""
+        if not {MULTI, PAGE_MULTI} & set(options.spaces):
+            return None
+
+        def why(number: int, hit: Hit) -> Explanation:
+            found = {reason.space: reason for reason in hit.via}
+            if MULTI in found:
+                return self._explained(self._store.snapshot(), questions, vectors, number, hit.key)
+            if PAGE_MULTI not in found:
+                raise ValueError(f"unit {hit.key} was not found by MaxSim, but by {', '.join(found)}")
+            return self._explained(self._store.snapshot(), questions, vectors, number, found[PAGE_MULTI].key or hit.key)
+
+        return why
 
     def _options(
         self,
@@ -584,7 +735,7 @@ class Index:
 
     def stream(
         self,
-        query: str,
+        query: Query,
         k: int = 1000,
         *,
         mode: str = "hybrid",
@@ -600,13 +751,13 @@ class Index:
         it has enough. All are of the commit at the time of the call, which is searched at once."""
         _check_k(k)
         options = self._options(mode, dims, min_score, group_by, weights, rrf, exact)
-        queries = _checked_queries([query])
-        snapshot, vectors = self._asked(queries, options)
+        questions = _one_asked(query)
+        if questions.images is not None:
+            options = answerable(options, questions, texts=self.encoder, pages=self.page_encoder)
+        snapshot, vectors = self._asked(questions, options)
         allowed = None if filters is None else self._columns.allowed(filters, passages=True)
         wanted = passage_test(filters, self._catalog)
-        [(ranked, _)] = rank(
-            snapshot, self._catalog, queries=queries, vectors=vectors, k=k, allowed=allowed, options=options, wanted=wanted
-        )
+        [(ranked, _)] = rank(snapshot, self._catalog, queries=vectors, k=k, allowed=allowed, options=options, wanted=wanted)
         return self._stream(snapshot, ranked, options.scale)
 
     def _stream(self, snapshot: Snapshot, ranked: Sequence[Candidate], scale: str) -> Iterator[Hit]:
@@ -641,11 +792,14 @@ class Index:
 
     @property
     def spaces(self) -> tuple[str, ...]:
-        """The spaces this index can be searched in: "chunk.dense", "chunk.lexical", "chunk.multi"."""
-        multi = self.recipe.multi
-        return (*(() if multi and multi.alone else (DENSE,)), LEXICAL, *((MULTI,) if multi else ()))
+        """The spaces this index can be searched in: "chunk.dense", "chunk.lexical", "chunk.multi", "page.dense", "page.multi"."""
+        multi, pages = self.recipe.multi, self.recipe.pages
+        texts = (*(() if multi and multi.alone else (DENSE,)), LEXICAL, *((MULTI,) if multi else ()))
+        if pages is None:
+            return texts
+        return (*texts, *((PAGE_DENSE,) if pages.dense else ()), *((PAGE_MULTI,) if pages.precision else ()))
 
-    def _query_vectors(self, queries: Sequence[str], given: Any, *, multi: bool) -> Encoding:
+    def _query_vectors(self, queries: Sequence[Query], given: Any, *, multi: bool) -> Encoding:
         """The queries embedded, once for all spaces; or the dense rows (q, d) given, and the rest embedded where `multi`."""
         if given is None:
             return self._encode_queries(queries)
@@ -655,17 +809,31 @@ class Index:
         return replace(self._encode_queries(queries), dense=rows) if multi else Encoding(dense=rows)
 
     def _asked(
-        self, queries: Sequence[str], options: SearchOptions, *, given: Any = None, multi: bool = False
-    ) -> tuple[Snapshot, Encoding]:
-        """One commit, and the queries' vectors by the very model that its vectors are of, should that change meanwhile."""
+        self, queries: Asked, options: SearchOptions, *, given: Any = None, multi: bool = False
+    ) -> tuple[Snapshot, Queries]:
+        """One commit, and the queries' vectors by the very models that its vectors are of, should those change meanwhile."""
+        multi = multi or MULTI in options.spaces
         while True:
             snapshot = self._view(degraded=options.degraded)
             recipe = self.recipe
-            multi = multi or MULTI in options.spaces
-            needed = bool(queries) and (multi or DENSE in options.spaces)
-            vectors = self._query_vectors(queries, given, multi=multi) if needed else Encoding()
+            chunks = pages = Encoding()
+            items = list(queries.texts) if queries.spoken else queries.items
+            if items and (multi or DENSE in options.spaces):
+                chunks = self._query_vectors(items, given, multi=multi)
+            if items and set(OF_PAGES) & set(options.spaces):
+                pages = self._encode_page_queries(queries, known=chunks if given is None and items == queries.items else None)
             if self.recipe is recipe:
-                return snapshot, vectors
+                return snapshot, Queries(queries.texts, chunks, pages)
+
+    def _encode_page_queries(self, queries: Asked, *, known: Encoding | None) -> Encoding:
+        """The queries as the encoder of pages has them; `known` where the texts' encoder, if it is the same, had them already."""
+        encoder, stage, texts = self.page_encoder, self.recipe.pages, self.recipe.encode
+        assert encoder is not None
+        assert stage is not None
+        had = known is not None and (known.dense is not None or known.multi is not None)
+        if known is not None and had and encoder is self.encoder and (stage.task, stage.dims) == (texts.task, texts.dims):
+            return known
+        return encode_queries(encoder, queries.items, task=stage.task, dims=stage.dims)
 
     def _view(self, *, degraded: bool = False) -> Snapshot:
         """The newest commit; where it changed the recipe, the index goes by the new one from here on."""
@@ -677,12 +845,13 @@ class Index:
                     self.recipe = recipe
                     self._store.recall, self._store.layouts = recipe.store.recall, layouts_of(recipe)
                     self._encoder, self._encoder_checked = None, False
+                    self._page_encoder, self._page_encoder_checked = None, False
                 self._followed = snapshot.recipe
         return snapshot
 
-    def _encode_queries(self, queries: Sequence[str]) -> Encoding:
+    def _encode_queries(self, queries: Sequence[Query]) -> Encoding:
         stage = self.recipe.encode
-        encoding = self.encoder.encode_query(queries, task=stage.task, truncate_dim=stage.dims, truncate=True)
+        encoding = encode_queries(self.encoder, queries, task=stage.task, dims=stage.dims)
         if encoding.truncated:
             limit = self.recipe.encode.max_tokens
             warnings.warn(
@@ -697,13 +866,16 @@ class Index:
             raise ValueError(f"dims must be between 1 and {width}, the width of this index's vectors, got {dims}")
         return dims
 
-    def search_within(self, row: DocumentRow, query: str, k: int = 10, *, mode: str = "hybrid") -> list[Hit]:
+    def search_within(self, row: DocumentRow, query: Query, k: int = 10, *, mode: str = "hybrid") -> list[Hit]:
         """The k best hits in one document, by the row that `documents()` or `find()` gave: names may be shared, rows are not."""
         _check_k(k)
         options = SearchOptions(mode=mode, available=self.spaces)
-        snapshot, vectors = self._asked([query], options)
-        allowed = np.array([row.id], dtype=np.int64)
-        return search(snapshot, self._catalog, queries=[query], vectors=vectors, k=k, allowed=allowed, options=options)[0]
+        questions = _one_asked(query)
+        if questions.images is not None:
+            options = answerable(options, questions, texts=self.encoder, pages=self.page_encoder)
+        snapshot, vectors = self._asked(questions, options)
+        allowed, why = np.array([row.id], dtype=np.int64), self._explainer(questions, vectors, options)
+        return search(snapshot, self._catalog, queries=vectors, k=k, allowed=allowed, options=options, explain=why)[0]
 
     def similar(self, reference: str | int, k: int = 10, *, filters: Filters | None = None, dims: int | None = None) -> list[Hit]:
         """The documents most like one in the index, each by its best unit; the document itself is left out.
@@ -711,11 +883,13 @@ class Index:
         `reference` is a source or id, compared by the mean direction of its units, or the key of one unit.
         """
         _check_k(k)
-        options = SearchOptions(mode="dense", available=self.spaces, dims=self._checked_dims(dims), group_by="document")
         snapshot = self._store.snapshot()
         units = self._units_named(reference, snapshot)
         if not units:
             return []
+        kind = CHUNK if any(unit.kind == CHUNK for unit in units) else PAGE
+        units = [unit for unit in units if unit.kind == kind]
+        options = SearchOptions(mode=f"{kind}.dense", available=self.spaces, dims=self._checked_dims(dims), group_by="document")
         known = snapshot.known_rows([unit.key for unit in units])
         if not known:
             raise ValueError(f"{reference!r} has no vector to compare")
@@ -724,8 +898,7 @@ class Index:
         return search(
             snapshot,
             self._catalog,
-            queries=[""],
-            vectors=Encoding(dense=vector),
+            queries=Queries([""], *([Encoding(), Encoding(dense=vector)] if kind == PAGE else [Encoding(dense=vector)])),
             k=k,
             allowed=None if filters is None else self._columns.allowed(filters),
             options=options,
@@ -768,27 +941,48 @@ class Index:
         SearchOptions(available=self.spaces, **searching)
         return Retriever(self, k, given)
 
-    def explain(self, query: str, key: int) -> Explanation:
-        """Why MaxSim scores a unit as it does, by the key of a hit: per token of the query, the token of the unit that it
-        matched best and its share. The shares sum to the score exactly. ValueError for an index without multi-vectors, or a
-        unit that is gone."""
-        from ragkit.explain import explain
+    def explain(self, query: Query, key: int) -> Explanation:
+        """Why MaxSim scores a unit as it does, by the key of a hit: per token of the query, the token of the unit, or the patch
+        of the page, that it matched best and its share. The shares sum to the score exactly. ValueError for an index without
+        such multi-vectors, or a unit that is gone."""
+        questions, (unit, _) = _one_asked(query), self._unit(key)
+        options = SearchOptions(mode=f"{unit.kind}.multi", available=self.spaces)
+        if questions.images is not None:
+            options = answerable(options, questions, texts=self.encoder, pages=self.page_encoder)
+        snapshot, vectors = self._asked(questions, options)
+        return self._explained(snapshot, questions, vectors, 0, key)
 
-        options = SearchOptions(mode="multi", available=self.spaces)
-        [asked] = _checked_queries([query])
-        snapshot, vectors = self._asked([asked], options)
-        row, cited = self.unit(key)
-        assert vectors.multi is not None
-        return explain(
-            snapshot,
-            self._catalog,
-            self.encoder,
-            self.recipe,
-            query=asked,
-            vectors=vectors.multi[0],
+    def _explained(self, snapshot: Snapshot, questions: Asked, vectors: Queries, number: int, key: int) -> Explanation:
+        from ragkit.explain import Patchless, explain, explain_page, query_spans
+
+        unit, row = self._unit(key)
+        text, cited = questions.texts[number], citation(self._catalog, row, unit)
+        multi = (vectors.chunks if unit.kind == CHUNK else vectors.pages).multi
+        assert multi is not None
+        if unit.page is None:
+            return explain(
+                snapshot,
+                self._catalog,
+                self.encoder,
+                self.recipe,
+                query=text,
+                vectors=multi[number],
+                key=key,
+                cited=cited,
+                row=row,
+            )
+        encoder, [box] = self.page_encoder, cited.boxes
+        assert encoder is not None
+        winners, shares = snapshot.explain_multi(multi[number], key)
+        return explain_page(
+            winners,
+            shares,
+            query=text,
+            query_spans=query_spans(encoder, text, count=len(multi[number])) if questions.images is None else [],
+            patches=unit.patches or Patchless,
             key=key,
             cited=cited,
-            row=row,
+            page_size=(box.page_width, box.page_height),
         )
 
     # Looking inside
@@ -829,11 +1023,15 @@ class Index:
 
     def unit(self, key: int) -> tuple[DocumentRow, Citation]:
         """The document and citation of a unit by its key, as a hit carries it; ValueError where it is gone."""
+        unit, row = self._unit(key)
+        return row, citation(self._catalog, row, unit)
+
+    def _unit(self, key: int) -> tuple[UnitRow, DocumentRow]:
         unit = self._catalog.known_units([key]).get(key)
         row = None if unit is None else self._catalog.documents_by_id([unit.document]).get(unit.document)
         if unit is None or row is None or row.deleted is not None:
             raise ValueError(f"{self.path} has no unit {key}; it may have been deleted or replaced since")
-        return row, citation(self._catalog, row, unit.span)
+        return unit, row
 
     def pages(self, row: DocumentRow) -> list[Page]:
         """The pages of a document, with words and boxes."""
@@ -845,7 +1043,7 @@ class Index:
 
     def cite(self, row: DocumentRow, span: Span) -> Citation:
         """The citation of any span of a document."""
-        return citation(self._catalog, row, span)
+        return cite(row.source, span, self._catalog.pages(row.id, span))
 
     def find(self, reference: str) -> list[DocumentRow]:
         """The documents a source, id or path names: none, one, or several where roots share a name."""
@@ -918,11 +1116,13 @@ class Index:
         """Counts, bytes on disk by part, the recipe, and per segment the structure and its measured recall."""
         snapshot = self._store.snapshot()
         multi = sum(segment.bytes_of(MULTI) for segment in snapshot.segments)
+        pages = sum(segment.row.bytes for segment in snapshot.segments if segment.kind == PAGE)
         parts = {
             "catalog": sum(path.stat().st_size for path in self.path.glob("catalog.db*")),
-            "vectors": sum(segment.row.bytes for segment in snapshot.segments) - multi,
+            "vectors": sum(segment.row.bytes for segment in snapshot.segments) - multi - pages,
             "lexical": sum(record.size for record in self._catalog.files(snapshot.commit.lexical)),
             **({"multi": multi} if self.recipe.multi else {}),
+            **({"pages": pages} if self.recipe.pages else {}),
         }
         return Stats(
             path=str(self.path),
@@ -936,6 +1136,8 @@ class Index:
             recipe=self.recipe.model_dump(),
             dense=tuple(snapshot.dense_stats()),
             multi=tuple(snapshot.multi_stats()),
+            page_dense=tuple(snapshot.dense_stats(kind=PAGE)),
+            page_multi=tuple(snapshot.multi_stats(kind=PAGE)),
             failures=len(self.failures()),
         )
 
@@ -972,11 +1174,14 @@ class Retriever:
             yield hit
 
 
-def _checked_queries(queries: Sequence[Any]) -> list[str]:
-    for one in queries:
-        if not isinstance(one, str):
-            raise TypeError(f"a query is a text, got {type(one).__name__}")
-    return list(queries)
+def _name_of(model: str | Encoder | None) -> str:
+    return resolve_name(model if model is None or isinstance(model, str) else model.card.name)
+
+
+def _one_asked(query: Query) -> Asked:
+    questions = asked([query])
+    assert questions is not None  # one query has one form
+    return questions
 
 
 def _without_multi(options: SearchOptions) -> SearchOptions:

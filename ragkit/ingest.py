@@ -10,6 +10,7 @@ Every document that goes in comes out in the report exactly once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -20,7 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ragkit.catalog.catalog import CHUNK, Catalog, DocumentRow, Failure, Origin, origin_of
+from ragkit.catalog.catalog import CHUNK, PAGE, Catalog, DocumentRow, Failure, Origin, origin_of
 from ragkit.chunk import chunk_document
 from ragkit.chunk.headers import headed_texts
 from ragkit.encode.contract import Encoder, Encoding
@@ -32,6 +33,7 @@ from ragkit.load import (
     Limits,
     Parser,
     Source,
+    can_render,
     content_hash,
     discover,
     fields,
@@ -41,10 +43,11 @@ from ragkit.load import (
     sidecar,
 )
 from ragkit.load.language import language_of
+from ragkit.page_images import PageReader
 from ragkit.ragged import MultiVectors, unit_rows
 from ragkit.recipe import Recipe
-from ragkit.store import Prepared, Store, Writer
-from ragkit.twins import Wanted, alike, twins
+from ragkit.store import PageVectors, Prepared, Store, Writer
+from ragkit.twins import Wanted, alike, stored_pages, twins
 from ragkit.types import AddReport, Chunk, Document, Floats, Outcome, Progress, Span
 from ragkit.vectors.multi import Stored, pool_tokens
 
@@ -74,6 +77,7 @@ class _Item:
     texts: list[str] = field(default_factory=list)  # of the chunks, as they are embedded; late chunking has no use for them
     dense: list[Floats | None] = field(default_factory=list)
     multi: list[Stored | None] = field(default_factory=list)
+    seen: PageVectors | None = None
     failed: bool = False
     warnings: tuple[str, ...] = ()
     duplicate_of: str = ""
@@ -81,6 +85,16 @@ class _Item:
     @property
     def wanted(self) -> Wanted:
         return Wanted(self.document, self.chunks, self.origin.content_hash, self.replaces)
+
+    @property
+    def units(self) -> int:
+        return len(self.chunks) + len(self.seen.pages if self.seen else ())
+
+    @property
+    def file(self) -> Path | None:
+        """The file that is this document and nothing else; None for records and for what lies within a file."""
+        path = self.origin.path
+        return Path(path) if path is not None and path == self.origin.identity else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +134,11 @@ class Ingest:
         encoder: Encoder,
         chunker: str | Callable[..., Any],
         options: AddOptions,
+        page_encoder: Encoder | None = None,
+        former: Store | None = None,
     ) -> None:
+        """page_encoder: of the recipe's stage `pages`, where it has one. former: the index that is being rebuilt, whose page
+        vectors may be taken over."""
         self._store = store
         self._catalog: Catalog = store.catalog
         self._writer = writer
@@ -128,7 +146,10 @@ class Ingest:
         self._encoder = encoder
         self._embeds = embeds_text(encoder.card)
         self._layout = store.layouts.get(CHUNK)
-        self._cost_told = False
+        self._page_encoder = page_encoder
+        self._former_store = former
+        self._pages = self._blank = self._seen_pages = 0
+        self._cost_told = self._page_cost_told = False
         self._chunker = chunker
         self._options = options
         self._outcomes: dict[str, list[Outcome]] = {
@@ -186,7 +207,8 @@ class Ingest:
 
     def _told(self, started: float) -> AddReport:
         fields = {name: tuple(outcomes) for name, outcomes in self._outcomes.items()}
-        return AddReport(**fields, truncated=self._truncated, seconds=time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return AddReport(**fields, truncated=self._truncated, pages=self._pages, blank=self._blank, seconds=seconds)
 
     def run_stored(self, source: Catalog, rows: Iterable[DocumentRow], *, replaces: bool, total: int = 0) -> AddReport:
         """Documents that a catalog holds, chunked and encoded anew, not parsed: each a new version of itself in this index
@@ -436,7 +458,7 @@ class Ingest:
             self._fail_item(item, str(error) if known else f"{type(error).__name__}: {error}")
             return
         item.warnings = _warnings(item.document)
-        if not item.chunks:
+        if not item.chunks and not self._sees(item):
             item.warnings += ("no text was found in it",)
         elif not self._embeds and not item.dense:
             item.warnings += ("it brings no vector, so it is found by its words alone",)
@@ -488,7 +510,10 @@ class Ingest:
         self._pool_units = self._pool_characters = 0
         if self._embeds:
             self._encode_items(pool)
-        self._keep(pool)
+        if self._page_encoder is None:
+            self._keep(pool)
+        else:
+            self._see_items(pool)
 
     def _encode_items(self, pool: Sequence[_Item]) -> None:
         """Vectors for the pool: those of twins where there are any, and each content embedded once."""
@@ -511,6 +536,87 @@ class Ingest:
                 self._embed([item])
             else:
                 item.dense, item.multi, item.duplicate_of = list(first.dense), list(first.multi), first.origin.source
+
+    # Page images
+
+    def _sees(self, item: _Item) -> bool:
+        """Whether a document's pages are looked at: those of a file of its own that can be rendered."""
+        return self._page_encoder is not None and bool(item.document.pages) and item.file is not None and can_render(item.file)
+
+    def _see_items(self, pool: Sequence[_Item]) -> None:
+        """Vectors for the pages of the pool's documents; each is kept as soon as it is seen, since a page may take a minute."""
+        first: dict[str, _Item] = {}
+        options = self._options
+        limits, engine = options.limits, self._recipe.load.pdf_engine
+        with Parser(limits=limits, pdf_engine=engine, password=options.password) as parser:
+            for item in pool:
+                known = first.setdefault(item.origin.content_hash, item)
+                item.seen = known.seen
+                try:
+                    if item.seen is None and item.document.pages and not item.failed:
+                        self._see(item, parser)
+                except RagkitError as error:
+                    self._fail_item(item, str(error))
+                self._keep([item])
+
+    def _see(self, item: _Item, parser: Parser) -> None:
+        stage, encoder = self._recipe.pages, self._page_encoder
+        assert stage is not None
+        assert encoder is not None
+        if (vectors := self._known_pages(item)) is not None:
+            item.seen = vectors
+            return
+        if not self._sees(item):
+            if item.file is None and item.origin.path is not None:
+                item.warnings += ("its pages were not seen, since it lies within another file: add it by itself",)
+            return
+        path = self._same_file(item)
+        if path is None:
+            problem = f"{item.file} has moved or changed, so its pages cannot be seen"
+            if self._former_store is not None:
+                raise LoadError(f"{problem}. Put it back, or add it again")
+            item.warnings += (f"{problem}; add it again",)
+            return
+        reader = PageReader(
+            parser, encoder, stage, self._store.layouts.get(PAGE), folder=self._store.path, on_pages=self._report_pages
+        )
+        if not self._page_cost_told:
+            self._page_cost_told = True
+            here = sum(reader.page_bytes(page) for page in item.document.pages)
+            self._report("cost", here, here * max(self._total or 1, 1), "bytes")
+        seen = reader.see(path, item.document)
+        if file_hash(path) != item.origin.content_hash:
+            raise LoadError(CHANGED)
+        item.seen = seen.vectors
+        item.warnings += seen.warnings
+        self._pages += len(seen.vectors.pages)
+        self._blank += seen.blank
+
+    def _same_file(self, item: _Item) -> Path | None:
+        """Where the bytes of a document still are: its file, or the copy that the index keeps."""
+        assert item.file is not None
+        with contextlib.suppress(OSError):
+            if file_hash(item.file) == item.origin.content_hash:
+                return item.file
+        return None
+
+    def _known_pages(self, item: _Item) -> PageVectors | None:
+        """The page vectors of a live document of the same bytes and recipe; in the index that is being rebuilt, of one whose
+        recipe says the same of pages."""
+        digest, pages = item.origin.content_hash, item.document.pages
+        same = self._catalog.by_content({digest}, recipe_hash=self._recipe.hash).get(digest, [])
+        found = next((one for row in same if (one := stored_pages(self._store, row, pages)) is not None), None)
+        former = self._former_store
+        if found is not None or former is None:
+            return found
+        stored, row = former.snapshot().recipe, former.catalog.find(item.origin.identity)
+        if row is None or stored is None or stored.get("pages") != self._recipe.model_dump()["pages"]:
+            return None
+        return stored_pages(former, row, pages)
+
+    def _report_pages(self, count: int) -> None:
+        self._seen_pages += count
+        self._report("pages", self._seen_pages, None, "pages")
 
     def _embed(self, pool: Sequence[_Item]) -> None:
         if self._recipe.encode.late_chunking:
@@ -579,8 +685,9 @@ class Ingest:
     def _keep(self, pool: Sequence[_Item]) -> None:
         """Hand what was encoded to the next commit, and commit when it is due."""
         self._ready += [item for item in pool if not item.failed]
-        units = sum(len(item.chunks) for item in self._ready)
+        units = sum(item.units for item in self._ready)
         multi = sum(one.values.nbytes for item in self._ready for one in item.multi if one is not None)
+        multi += sum(one.values.nbytes for item in self._ready if item.seen for one in item.seen.multi)
         full = max(units, len(self._ready)) >= COMMIT_UNITS or multi >= COMMIT_BYTES
         if full or time.monotonic() - self._committed > COMMIT_SECONDS:
             self._commit()
@@ -645,7 +752,7 @@ class Ingest:
             return
         self._writer.commit("add", [_prepared(item) for item in ready], recipe_hash=self._recipe.hash)
         for item in ready:
-            outcome = Outcome(item.origin.source, units=len(item.chunks), warnings=item.warnings, duplicate_of=item.duplicate_of)
+            outcome = Outcome(item.origin.source, units=item.units, warnings=item.warnings, duplicate_of=item.duplicate_of)
             self._finish("added" if item.replaces is None else "updated", outcome)
         self._report("write", self._done, self._total, "documents")
 
@@ -679,6 +786,7 @@ def _prepared(item: _Item) -> Prepared:
         dense=np.stack(cast(list[Floats], item.dense)) if item.dense and item.dense[0] is not None else None,
         replaces=None if item.replaces is None else item.replaces.id,
         multi=Stored.join(cast(list[Stored], item.multi)) if item.multi and item.multi[0] is not None else None,
+        seen=item.seen,
     )
 
 

@@ -17,12 +17,22 @@ from pydantic import ValidationError
 from ragkit.catalog.catalog import Catalog
 from ragkit.chunk import CHUNKERS
 from ragkit.encode import load_encoder
-from ragkit.encode.contract import Encoder
+from ragkit.encode.contract import Encoder, ImageEncoder
 from ragkit.encode.given import embeds_text
 from ragkit.encode.late import why_not_late, why_not_late_multi
 from ragkit.errors import FingerprintMismatch, NotAnIndex, RagkitError, StorageError
 from ragkit.locks import writer_lock
-from ragkit.recipe import KEYWORDS, ChunkStage, EncodeStage, LoadStage, MultiStage, Recipe, StoreStage, stored_value
+from ragkit.recipe import (
+    KEYWORDS,
+    ChunkStage,
+    EncodeStage,
+    LoadStage,
+    MultiStage,
+    PagesStage,
+    Recipe,
+    StoreStage,
+    stored_value,
+)
 from ragkit.recipe import MULTI as TOKEN_STATES
 from ragkit.retrieve import mean_vector
 from ragkit.store import Store
@@ -60,6 +70,7 @@ def create_index(
     *,
     name: str,
     encoder: Encoder | None,
+    page_encoder: Encoder | None,
     device: str | None,
     api_keys: Mapping[str, str] | None,
     create: bool,
@@ -78,8 +89,9 @@ def create_index(
     encoder = encoder or load_encoder(name, device=device, api_keys=api_keys, **wanted)
     if given["multi"]:
         encoder = with_multi(encoder, device=device, wanted=wanted)
-    recipe = new_recipe(given, encoder)
-    settings = settings_of(recipe, encoder)
+    page_encoder = encoder_of_pages(given, encoder, page_encoder, device=device, api_keys=api_keys)
+    recipe = new_recipe(given, encoder, page_encoder)
+    settings = settings_of(recipe, encoder, page_encoder)
     with writer_lock(path / "LOCK", timeout=LOCK_TIMEOUT):
         found = existing(path)  # another process may have been quicker
         if found is None:
@@ -118,7 +130,81 @@ def _new_multi(given: Mapping[str, Any], encoder: Encoder) -> MultiStage | None:
     return MultiStage(dims=card.multi_dims, precision=precision, pool=pool, alone=not card.dims)
 
 
-def new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
+def encoder_of_pages(
+    given: Mapping[str, Any],
+    encoder: Encoder,
+    page_encoder: Encoder | None,
+    *,
+    device: str | None,
+    api_keys: Mapping[str, str] | None,
+) -> Encoder | None:
+    """The encoder of page images, where they are asked for: the one named, or else that of the texts, which must see then."""
+    if not wants_pages(given):
+        return None
+    name = given["page_model"]
+    if (
+        page_encoder is None
+        and (name is None or name == encoder.card.name)
+        and given["page_pixels"] in (None, given["max_pixels"])
+    ):
+        page_encoder = encoder
+    if page_encoder is None:
+        page_encoder = load_encoder(name or encoder.card.name, device=device, api_keys=api_keys, max_pixels=given["page_pixels"])
+    if "image" not in page_encoder.card.modalities:
+        raise ValueError(
+            f"pages={given['pages']!r} needs an encoder that sees, and {page_encoder.card.name} does not. Name one: "
+            "page_model='jinaai/jina-clip-v1', or leave pages out"
+        )
+    return page_encoder
+
+
+def wants_pages(given: Mapping[str, Any]) -> bool:
+    """Whether page images are asked for; ValueError where only something about them is."""
+    if given["pages"] not in (None, False, "none"):
+        return True
+    asked = [name for name in KEYWORDS if name.startswith("page_") and given[name] is not None]
+    if asked:
+        raise ValueError(f"{asked[0]} is about page images; set pages='auto', 'all' or 'figures', too")
+    return False
+
+
+def _new_pages(given: Mapping[str, Any], encoder: Encoder | None) -> PagesStage | None:
+    if encoder is None:
+        return None
+    card, which, multi = encoder.card, given["pages"], given["page_multi"]
+    if which not in (True, "auto", "all", "figures"):
+        raise ValueError(f"pages is 'auto', 'all', 'figures' or 'none', got {which!r}")
+    if multi not in (None, True, False, *PRECISIONS):
+        raise ValueError(f"page_multi is True, False or a precision ({', '.join(PRECISIONS)}), got {multi!r}")
+    if multi and not card.multi_dims:
+        raise ValueError(f"page_multi needs an encoder with multi-vectors, and {card.name} has none")
+    dims = given["page_dims"]
+    if dims is not None and not 1 <= dims <= card.dims:
+        raise ValueError(f"page_dims must be between 1 and {card.dims} for {card.name}, got {dims}")
+    keeps_multi = bool(card.multi_dims) and multi is not False
+    if not keeps_multi and not card.dims:
+        raise ValueError(f"no vectors of pages would be kept: {card.name} makes {', '.join(card.outputs)}")
+    precision: Any = ("int8" if multi in (None, True) else multi) if keeps_multi else None
+    pool, background = given["page_pool"] or 1, given["page_background"] is not False
+    if (pool > 1 or not background) and not (keeps_multi and isinstance(encoder, ImageEncoder)):
+        raise ValueError(f"page_pool and page_background make multi-vectors of pages fewer, and {card.name} has none to reduce")
+    return PagesStage(
+        which="auto" if which is True else which,
+        model=card.name,
+        revision=card.revision,
+        task=given["task"] if given["task"] in card.tasks else None,
+        dims=dims,
+        dense=bool(card.dims),
+        max_pixels=given["page_pixels"],
+        dtype=card.dtype,
+        multi_dims=card.multi_dims if keeps_multi else 0,
+        precision=precision,
+        pool=pool,
+        background=background,
+    )
+
+
+def new_recipe(given: Mapping[str, Any], encoder: Encoder, page_encoder: Encoder | None = None) -> Recipe:
     """The recipe of a new index: what was given, and defaults for the rest. ValueError names the keyword that is off."""
     card = encoder.card
 
@@ -155,6 +241,7 @@ def new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
     try:
         return Recipe(
             multi=_new_multi(given, encoder),
+            pages=_new_pages(given, page_encoder),
             load=LoadStage(pdf_engine=chosen("pdf_engine", "auto")),
             chunk=ChunkStage(chunker=chunker, tokens=tokens, overlap=chosen("chunk_overlap", 0)),
             encode=EncodeStage(
@@ -169,7 +256,9 @@ def new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
                 contextual_headers=headers,
                 late_chunking=late is True,  # "auto" is off for every model that was measured: docs/late-chunking.md
             ),
-            store=StoreStage(recall=chosen("recall", StoreStage().recall)),
+            store=StoreStage(
+                recall=chosen("recall", StoreStage().recall), keep_sources=chosen("keep_sources", StoreStage().keep_sources)
+            ),
         )
     except ValidationError as error:
         raise ValueError("; ".join(_complaint(one) for one in error.errors())) from None
@@ -178,6 +267,12 @@ def new_recipe(given: Mapping[str, Any], encoder: Encoder) -> Recipe:
 def changed(old: Recipe, encoder: Encoder, given: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of `open` that make the changed recipe; what belongs to a model goes with it."""
     stored = {name: stored_value(old, name) for name in KEYWORDS}
+    if old.pages is not None and old.pages.precision is None:
+        stored["page_multi"] = False
+    if given.get("pages") in (False, "none"):
+        stored |= dict.fromkeys(name for name in KEYWORDS if name.startswith("page_"))
+    elif given.get("page_model") not in (None, stored["page_model"]):
+        stored |= dict.fromkeys(("page_dims", "page_multi", "page_pixels"))
     if encoder.card.name != old.encode.model:
         stored |= dict.fromkeys(("dims", *OF_MODEL))
     if given.get("multi") is False:
@@ -192,9 +287,42 @@ def _complaint(error: Any) -> str:
     return f"{name}: {error['msg']}, got {error['input']!r}" if name else str(error["msg"])
 
 
-def settings_of(recipe: Recipe, encoder: Encoder) -> dict[str, Any]:
-    """What the catalog keeps of a recipe and its encoder."""
-    return {"recipe": recipe.model_dump(), "fingerprint": encoder.card.fingerprint, "probes": _probes(encoder, recipe.encode)}
+def settings_of(recipe: Recipe, encoder: Encoder, page_encoder: Encoder | None = None) -> dict[str, Any]:
+    """What the catalog keeps of a recipe and its encoders."""
+    return {
+        "recipe": recipe.model_dump(),
+        "fingerprint": encoder.card.fingerprint,
+        "probes": _probes(encoder, recipe.encode),
+        **(_page_settings(page_encoder, recipe.pages) if page_encoder is not None and recipe.pages is not None else {}),
+    }
+
+
+def _page_settings(encoder: Encoder, stage: PagesStage) -> dict[str, Any]:
+    row = _page_probe(encoder, stage)
+    return {
+        "page_fingerprint": encoder.card.fingerprint,
+        "page_probe": base64.b64encode(row.astype("<f4").tobytes()).decode(),
+    }
+
+
+def _page_probe(encoder: Encoder, stage: PagesStage) -> Floats:
+    """The direction of a small picture of our own making, (d,) float32: what a silently different model is caught by."""
+    encoding = encoder.encode_document([_probe_picture()], task=stage.task, truncate=True)
+    rows = encoding.dense
+    if rows is None:
+        assert encoding.multi is not None
+        rows = mean_vector(encoding.multi[0])
+    return np.asarray(rows[0], dtype=np.float32)
+
+
+def _probe_picture() -> Any:
+    """224 x 224 pixels: two ramps and a checkerboard, so that orientation, colours and detail all count."""
+    from PIL import Image
+
+    at = np.arange(224)
+    red, green = np.broadcast_to(at, (224, 224)), np.broadcast_to(at[:, None], (224, 224))
+    blue = 255 * ((red // 16 + green // 16) % 2)
+    return Image.fromarray(np.stack([red, green, blue], axis=2).astype(np.uint8))
 
 
 def _probes(encoder: Encoder, stage: EncodeStage) -> dict[str, str]:
@@ -229,6 +357,27 @@ def check_fingerprint(path: Path, catalog: Catalog, encoder: Encoder, stage: Enc
             f"{cosine:.4f} to the stored vector, below {PROBE_COSINE}: its weights or its software differ. "
             f"Put back what it was, or embed all documents again: ragkit migrate {path} --model {encoder.card.name}"
         )
+
+
+def check_page_fingerprint(path: Path, catalog: Catalog, encoder: Encoder, stage: PagesStage) -> None:
+    """FingerprintMismatch where an encoder is not the one that saw the pages of the index."""
+    stored = catalog.setting("page_fingerprint")
+    problem = ""
+    if encoder.card.fingerprint != stored:
+        problem = f"the pages of {path} were seen by {stage.model} ({stored[:12]}), but this encoder is {encoder.card.name} "
+        problem += f"({encoder.card.fingerprint[:12]}). Open it with the first"
+    elif (cosine := page_probe_agrees(catalog, encoder, stage)) < PROBE_COSINE:
+        problem = f"{encoder.card.name} calls itself the model that saw the pages of {path}, but a probe picture comes out at "
+        problem += f"cosine {cosine:.4f} to the stored vector, below {PROBE_COSINE}. Put back what it was"
+    if problem:
+        raise FingerprintMismatch(f"{problem}, or see them again: ragkit migrate {path} --page-model {encoder.card.name}")
+
+
+def page_probe_agrees(catalog: Catalog, encoder: Encoder, stage: PagesStage) -> float:
+    """The cosine between the stored vector of the probe picture and the one that this encoder makes."""
+    stored = np.frombuffer(base64.b64decode(catalog.setting("page_probe")), dtype="<f4")
+    row = _page_probe(encoder, stage)
+    return float(row @ stored / (np.linalg.norm(row) * np.linalg.norm(stored)))
 
 
 def probes_agree(catalog: Catalog, encoder: Encoder, stage: EncodeStage) -> float:

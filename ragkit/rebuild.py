@@ -46,7 +46,7 @@ def reach(old: Recipe, new: Recipe, *, width: int, same_model: bool) -> str:
     fewer = new.encode.dims is not None and new.encode.dims < width and old.encode.overflow != "window"
     same = old.encode.model_copy(update={"dims": None}) == new.encode.model_copy(update={"dims": None})
     cut = (new.encode.dims or 0) == (old.encode.dims or 0) or new.encode.dims == width or fewer
-    if not same_model or not same or old.chunk != new.chunk or old.multi != new.multi or not cut:
+    if not same_model or not same or old.chunk != new.chunk or old.multi != new.multi or old.pages != new.pages or not cut:
         return "embedded"
     if new.encode.dims not in (old.encode.dims, width) or old.store != new.store:
         return "rows"

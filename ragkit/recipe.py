@@ -78,15 +78,16 @@ class MultiStage(_Stage):
 
 class PagesStage(_Stage):
     """Page images, embedded beside the text. which: every page that is not blank; "figures": pages with pictures or drawings;
-    "auto": those, and pages with hardly any text. `dims` of the dense vectors, None for the model's own, 0 for none; `precision`
-    of the multi-vectors, None for none. `pool` makes a page's patches fewer, by clustering; `background` False keeps one of
-    patches that are alike."""
+    "auto": those, and pages with hardly any text. `dims` of the dense vectors, None for the model's own, where `dense` has any
+    kept; `precision` of the multi-vectors, None for none. `pool` makes a page's patches fewer, by clustering; `background` False
+    keeps one of patches that are alike."""
 
     which: Which = "auto"
     model: str
     revision: str = ""
     task: str | None = None
-    dims: int | None = Field(default=None, ge=0)
+    dims: int | None = Field(default=None, ge=1)
+    dense: bool = True
     max_pixels: int | None = Field(default=None, ge=1)
     dtype: str = "float32"
     multi_dims: int = Field(default=0, ge=0)

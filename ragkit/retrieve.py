@@ -1,8 +1,13 @@
 """A query becomes hits: candidates per space, fused, filtered exactly, and cited.
 
     query ─ encode_query ─┬─ chunk.dense    FAISS  ─┐
-                          ├─ chunk.lexical  BM25   ─┼─ fuse by reciprocal ranks ─ k hits ─ catalog
-                          └─ chunk.multi    MaxSim ─┘
+                          ├─ chunk.lexical  BM25   ─┤
+                          ├─ chunk.multi    MaxSim ─┼─ fuse by reciprocal ranks ─ k hits ─ catalog
+                          ├─ page.dense     FAISS  ─┤
+                          └─ page.multi     MaxSim ─┘
+
+A page found by its image and by a chunk that stands on it is one hit, the chunk's, with all reasons. Cosines of texts and of
+images are never compared: only ranks are.
 
 Scores: "cosine", "bm25" and "maxsim" where one space answers, "rrf" where several do: the sum over spaces of weight /
 (constant + rank), Cormack et al. 2009. Higher is better on every scale; scores of different scales are never added. Ties break
@@ -13,31 +18,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from ragkit.catalog.catalog import Catalog, DocumentRow, UnitRow
-from ragkit.cite import cite
+from ragkit.catalog.catalog import CHUNK, PAGE, Catalog, DocumentRow, UnitRow
+from ragkit.cite import cite, cite_page
 from ragkit.encode.contract import Encoding
 from ragkit.errors import Damaged
 from ragkit.ragged import unit_rows
-from ragkit.store import DENSE, LEXICAL, MULTI, Snapshot
+from ragkit.store import DENSE, LEXICAL, MULTI, PAGE_DENSE, PAGE_MULTI, Snapshot
 from ragkit.types import Citation, Floats, Hit, Hits, Ints, Reason, Span
 from ragkit.widen import CatalogReader
 
+if TYPE_CHECKING:
+    from ragkit.explain import Explanation
+
+NO_PAGES = "this index has no page images. Make one that has: Index.open(path, pages='auto', page_model=...)"
 RRF = 15.0  # from benchmarks/main_job.py; the paper's 60 is worse on both collections tried
+PAGES = 0.5  # weight of a space of page images: of .25, .5 and 1 the best in benchmarks/visual.py
 NO_MULTI = "this index keeps no multi-vectors for MaxSim. Make one that does: Index.open(path, multi=True)"
 DEPTH = 100  # candidates per space before fusing, at least: a reciprocal rank beyond it adds under a seventh of the first's
-SCALES = {DENSE: "cosine", LEXICAL: "bm25", MULTI: "maxsim"}
+SCALES = {DENSE: "cosine", LEXICAL: "bm25", MULTI: "maxsim", PAGE_DENSE: "cosine", PAGE_MULTI: "maxsim"}
+OF_PAGES = (PAGE_DENSE, PAGE_MULTI)
 MODES = {
-    "hybrid": (DENSE, LEXICAL, MULTI),
+    "hybrid": (DENSE, LEXICAL, MULTI, *OF_PAGES),
     "text": (DENSE, LEXICAL, MULTI),
+    "pages": OF_PAGES,
     "dense": (DENSE,),
     "lexical": (LEXICAL,),
     "multi": (MULTI,),
+    **{space: (space,) for space in SCALES},
 }
 
 Ranked = tuple[Ints, npt.NDArray[Any]]  # keys (n,), scores (n,), best first
@@ -52,7 +66,7 @@ class SearchOptions:
     dims: int | None = None
     min_score: float | None = None
     group_by: str | None = None  # "document": at most one hit per document
-    weights: Mapping[str, float] = field(default_factory=dict)  # per space, 1 where not given
+    weights: Mapping[str, float] = field(default_factory=dict)  # per space; where not given 1, and PAGES for those of pages
     rrf: float = RRF
     exact: bool = False
     degraded: bool = False  # answer from what is intact, and say what is missing
@@ -60,9 +74,11 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
-        if self.mode == "multi" and MULTI not in self.available:
+        if set(MODES[self.mode]) <= set(OF_PAGES) and not set(OF_PAGES) & set(self.available):
+            raise ValueError(NO_PAGES)
+        if MODES[self.mode] == (MULTI,) and MULTI not in self.available:
             raise ValueError(NO_MULTI)
-        if self.mode == "dense" and DENSE not in self.available:
+        if MODES[self.mode] == (DENSE,) and DENSE not in self.available:
             raise ValueError("this index keeps no dense vectors, since its model makes none; search it with mode='multi'")
         if self.group_by not in (None, "document"):
             raise ValueError(f"group_by must be 'document' or None, got {self.group_by!r}")
@@ -72,7 +88,8 @@ class SearchOptions:
         if not all(0 <= weight < math.inf for weight in self.weights.values()):
             raise ValueError(f"weights are numbers from 0 on, got {dict(self.weights)}")
         if not self.spaces:
-            raise ValueError(f"every space of mode {self.mode!r} has the weight 0, so nothing would be searched")
+            problem = "is not in this index" if len(MODES[self.mode]) == 1 else "has the weight 0"
+            raise ValueError(f"every space of mode {self.mode!r} {problem}, so nothing would be searched")
         if not 0 <= self.rrf < math.inf:
             raise ValueError(f"rrf, the constant of reciprocal-rank fusion, is a number from 0 on, got {self.rrf}")
         if self.min_score is not None and math.isnan(self.min_score):
@@ -81,7 +98,12 @@ class SearchOptions:
     @property
     def spaces(self) -> tuple[str, ...]:
         """The spaces that take part: those there are, without those weighted with zero."""
-        return tuple(space for space in MODES[self.mode] if space in self.available and self.weights.get(space, 1.0) > 0)
+        return tuple(space for space in MODES[self.mode] if space in self.available and self.weight(space) > 0)
+
+    def weight(self, space: str) -> float:
+        """What a space counts when ranks are fused."""
+        usual = PAGES if self.mode == "hybrid" and space in OF_PAGES else 1.0
+        return self.weights.get(space, usual)
 
     @property
     def scale(self) -> str:
@@ -98,42 +120,97 @@ class Candidate:
     via: tuple[Reason, ...]
 
 
-def fuse(ranked: Mapping[str, Ranked], *, weights: Mapping[str, float], constant: float) -> list[Candidate]:
-    """All candidates, best first. One space keeps its own scores; several are fused by reciprocal ranks."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Queries:
+    """What is asked, n queries: their texts, empty where there is none, their vectors in the spaces of chunks, and in those of
+    pages."""
+
+    texts: Sequence[str]
+    chunks: Encoding = field(default_factory=Encoding)
+    pages: Encoding = field(default_factory=Encoding)
+
+
+def fuse(
+    ranked: Mapping[str, Ranked],
+    *,
+    weight: Callable[[str], float],
+    constant: float,
+    stands_for: Mapping[int, int] | None = None,
+) -> list[Candidate]:
+    """All candidates, best first. One space keeps its own scores; several are fused by reciprocal ranks.
+
+    stands_for: the chunk that a page is found as, by their keys; the page's ranks count for it.
+    """
     scores: dict[int, float] = {}
     reasons: dict[int, list[Reason]] = {}
     for space, (keys, values) in ranked.items():
-        weight = weights.get(space, 1.0)
         for rank, (key, value) in enumerate(zip(keys.tolist(), values.tolist(), strict=True), start=1):
-            gain = value if len(ranked) == 1 else weight / (constant + rank)
-            scores[key] = scores.get(key, 0.0) + gain
-            reasons.setdefault(key, []).append(Reason(space, rank, value))
+            gain = value if len(ranked) == 1 else weight(space) / (constant + rank)
+            unit = stands_for.get(key, key) if stands_for else key
+            scores[unit] = scores.get(unit, 0.0) + gain
+            reasons.setdefault(unit, []).append(Reason(space, rank, value, None if unit == key else key))
     order = sorted(scores, key=lambda key: (-scores[key], key))
     return [Candidate(key, scores[key], tuple(reasons[key])) for key in order]
+
+
+def chunks_on_pages(
+    ranked: Mapping[str, Ranked], catalog: Catalog, *, weight: Callable[[str], float], constant: float
+) -> dict[int, int]:
+    """For each page among the candidates on which a chunk among them stands, by key: the chunk that ranks best there.
+
+    A chunk stands on the page that has most of it.
+    """
+    texts = {space: found for space, found in ranked.items() if space not in OF_PAGES}
+    pages = {key for space in OF_PAGES if space in ranked for key in ranked[space][0].tolist()}
+    if not texts or not pages:
+        return {}
+    rows = catalog.known_units(pages)
+    by_document: dict[int, list[UnitRow]] = {}
+    for row in rows.values():
+        by_document.setdefault(row.document, []).append(row)
+    order = [one.key for one in fuse(texts, weight=weight, constant=constant)]
+    chunks = catalog.known_units(order)
+    found: dict[int, int] = {}
+    for chunk in (chunks[key] for key in order if key in chunks):
+        shares = {page.key: _shared(page.span, chunk.span) for page in by_document.get(chunk.document, ())}
+        page = max(shares, key=lambda key: (shares[key], -key), default=None)
+        # The page with most of the chunk may not be among the candidates; then less than half of it is on any other.
+        if page is not None and 2 * shares[page] >= chunk.span.length > 0:
+            found.setdefault(page, chunk.key)
+    return found
+
+
+def _shared(first: Span, second: Span) -> int:
+    return max(0, min(first.end, second.end) - max(first.start, second.start))
 
 
 def search(
     snapshot: Snapshot,
     catalog: Catalog,
     *,
-    queries: Sequence[str],
-    vectors: Encoding,
+    queries: Queries,
     k: int,
     allowed: Ints | None,
     options: SearchOptions,
     wanted: Callable[[UnitRow], bool] | None = None,
+    explain: Callable[[int, Hit], Explanation] | None = None,
 ) -> list[Hits]:
-    """Hits per query, best first: `rank`, and then one reading of the catalog for each."""
-    ranked = rank(snapshot, catalog, queries=queries, vectors=vectors, k=k, allowed=allowed, options=options, wanted=wanted)
-    return [Hits(read_hits(chosen, catalog, scale=options.scale), missing=missing) for chosen, missing in ranked]
+    """Hits per query, best first: `rank`, and then one reading of the catalog for each. explain: see `read_hits`."""
+    ranked = rank(snapshot, catalog, queries=queries, k=k, allowed=allowed, options=options, wanted=wanted)
+    return [
+        Hits(
+            read_hits(chosen, catalog, scale=options.scale, explain=None if explain is None else partial(explain, number)),
+            missing=missing,
+        )
+        for number, (chosen, missing) in enumerate(ranked)
+    ]
 
 
 def rank(
     snapshot: Snapshot,
     catalog: Catalog,
     *,
-    queries: Sequence[str],
-    vectors: Encoding,
+    queries: Queries,
     k: int,
     allowed: Ints | None,
     options: SearchOptions,
@@ -141,15 +218,15 @@ def rank(
 ) -> list[tuple[list[Candidate], tuple[str, ...]]]:
     """The k best units per query, best first, and what a degraded search had to leave out.
 
-    `vectors` of the queries, for the spaces that take part; `allowed` are document
-    versions, ascending; `wanted` drops units after they were read (used to leave a document out of its own neighbours)."""
+    `queries` with vectors for the spaces that take part; `allowed` are document versions, ascending; `wanted` drops units after
+    they were read (used to leave a document out of its own neighbours)."""
     depth = k if len(options.spaces) == 1 else max(DEPTH, 2 * k)
     if options.group_by or wanted is not None:
         depth = max(DEPTH, 4 * k)
-    results: list[tuple[list[Candidate], tuple[str, ...]]] = [([], ())] * len(queries)
-    open_queries = list(range(len(queries)))
+    results: list[tuple[list[Candidate], tuple[str, ...]]] = [([], ())] * len(queries.texts)
+    open_queries = list(range(len(queries.texts)))
     while open_queries:
-        ranked = _candidates(snapshot, [queries[q] for q in open_queries], vectors, open_queries, depth, allowed, options)
+        ranked = _candidates(snapshot, queries, open_queries, depth, allowed, options)
         unfinished = []
         for q, spaces in zip(open_queries, ranked, strict=True):
             lost: list[str] | None = [] if options.degraded else None
@@ -165,27 +242,30 @@ def rank(
 
 def _candidates(
     snapshot: Snapshot,
-    queries: Sequence[str],
-    vectors: Encoding,
+    queries: Queries,
     rows: Sequence[int],
     depth: int,
     allowed: Ints | None,
     options: SearchOptions,
 ) -> list[dict[str, Ranked]]:
-    ranked: list[dict[str, Ranked]] = [{} for _ in queries]
-    if DENSE in options.spaces:
-        assert vectors.dense is not None
-        dense = snapshot.search_dense(vectors.dense[list(rows)], depth, allowed=allowed, dims=options.dims, exact=options.exact)
-        for spaces, found in zip(ranked, dense, strict=True):
-            spaces[DENSE] = found
-    if LEXICAL in options.spaces:
-        for spaces, query in zip(ranked, queries, strict=True):
-            spaces[LEXICAL] = snapshot.search_lexical(query, depth, allowed=allowed)
-    if MULTI in options.spaces:
-        assert vectors.multi is not None
-        multi = snapshot.search_multi([vectors.multi[row] for row in rows], depth, allowed=allowed)
-        for spaces, scored in zip(ranked, multi, strict=True):
-            spaces[MULTI] = scored
+    """Per query (`rows` are those of `queries`), the candidates of each space, in the order of `options.spaces`."""
+    ranked: list[dict[str, Ranked]] = [{} for _ in rows]
+    for space in options.spaces:
+        kind = PAGE if space in OF_PAGES else CHUNK
+        vectors = queries.pages if space in OF_PAGES else queries.chunks
+        found: Sequence[Ranked]
+        if space == LEXICAL:
+            found = [snapshot.search_lexical(queries.texts[row], depth, allowed=allowed) for row in rows]
+        elif SCALES[space] == "cosine":
+            assert vectors.dense is not None
+            dims = options.dims if kind == CHUNK else None
+            asked = vectors.dense[list(rows)]
+            found = snapshot.search_dense(asked, depth, kind=kind, allowed=allowed, dims=dims, exact=options.exact)
+        else:
+            assert vectors.multi is not None
+            found = snapshot.search_multi([vectors.multi[row] for row in rows], depth, kind=kind, allowed=allowed)
+        for spaces, one in zip(ranked, found, strict=True):
+            spaces[space] = one
     return ranked
 
 
@@ -202,7 +282,8 @@ def _chosen(
 
     `lost`, where given, takes what of them is damaged in the catalog, and the others are chosen.
     """
-    found = fuse(spaces, weights=options.weights, constant=options.rrf)
+    stands_for = chunks_on_pages(spaces, catalog, weight=options.weight, constant=options.rrf)
+    found = fuse(spaces, weight=options.weight, constant=options.rrf, stands_for=stands_for)
     candidates = found if options.min_score is None else [one for one in found if one.score >= options.min_score]
     plain = options.group_by is None and wanted is None
     below = len(candidates) < len(found)
@@ -235,16 +316,30 @@ def _readable(candidates: Sequence[Candidate], catalog: Catalog, lost: list[str]
             yield candidate
 
 
-def read_hits(candidates: Sequence[Candidate], catalog: Catalog, *, scale: str, first: int = 1) -> list[Hit]:
-    """Candidates, ranked from `first` on, with their text, document and citation from the catalog."""
+def read_hits(
+    candidates: Sequence[Candidate],
+    catalog: Catalog,
+    *,
+    scale: str,
+    first: int = 1,
+    explain: Callable[[Hit], Explanation] | None = None,
+) -> list[Hit]:
+    """Candidates, ranked from `first` on, with their text, document and citation from the catalog.
+
+    explain: tells why a hit was found by MaxSim; a page is cited with the boxes that it names, and without it as a whole.
+    """
     units = catalog.units([one.key for one in candidates])
     found = [units[one.key] for one in candidates]
     documents = catalog.documents_by_id({unit.document for unit in found})
     passages = catalog.passages([(unit.document, unit.span) for unit in found])
-    reader = CatalogReader(catalog)
+    reader = CatalogReader(catalog, explain)
+    sizes = catalog.page_sizes([(unit.document, unit.page) for unit in found if unit.page is not None])
     hits = []
     for rank, (candidate, unit, (text, pages)) in enumerate(zip(candidates, found, passages, strict=True), start=first):
         document = documents[unit.document]
+        cited = cite(document.source, unit.span, pages)
+        if unit.page is not None:
+            cited = cite_page(document.source, unit.span, unit.page, sizes[unit.document, unit.page])
         hits.append(
             Hit(
                 rank=rank,
@@ -255,7 +350,7 @@ def read_hits(candidates: Sequence[Candidate], catalog: Catalog, *, scale: str, 
                 text=text,
                 document_id=document.source,
                 title=document.title,
-                citation=cite(document.source, unit.span, pages),
+                citation=cited,
                 headings=unit.headings,
                 meta=document.meta,
                 via=candidate.via,
@@ -263,12 +358,26 @@ def read_hits(candidates: Sequence[Candidate], catalog: Catalog, *, scale: str, 
                 reader=reader,
             )
         )
-    return hits
+    return [_located(hit, explain) if explain and hit.kind == PAGE else hit for hit in hits]
 
 
-def citation(catalog: Catalog, document: DocumentRow, span: Span) -> Citation:
-    """The citation of a span of a stored document."""
-    return cite(document.source, span, catalog.pages(document.id, span))
+def _located(hit: Hit, explain: Callable[[Hit], Explanation]) -> Hit:
+    """A page hit cited by what of the page was found, where multi-vectors found it."""
+    if not any(reason.space == PAGE_MULTI for reason in hit.via):
+        return hit
+    try:
+        boxes = explain(hit).citation.boxes
+    except (KeyError, ValueError):  # replaced since: it is cited as it was found, as a whole
+        return hit
+    return replace(hit, citation=replace(hit.citation, boxes=boxes)) if boxes else hit
+
+
+def citation(catalog: Catalog, document: DocumentRow, unit: UnitRow) -> Citation:
+    """The citation of a unit of a stored document."""
+    if unit.page is not None:
+        size = catalog.page_sizes([(document.id, unit.page)])[document.id, unit.page]
+        return cite_page(document.source, unit.span, unit.page, size)
+    return cite(document.source, unit.span, catalog.pages(document.id, unit.span))
 
 
 def mean_vector(rows: Floats) -> Floats:

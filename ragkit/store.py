@@ -66,13 +66,13 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PageVectors:
-    """Those pages of a document that were seen: n pages, where the vectors of each look, `dense` (n, d) float32 unit rows and
-    `multi` n rows, or None."""
+    """Those pages of a document that were seen: n pages, where the vectors of each look, `dense` (n, d) float32 unit rows or
+    None, and the multi-vectors in parts that have n rows together, or none."""
 
     pages: tuple[Page, ...]
     patches: tuple[Patches | None, ...]
     dense: Floats | None
-    multi: Stored | None
+    multi: tuple[Stored, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,12 +98,12 @@ class Rows:
     keys: Ints
     documents: Ints
     dense: Floats | None
-    multi: Stored | None
+    multi: tuple[Stored, ...]  # in parts, since they may be large, or on disk
 
     @property
     def bytes(self) -> int:
         """About what they take on disk."""
-        return (0 if self.dense is None else 2 * self.dense.size) + (0 if self.multi is None else self.multi.values.nbytes)
+        return (0 if self.dense is None else 2 * self.dense.size) + sum(part.values.nbytes for part in self.multi)
 
 
 class Segment:
@@ -316,12 +316,12 @@ class Snapshot:
         found = self.known_rows(wanted)
         return np.stack([found[key] for key in wanted])
 
-    def known_rows(self, keys: Iterable[int]) -> dict[int, Floats]:
-        """The stored dense vectors, (d,) float32 each, of those units that are visible and have one."""
+    def known_rows(self, keys: Iterable[int], *, kind: str | None = None) -> dict[int, Floats]:
+        """The stored dense vectors, (d,) float32 each, of those units, of one kind or of all, that are visible and have one."""
         wanted = list(keys)
         found: dict[int, Floats] = {}
         for segment, live in zip(self.segments, self._live, strict=True):
-            if segment.dense is not None:
+            if segment.dense is not None and kind in (None, segment.kind):
                 positions = np.flatnonzero(np.isin(segment.keys, wanted) & live)
                 rows = segment.dense.rows(positions)
                 found.update(zip(np.asarray(segment.keys)[positions].tolist(), rows, strict=True))
@@ -664,8 +664,8 @@ class Writer:
         pages = [unit for new in documents for unit in new.units if unit.kind == PAGE]
         seen = [one.seen for one in prepared if one.seen is not None]
         return documents, [
-            _rows(CHUNK, chunks, [one.dense for one in prepared], [one.multi for one in prepared]),
-            _rows(PAGE, pages, [one.dense for one in seen], [one.multi for one in seen]),
+            _rows(CHUNK, chunks, [one.dense for one in prepared], [one.multi for one in prepared if one.multi is not None]),
+            _rows(PAGE, pages, [one.dense for one in seen], [part for one in seen for part in one.multi]),
         ]
 
     def _absorbed(self, snapshot: Snapshot, *, fresh: Rows, deleted: Sequence[int], merge: bool) -> list[Segment]:
@@ -755,16 +755,15 @@ def _units(one: Prepared, document: int, key: int) -> tuple[UnitRow, ...]:
     return (*chunks, *pages)
 
 
-def _rows(kind: str, units: Sequence[UnitRow], dense: Sequence[Floats | None], multi: Sequence[Stored | None]) -> Rows:
+def _rows(kind: str, units: Sequence[UnitRow], dense: Sequence[Floats | None], multi: Sequence[Stored]) -> Rows:
     """The rows of units of one kind, in the order of the documents whose vectors are given."""
     rows = [one for one in dense if one is not None and len(one)]
-    tokens = [one for one in multi if one is not None and len(one)]
     return Rows(
         kind,
         keys=np.array([unit.key for unit in units], dtype=np.int64),
         documents=np.array([unit.document for unit in units], dtype=np.int64),
         dense=np.concatenate(rows) if rows else None,
-        multi=Stored.join(tokens) if tokens else None,
+        multi=tuple(one for one in multi if len(one)),
     )
 
 
@@ -787,8 +786,7 @@ def _multi_blocks(kept: Sequence[tuple[Segment | Salvaged, npt.NDArray[np.intp]]
     for segment, positions in kept:
         if segment.multi is not None:
             yield from segment.multi.stored(positions)
-    if fresh.multi is not None:
-        yield fresh.multi
+    yield from fresh.multi
 
 
 def _cut(blocks: Iterator[Floats], dims: int | None) -> Iterator[Floats]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ragkit.catalog.catalog import CHUNK, Catalog, DocumentRow
+from ragkit.catalog.catalog import CHUNK, PAGE, Catalog, DocumentRow
 from ragkit.errors import Damaged
-from ragkit.store import Store
-from ragkit.types import Chunk, Document, Floats, Ints, Span
+from ragkit.store import PageVectors, Store
+from ragkit.types import Chunk, Document, Floats, Ints, Page, Span
 from ragkit.vectors.multi import Stored
 
 
@@ -72,6 +72,23 @@ def _stored(store: Store, ids: Ints) -> tuple[dict[int, Sequence[Floats]], dict[
     return {id: list(rows) for id, rows in snapshot.rows_of(ids).items()}, snapshot.multi_of(ids)
 
 
+def stored_pages(store: Store, row: DocumentRow, pages: Sequence[Page]) -> PageVectors | None:
+    """What is stored of the page images of a live document version, of which these are the pages; None where there is nothing,
+    or not all."""
+    try:
+        units = [unit for unit in store.catalog.units_of(row.id) if unit.kind == PAGE]
+        snapshot, ids = store.snapshot(), np.array([row.id], dtype=np.int64)
+        dense, multi = snapshot.rows_of(ids, kind=PAGE).get(row.id), snapshot.multi_of(ids, kind=PAGE).get(row.id)
+    except Damaged:  # seen anew; `ragkit verify` tells of the damage
+        return None
+    known = {page.number: page for page in pages}
+    shown = tuple(known[unit.page] for unit in units if unit.page in known)
+    found = {len(kind) for kind in (dense, multi) if kind is not None}
+    if not units or found != {len(shown)} or len(shown) != len(units):
+        return None
+    return PageVectors(shown, tuple(unit.patches for unit in units), dense, tuple(multi or ()))
+
+
 def alike(first: Wanted, second: Wanted) -> bool:
     """Whether two documents at hand have the same vectors."""
     same_text = first.document.title == second.document.title and first.document.text == second.document.text
@@ -81,7 +98,7 @@ def alike(first: Wanted, second: Wanted) -> bool:
 def _alike(catalog: Catalog, row: DocumentRow, one: Wanted) -> bool:
     """Whether a stored document has the title, chunks and text of one at hand; the text is read last."""
     text = one.document.text
-    if (row.title, row.characters, row.units) != (one.document.title, len(text), len(one.chunks)):
+    if (row.title, row.characters) != (one.document.title, len(text)) or row.units < len(one.chunks):
         return False
-    chunks = tuple(Chunk(unit.span, unit.headings) for unit in catalog.units_of(row.id))
+    chunks = tuple(Chunk(unit.span, unit.headings) for unit in catalog.units_of(row.id) if unit.kind == CHUNK)
     return chunks == one.chunks and catalog.text(row.id, Span(0, row.characters)) == text

@@ -195,11 +195,13 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a hit was found: the space, its rank there (from 1), and its score there on the space's own scale."""
+    """Why a hit was found: the space, its rank there (from 1), and its score there on the space's own scale. `key` is that of the
+    page, where a chunk was found through the image of the page it stands on."""
 
     space: str
     rank: int
     score: float
+    key: int | None = None
 
 
 class HitReader(Protocol):
@@ -208,6 +210,7 @@ class HitReader(Protocol):
     def neighbours(self, hit: Hit, *, before: int, after: int) -> Hit: ...
     def page(self, hit: Hit) -> Hit: ...
     def section(self, hit: Hit) -> Hit: ...
+    def explain(self, hit: Hit) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -242,6 +245,13 @@ class Hit:
         if to is None:
             return self.reader.neighbours(self, before=before, after=after) if before or after else self
         return self.reader.page(self) if to == "page" else self.reader.section(self)
+
+    def explain(self) -> Any:
+        """Why MaxSim found it: an `Explanation`, whose shares sum to its score. Of a hit found by a page's picture, that of the
+        page, with its patches. ValueError where it was not found by MaxSim, or does not know its query."""
+        if self.reader is None:
+            raise ValueError("this hit does not know its index any more: use Index.explain(query, key)")
+        return self.reader.explain(self)
 
     @property
     def source(self) -> str:
@@ -293,6 +303,8 @@ class AddReport:
     pruned: tuple[Outcome, ...] = ()  # what was deleted, with prune=True, because its file or record is gone
     skipped: tuple[Outcome, ...] = ()  # what was found and left out: files without a loader, folders that cannot be read
     truncated: int = 0  # units of which the encoder saw only the beginning (overflow="truncate")
+    pages: int = 0  # page images embedded
+    blank: int = 0  # pages left out because there is next to nothing on them
     seconds: float = 0.0
 
     @property
@@ -304,6 +316,8 @@ class AddReport:
             line += f", skipped {len(self.skipped)}"
         if linked := sum(1 for one in (*self.added, *self.updated) if one.duplicate_of):
             line += f", duplicates {linked}"
+        if self.pages or self.blank:
+            line += f", pages {self.pages}" + (f" ({self.blank} blank left out)" if self.blank else "")
         if self.truncated:
             line += f", truncated {self.truncated} units"
         return line

@@ -5,20 +5,31 @@ Widening never leaves the document's version that was found; where that is gone 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ragkit.catalog.catalog import Catalog, UnitRow
-from ragkit.cite import cite
-from ragkit.types import Block, Hit, Span
+from ragkit.cite import cite, cite_page
+from ragkit.types import Block, Citation, Hit, Span
+
+if TYPE_CHECKING:
+    from ragkit.explain import Explanation
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CatalogReader:
-    """What a hit reads more of its document with. A copy of a hit shares it; a pickled hit goes without."""
+    """What a hit reads more of its document with, and asks why it was found. A copy of a hit shares it; a pickled hit goes
+    without."""
 
     catalog: Catalog
+    why: Callable[[Hit], Explanation] | None = None
+
+    def explain(self, hit: Hit) -> Explanation:
+        """The MaxSim score of the hit, or of the page that it was found by, taken apart."""
+        if self.why is None:
+            raise ValueError("this hit does not know its query: use Index.explain(query, hit.key)")
+        return self.why(hit)
 
     def neighbours(self, hit: Hit, *, before: int, after: int) -> Hit:
         """From the start of the unit `before` places earlier to the end of the one `after` places later."""
@@ -27,12 +38,14 @@ class CatalogReader:
         units.sort(key=lambda one: (one.span.start, one.key))
         at = next(position for position, one in enumerate(units) if one.key == unit.key)
         near = units[max(at - before, 0) : at + after + 1]
+        if unit.page is not None:
+            return self._pages(hit, unit.document, near)
         return self._widened(hit, unit, Span(near[0].span.start, max(one.span.end for one in near)))
 
     def page(self, hit: Hit) -> Hit:
         """The whole text of the pages the hit stands on; a document without pages leaves the hit as it is."""
         unit = self._unit(hit)
-        pages = self.catalog.pages(unit.document, hit.span)
+        pages = [] if unit.page is not None else self.catalog.pages(unit.document, hit.span)
         if not pages:
             return hit
         start, end = min(hit.span.start, pages[0].span.start), max(hit.span.end, pages[-1].span.end)
@@ -44,6 +57,15 @@ class CatalogReader:
         row = self.catalog.documents_by_id([unit.document])[unit.document]
         headings = [block for block in self.catalog.blocks(unit.document) if block.kind == "heading"]
         return self._widened(hit, unit, section_of(hit.span, headings, row.characters))
+
+    def _pages(self, hit: Hit, document: int, near: Sequence[UnitRow]) -> Hit:
+        """Pages one after the other, each cited as a whole."""
+        numbers = [one.page for one in near if one.page is not None]
+        sizes = self.catalog.page_sizes([(document, number) for number in numbers])
+        span = Span(near[0].span.start, near[-1].span.end)
+        boxes = [box for one in numbers for box in cite_page(hit.source, span, one, sizes[document, one]).boxes]
+        text = self.catalog.text(document, span)
+        return replace(hit, text=text, citation=Citation(hit.source, span, tuple(numbers), tuple(boxes)))
 
     def _unit(self, hit: Hit) -> UnitRow:
         known = self.catalog.known_units([hit.key])

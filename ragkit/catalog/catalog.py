@@ -544,6 +544,20 @@ class Catalog:
             rows = connection.execute(select(s.pages).where(*mine).order_by(s.pages.c.number)).mappings().all()
             return [_page(s.checked(s.pages, row)) for row in rows]
 
+    def page_sizes(self, wanted: Iterable[tuple[int, int]]) -> dict[tuple[int, int], tuple[float, float]]:
+        """(width, height) in points of pages, by document and number; Damaged where one is gone."""
+        keys = sorted(set(wanted))
+        columns = (s.pages.c.document, s.pages.c.number)
+        found: dict[tuple[int, int], tuple[float, float]] = {}
+        with self.reading() as connection:
+            for batch in in_batches(keys):
+                for row in connection.execute(select(s.pages).where(tuple_(*columns).in_(batch))).mappings():
+                    s.checked(s.pages, row)
+                    found[row["document"], row["number"]] = (row["width"], row["height"])
+            if missing := [key for key in keys if key not in found]:
+                raise Damaged(f"it has no page {missing[0][1]} of document {missing[0][0]}")
+        return found
+
     def blocks(self, document: int) -> tuple[Block, ...]:
         """The structure its loader saw, in order."""
         with self.reading() as connection:

@@ -227,7 +227,7 @@ def test_nonsense_is_refused_by_name(index: Index) -> None:
     with pytest.raises(ValueError, match="k must be"):
         index.search("x", 0)
     with pytest.raises(ValueError, match="mode must be one of"):
-        index.search("x", mode="pages")
+        index.search("x", mode="telepathic")
     with pytest.raises(ValueError, match="dims must be between 1 and 64"):
         index.search("x", dims=65)
     with pytest.raises(TypeError, match="a query is a text"):

@@ -1,0 +1,90 @@
+"""What is asked: a text, a picture, or both together; and which spaces of an index can answer it.
+
+Words are looked for by the text; a text encoder embeds the text, unless there is none and it sees; the encoder of pages embeds
+all of the query. Queries of one form are asked together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ragkit.encode.contract import Encoder, Encoding
+from ragkit.encode.texts import split_item
+from ragkit.ragged import unit_rows
+from ragkit.retrieve import OF_PAGES, SearchOptions
+from ragkit.store import LEXICAL
+
+Image = Any  # PIL.Image.Image
+Query = Any  # str, an Image, or (str, Image)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """n queries of one form: the texts, empty where a query has none, and the pictures, or None."""
+
+    texts: tuple[str, ...]
+    images: tuple[Image, ...] | None = None
+    spoken: bool = True  # whether there are texts
+
+    @property
+    def items(self) -> list[Query]:
+        """The queries as an encoder that sees takes them."""
+        if self.images is None:
+            return list(self.texts)
+        return list(zip(self.texts, self.images, strict=True)) if self.spoken else list(self.images)
+
+
+def is_one(query: Any) -> bool:
+    """Whether it is one query, and not a list or tuple of them."""
+    pair = isinstance(query, tuple) and len(query) == 2 and isinstance(query[0], str) and not isinstance(query[1], (str, tuple))
+    return pair or not isinstance(query, (list, tuple))
+
+
+def asked(queries: Iterable[Query]) -> Asked | None:
+    """The queries, or None where they are of several forms. TypeError for what is no query."""
+    try:
+        split = [split_item(number, query) for number, query in enumerate(queries)]
+    except TypeError as error:
+        raise TypeError(f"a query is a text, a picture (PIL), or a pair of them: {error}") from None
+    forms = {(text is not None, image is not None) for text, image in split}
+    if len(forms) > 1:
+        return None
+    spoken, seen = forms.pop() if forms else (True, False)
+    return Asked(tuple(text or "" for text, _ in split), tuple(image for _, image in split) if seen else None, spoken)
+
+
+def answerable(options: SearchOptions, queries: Asked, *, texts: Encoder, pages: Encoder | None) -> SearchOptions:
+    """The options without the spaces that cannot answer queries of this form; ValueError where none is left."""
+    if queries.images is None:
+        return options
+    seen = {space for space in options.available if space in OF_PAGES and pages and "image" in pages.card.query_modalities}
+    sees = queries.spoken or "image" in texts.card.query_modalities
+    kept = {space for space in options.available if space not in OF_PAGES and (queries.spoken if space == LEXICAL else sees)}
+    try:
+        narrowed = replace(options, available=tuple(space for space in options.available if space in seen | kept))
+    except ValueError:
+        narrowed = None
+    if narrowed is None:
+        raise ValueError(
+            f"a picture cannot be searched for with mode={options.mode!r} here: its model sees none. "
+            "Ask with words, or make an index with pages='auto' and a page_model that takes pictures as queries"
+        )
+    return narrowed
+
+
+def encode_queries(encoder: Encoder, items: Sequence[Query], *, task: str | None, dims: int | None) -> Encoding:
+    """The queries embedded. Of a model that takes no pairs, text and picture are embedded apart, and their directions added."""
+    pairs = any(isinstance(item, tuple) for item in items)
+    try:
+        return encoder.encode_query(items, task=task, truncate_dim=dims, truncate=True)
+    except TypeError:
+        if not pairs:
+            raise
+    halves = [
+        encoder.encode_query([item[at] for item in items], task=task, truncate_dim=dims, truncate=True).dense for at in (0, 1)
+    ]
+    if halves[0] is None or halves[1] is None:
+        raise ValueError(f"{encoder.card.name} takes no text and picture together")
+    return Encoding(dense=unit_rows(halves[0] + halves[1]))

@@ -1,0 +1,342 @@
+"""Page images in an index: seen beside the text, ranked with it, cited with boxes, under the same commit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from reportlab.pdfgen.canvas import Canvas
+
+from ragkit import Index
+from ragkit.errors import FingerprintMismatch, RecipeMismatch
+from ragkit.testing import HashEncoder
+
+WIDTH, HEIGHT = 480.0, 640.0
+SEES = HashEncoder(dims=64, multi_dims=32, images=True)
+READS = HashEncoder(dims=64)
+COLOURS = {"red": (1, 0, 0), "green": (0, 0.5, 0), "blue": (0, 0, 1)}
+
+
+def pdf(path: Path, pages: list[tuple[str, str | None]]) -> Path:
+    """A PDF of pages with a line of text each, and a large square of a colour below it, 120 points wide, at (60, 300) from the
+    top left."""
+    canvas = Canvas(str(path), pagesize=(WIDTH, HEIGHT))
+    for text, colour in pages:
+        canvas.setFont("Helvetica", 12)
+        canvas.drawString(60, HEIGHT - 60, text)
+        if colour:
+            canvas.setFillColorRGB(*COLOURS[colour])
+            canvas.rect(60, HEIGHT - 420, 120, 120, stroke=0, fill=1)
+        canvas.showPage()
+    canvas.save()
+    return path
+
+
+SIGNALS = [("Otters hold hands", "red"), ("Granite bridges", "green"), ("", None), ("Bread and salt", "blue")]
+
+
+def papers_in(papers: Path) -> Path:
+    """Two PDFs and a picture."""
+    papers.mkdir()
+    pdf(papers / "signals.pdf", SIGNALS)
+    pdf(papers / "plain.pdf", [("The harbour wall keeps boats safe", None)])
+    image = Image.new("RGB", (480, 640), "white")
+    ImageDraw.Draw(image).rectangle((240, 400, 400, 560), fill=(255, 165, 0))
+    image.save(papers / "orange.png")
+    return papers
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return papers_in(tmp_path / "papers")
+
+
+@contextmanager
+def built(folder: Path, path: Path) -> Iterator[Index]:
+    with Index.open(path, model=READS, chunker="page", pages="all", page_model=SEES) as index:
+        report = index.add(folder)
+        assert not report.failed
+        assert (report.pages, report.blank) == (5, 1)
+        yield index
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    """For tests that change nothing: drawing pages in child processes takes its time."""
+    path = tmp_path_factory.mktemp("pages")
+    with built(papers_in(path / "papers"), path / "library") as index:
+        yield index
+
+
+@pytest.fixture
+def changing(folder: Path, tmp_path: Path) -> Iterator[Index]:
+    with built(folder, tmp_path / "library") as index:
+        yield index
+
+
+def pages_of(hits: Any) -> list[tuple[str, int]]:
+    return [(hit.source, hit.pages[0]) for hit in hits]
+
+
+@pytest.mark.parametrize(("colour", "page"), [("red", 1), ("green", 2), ("blue", 4)])
+@pytest.mark.parametrize("mode", ["pages", "page.dense", "page.multi"])
+def test_a_page_is_found_by_what_is_drawn_on_it(index: Index, colour: str, page: int, mode: str) -> None:
+    [hit] = index.search(colour, 1, mode=mode)
+    assert (hit.kind, hit.source, hit.pages) == ("page", "signals.pdf", (page,))
+    assert str(hit.citation) == f"signals.pdf, p. {page}"
+
+
+def test_a_picture_is_a_page(index: Index) -> None:
+    [hit] = index.search("orange", 1, mode="pages")
+    assert (hit.source, hit.pages, hit.text) == ("orange.png", (1,), "")
+
+
+def test_a_visual_hit_is_cited_by_where_it_is_on_the_page(index: Index) -> None:
+    [hit] = index.search("green", 1, mode="page.multi")
+    [box] = hit.boxes
+    assert (box.page, box.page_width, box.page_height) == (2, WIDTH, HEIGHT)
+    left, top, right, bottom = box.box
+    assert 60 <= (left + right) / 2 <= 180
+    assert 300 <= (top + bottom) / 2 <= 420
+    assert box.box.area <= 120 * 120
+
+
+def test_the_shares_of_an_explanation_sum_to_the_score_of_the_page(index: Index) -> None:
+    [hit] = index.search("red otters", 1, mode="page.multi")
+    for found in (hit.explain(), index.explain("red otters", hit.key)):
+        assert math.isclose(found.score, hit.score, rel_tol=1e-6)
+        assert found.relevance is not None
+        assert math.isclose(found.relevance.score, hit.score, rel_tol=1e-6)
+        assert found.citation.pages == hit.pages
+
+
+def test_a_page_found_by_its_text_and_by_its_image_is_one_hit_with_both_reasons(index: Index) -> None:
+    hits = index.search("otters red", 10)
+    best = hits[0]
+    assert best.kind == "chunk"
+    assert best.text == "Otters hold hands"
+    spaces = {reason.space: reason for reason in best.via}
+    assert {"chunk.dense", "chunk.lexical", "page.dense", "page.multi"} <= set(spaces)
+    assert spaces["page.multi"].key not in (None, best.key)
+    assert spaces["chunk.lexical"].key is None
+    assert pages_of(hits).count(("signals.pdf", 1)) == 1
+    # The sum of its reciprocal ranks, as fusing defines it.
+    weight = {"page.dense": 0.5, "page.multi": 0.5}
+    assert math.isclose(best.score, sum(weight.get(one.space, 1.0) / (15 + one.rank) for one in best.via))
+    explained = best.explain()  # of the page, since its text has no multi-vectors
+    assert explained.key == spaces["page.multi"].key
+
+
+def test_every_page_and_chunk_is_found_once(index: Index) -> None:
+    hits = index.search("harbour bread otters granite red green blue", 100)
+    keys = [hit.key for hit in hits]
+    assert len(keys) == len(set(keys))
+    places = sorted(pages_of(hits))
+    assert places == [("orange.png", 1), ("plain.pdf", 1), ("signals.pdf", 1), ("signals.pdf", 2), ("signals.pdf", 4)]
+
+
+@pytest.mark.parametrize("mode", ["pages", "page.multi", "page.dense", "hybrid"])
+def test_filters_are_exact_for_pages_too(index: Index, mode: str) -> None:
+    for source, count in (("signals.pdf", 3), ("orange.png", 1), ("plain.pdf", 1)):
+        hits = index.search("blue", 100, mode=mode, filters={"source": source})
+        assert {hit.source for hit in hits} == {source}
+        assert len(hits) == count
+
+
+def test_a_picture_is_a_query(index: Index) -> None:
+    picture = Image.new("RGB", (96, 96), "white")
+    ImageDraw.Draw(picture).rectangle((0, 0, 64, 64), fill=(0, 0, 255))
+    [hit] = index.search(picture, 1)
+    assert (hit.source, hit.pages) == ("signals.pdf", (4,))
+    assert {reason.space for reason in hit.via} <= {"page.dense", "page.multi"}
+    [both] = index.search(("granite bridges", picture), 1, mode="text")
+    assert both.text == "Granite bridges"
+    mixed = index.search(["red", picture, ("bread", picture)], 1, mode="hybrid")
+    assert [pages_of(hits)[0] for hits in mixed] == [("signals.pdf", 1), ("signals.pdf", 4), ("signals.pdf", 4)]
+    with pytest.raises(ValueError, match="a picture cannot be searched for"):
+        index.search(picture, 1, mode="lexical")
+    with pytest.raises(TypeError, match="a query is a text, a picture"):
+        index.search([3], 1)
+
+
+def test_scores_and_ranks_are_those_of_the_definition(index: Index) -> None:
+    vectors = SEES.encode_query(["green"]).multi
+    assert vectors is not None
+    hits = index.search("green", 100, mode="page.multi")
+    again = {hit.key: hit.score for hit in hits}
+    for hit in hits:
+        shares = index.explain("green", hit.key)
+        assert math.isclose(shares.score, again[hit.key], rel_tol=1e-6)
+    assert [hit.score for hit in hits] == sorted(again.values(), reverse=True)
+
+
+def test_adding_again_sees_nothing_again_and_copies_are_seen_once(
+    changing: Index, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    seeing = changing.page_encoder
+    assert seeing is not None
+    original = seeing.encode_document
+
+    def counted(items: Any, **options: Any) -> Any:
+        calls.append(len(items))
+        return original(items, **options)
+
+    monkeypatch.setattr(seeing, "encode_document", counted)
+    assert len(changing.add(folder).unchanged) == 3
+    (folder / "copy.pdf").write_bytes((folder / "signals.pdf").read_bytes())
+    report = changing.add(folder)
+    assert len(report.added) == 1
+    assert calls == []
+    hits = changing.search("green", 2, mode="pages")
+    assert {hit.source for hit in hits} == {"signals.pdf", "copy.pdf"}
+    assert hits[0].boxes[0].box == hits[1].boxes[0].box
+
+
+def test_a_changed_file_takes_its_former_pages_with_it(changing: Index, folder: Path) -> None:
+    pdf(folder / "signals.pdf", [("Otters hold hands", "green")])
+    assert len(changing.add(folder).updated) == 1
+    assert pages_of(changing.search("red", 10, mode="pages", filters={"source": "signals.pdf"})) == [("signals.pdf", 1)]
+    changing.compact()
+    assert pages_of(changing.search("green", 1, mode="pages")) == [("signals.pdf", 1)]
+    assert changing.verify() == []
+    changing.delete("signals.pdf")
+    assert {hit.source for hit in changing.search("green", 10, mode="pages")} == {"plain.pdf", "orange.png"}
+    assert changing.verify() == []
+
+
+def test_compacting_changes_no_score(changing: Index, folder: Path) -> None:
+    pdf(folder / "more.pdf", [("More", "red")])
+    changing.add(folder)
+    modes = ("page.multi", "page.dense")
+    before = {mode: [(hit.key, hit.score) for hit in changing.search("red", 10, mode=mode)] for mode in modes}
+    changing.compact()
+    for mode, found in before.items():
+        assert [(hit.key, hit.score) for hit in changing.search("red", 10, mode=mode)] == found
+
+
+def test_only_pages_with_figures_are_seen_where_only_those_are_wanted(folder: Path, tmp_path: Path) -> None:
+    counts = {}
+    for which in ("figures", "auto", "all"):
+        with Index.open(tmp_path / which, model=READS, pages=which, page_model=SEES) as index:
+            counts[which] = index.add(folder).pages
+    assert counts == {"figures": 4, "auto": 5, "all": 5}  # the text of plain.pdf is short, so "auto" looks at it
+
+
+def test_one_encoder_may_do_both(folder: Path, tmp_path: Path) -> None:
+    with Index.open(tmp_path / "library", model=SEES, multi=True, pages="all") as index:
+        index.add(folder)
+        assert index.page_encoder is index.encoder
+        assert index.spaces == ("chunk.dense", "chunk.lexical", "chunk.multi", "page.dense", "page.multi")
+        assert pages_of(index.search("otters red", 1)) == [("signals.pdf", 1)]
+        assert index.search("otters", 1, mode="chunk.multi")[0].kind == "chunk"
+
+
+def test_the_encoder_of_the_pages_has_a_fingerprint_of_its_own(index: Index) -> None:
+    other = HashEncoder(dims=64, multi_dims=32, images=True, seed=7)
+    with pytest.raises(RecipeMismatch, match="page_model"):
+        Index.open(index.path, page_model=other)
+
+    impostor = HashEncoder(dims=64, multi_dims=32, images=True, seed=7)
+    impostor.card = SEES.card
+    with Index.open(index.path) as opened:
+        opened._page_encoder = impostor
+        with pytest.raises(FingerprintMismatch, match="probe picture"):
+            opened.search("red", mode="pages")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pages": "all"}, "needs an encoder that sees"),
+        ({"pages": "some", "page_model": SEES}, "pages is 'auto'"),
+        ({"page_model": SEES}, "set pages="),
+        ({"pages": "all", "page_model": HashEncoder(images=True), "page_multi": True}, "none"),
+        ({"pages": "all", "page_model": SEES, "page_dims": 65}, "page_dims must be between"),
+        ({"pages": "all", "page_model": HashEncoder(images=True), "page_pool": 2}, "fewer"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_leaves_nothing(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Index.open(tmp_path / "library", model=READS, **settings)
+    assert not (tmp_path / "library" / "catalog.db").exists()
+
+
+def test_an_index_without_page_images_says_how_to_have_them(tmp_path: Path) -> None:
+    with Index.open(tmp_path / "library", model=READS) as index:
+        index.add([{"id": "a", "text": "otters"}])
+        with pytest.raises(ValueError, match="no page images"):
+            index.search("red", mode="pages")
+        assert index.stats().recipe["pages"] is None
+
+
+def test_pages_may_come_later_and_go_again(folder: Path, tmp_path: Path) -> None:
+    with Index.open(tmp_path / "library", model=READS) as index:
+        index.add(folder)
+        index.rebuild(pages="all", page_model=SEES)
+        assert pages_of(index.search("red", 1, mode="pages")) == [("signals.pdf", 1)]
+        assert index.verify() == []
+        keys = [hit.key for hit in index.search("red", 10, mode="pages")]
+        (folder / "signals.pdf").unlink()  # what was seen is kept: nothing about pages changes
+        index.rebuild(chunker="page")
+        assert pages_of(index.search("red", 1, mode="pages")) == [("signals.pdf", 1)]
+        assert len(index.search("red", 10, mode="pages")) == len(keys)
+        assert index.verify() == []
+        index.rebuild(pages="none")
+        with pytest.raises(ValueError, match="no page images"):
+            index.search("red", mode="pages")
+        assert index.verify() == []
+
+
+def test_a_page_that_cannot_be_drawn_costs_that_page(folder: Path, tmp_path: Path) -> None:
+    narrow = Image.new("RGB", (4, 2000), "white")
+    ImageDraw.Draw(narrow).rectangle((0, 0, 4, 1000), fill="red")
+    narrow.save(folder / "strip.png")
+    with Index.open(tmp_path / "library", model=READS, pages="all", page_model=SEES) as index:
+        report = index.add(folder)
+        assert not report.failed
+        assert {hit.source for hit in index.search("red", 10, mode="pages")} >= {"signals.pdf"}
+
+
+def test_records_have_no_pages_and_are_no_worse_for_it(tmp_path: Path) -> None:
+    with Index.open(tmp_path / "library", model=READS, pages="all", page_model=SEES) as index:
+        report = index.add([{"id": "a", "text": "otters hold hands"}])
+        assert report.pages == 0
+        assert [hit.document_id for hit in index.search("otters", 5)] == ["a"]
+        assert index.search("red", 5, mode="pages") == []
+
+
+def test_similar_pages_and_wider_hits(index: Index) -> None:
+    [hit] = index.search("red", 1, mode="pages")
+    wide = hit.expand(after=1)
+    assert wide.pages == (1, 2)
+    assert "Granite" in wide.text
+    alike = index.similar("orange.png", 2)
+    assert {one.kind for one in alike} == {"page"}
+
+
+def test_stats_tell_of_pages(index: Index) -> None:
+    stats = index.stats()
+    assert stats.units == 4 + 5  # chunks and pages
+    assert sum(one["live"] for one in stats.page_multi) == 5
+    assert stats.bytes_by_part["pages"] > 0
+
+
+def test_figures_are_ink_that_is_no_word() -> None:
+    from ragkit.page_images import figure_share
+    from ragkit.types import Page, Span, Words
+
+    boxes = np.array([[50, 50, 250, 70]], dtype=np.float32)
+    page = Page(1, 300, 400, Span(0, 4), Words(np.array([[0, 4]]), boxes))
+    image = Image.new("RGB", (600, 800), "white")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((100, 100, 500, 140), fill="black")
+    assert figure_share(image, page) == 0
+    draw.rectangle((100, 300, 400, 600), fill="gray")
+    assert figure_share(image, page) == pytest.approx(300 * 300 / (600 * 800), rel=0.1)  # whole squares of eight pixels
