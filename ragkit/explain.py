@@ -138,8 +138,7 @@ def explain_page(
 
         vectors = encoder.encode_query([query]).multi[0]
         winners, shares = snapshot.explain_multi(vectors, key)                   # in the space of pages
-        patches = encoder.patches(*encoder.image_size(page.width, page.height))  # as the page was rendered; of fewer tokens, the
-                                                                                 # Patches that `encode.reduce` returned with them
+        patches = the unit's, as its vectors were stored: `encoder.patches(*image.size)`, or what `fewer_patches` made of it
         explain_page(winners, shares, query=query, query_spans=query_spans(encoder, query, count=len(vectors)), patches=patches,
                      key=key, cited=Citation(source, page.span, (page.number,)), page_size=(page.width, page.height))
 

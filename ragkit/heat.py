@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.encode.contract import Patches
-from ragkit.types import Box, Floats, Ints
+from ragkit.types import Box, Floats, Ints, Patches
 
 Map = npt.NDArray[np.float64]  # (rows, columns), a number a cell
 Image = Any  # PIL.Image.Image: naming the type would import Pillow

@@ -275,9 +275,13 @@ def pool_tokens(tokens: Floats, factor: int) -> Floats:
 
 
 def token_clusters(tokens: Floats, factor: int) -> Ints:
-    """Which cluster each token falls into, (t,) int64, counted by first members: Ward's method on unit rows."""
-    wanted = max(1, len(tokens) // factor)
-    if wanted == len(tokens):
+    """Which cluster each token falls into, (t,) int64, counted by first members; one for every `factor` of them."""
+    return some_clusters(tokens, max(1, len(tokens) // factor))
+
+
+def some_clusters(tokens: Floats, wanted: int) -> Ints:
+    """As `token_clusters`, at most so many: Ward's method on unit rows."""
+    if wanted >= len(tokens):
         return np.arange(len(tokens))
     if wanted == 1:
         return np.zeros(len(tokens), dtype=np.int64)
