@@ -28,6 +28,7 @@ from ragkit.recipe import PagesStage
 from ragkit.store import PageVectors
 from ragkit.types import Document, Floats, Page, Patches
 from ragkit.vectors.multi import Layout, Stored
+from ragkit.vectors.patches import fewer_patches
 
 BATCH = 8  # pictures encoded together; encoders cut them further by their own budgets
 SPOOL = 64 << 20  # bytes of a document's multi-vectors that stay in memory before its commit
@@ -150,7 +151,7 @@ class PageReader:
         if self._layout is not None:
             if encoding.multi is None:
                 raise RagkitError(f"the encoder returned no multi-vectors for {len(images)} pages, which the recipe keeps")
-            reduced = [self._reduced(encoding.multi[at], one) for at, one in enumerate(patches)]
+            reduced = [self._reduced(encoding.multi[at], one, images[at]) for at, one in enumerate(patches)]
             kept.multi.append(self._layout.store(MultiVectors.pack([rows for rows, _ in reduced])))
             patches = [one for _, one in reduced]
         if encoding.dense is not None and stage.dense:
@@ -161,9 +162,11 @@ class PageReader:
     def _patches(self, image: Image) -> Patches | None:
         return self._encoder.patches(image.width, image.height) if isinstance(self._encoder, ImageEncoder) else None
 
-    def _reduced(self, rows: Floats, patches: Patches | None) -> tuple[Floats, Patches | None]:
+    def _reduced(self, rows: Floats, patches: Patches | None, image: Image) -> tuple[Floats, Patches | None]:
         """A page's multi-vector made smaller, as the stage says, and where the vectors left look."""
-        return rows, patches
+        if patches is None:
+            return rows, patches
+        return fewer_patches(rows, patches, pool=self._stage.pool, background=self._stage.background, image=image)
 
 
 class _Spool:

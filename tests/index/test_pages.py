@@ -116,6 +116,26 @@ def test_the_shares_of_an_explanation_sum_to_the_score_of_the_page(index: Index)
         assert found.citation.pages == hit.pages
 
 
+@pytest.mark.parametrize("settings", [{"page_pool": 4}, {"page_background": False}, {"page_pool": 9, "page_background": False}])
+def test_fewer_vectors_of_a_page_find_and_explain_it_still(settings: dict[str, Any], index: Index, tmp_path: Path) -> None:
+    pdf(tmp_path / "signals.pdf", SIGNALS)
+    with Index.open(tmp_path / "library", model=READS, chunker="page", pages="all", page_model=SEES, **settings) as small:
+        small.add(tmp_path / "signals.pdf")
+        [hit] = small.search("green", 1, mode="page.multi")
+        assert hit.pages == (2,)
+        explanation = hit.explain()
+        assert math.isclose(explanation.score, hit.score, rel_tol=1e-6)
+        assert explanation.relevance is not None
+        assert math.isclose(explanation.relevance.score, hit.score, rel_tol=1e-6)
+        most = small._catalog.units([hit.key])[hit.key].patches.tokens.max()
+        [whole] = index.search("green", 1, mode="page.multi")
+        assert most < index._catalog.units([whole.key])[whole.key].patches.tokens.max() / 3
+        [box] = hit.boxes
+        left, top, right, bottom = box.box
+        assert 32 <= left < right <= 208  # the square is from 60 to 180, and a cell 28 wide
+        assert 272 <= top < bottom <= 448
+
+
 def test_a_page_found_by_its_text_and_by_its_image_is_one_hit_with_both_reasons(index: Index) -> None:
     hits = index.search("otters red", 10)
     best = hits[0]
