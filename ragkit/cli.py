@@ -87,6 +87,15 @@ def add(
         str | None, typer.Option(help="Keep a vector per token, too, for late interaction: int8, float16 or float32.")
     ] = None,
     pool: Annotated[int | None, typer.Option(help="Tokens by this factor fewer, with --multi.")] = None,
+    pages: Annotated[str | None, typer.Option(help="Embed pages as pictures, too: auto, figures or all.")] = None,
+    page_model: Annotated[str | None, typer.Option(help="The encoder that sees them, where it is another.")] = None,
+    page_dims: Annotated[int | None, typer.Option(help="Keep the first DIMS of each page's vector.")] = None,
+    page_multi: Annotated[str | None, typer.Option(help="A page's vectors per patch: int8, float16, float32 or off.")] = None,
+    page_pixels: Annotated[int | None, typer.Option(help="Pixels of a page that the encoder sees, at most.")] = None,
+    page_pool: Annotated[int | None, typer.Option(help="A page's patches by this factor fewer.")] = None,
+    keep_sources: Annotated[
+        bool | None, typer.Option("--keep-sources/--no-keep-sources", help="Keep a copy of every file, to show its pages.")
+    ] = None,
     pdf_engine: Annotated[str | None, typer.Option(help="auto, pymupdf or pypdfium2.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only files that match this glob; may be repeated.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No files that match this glob; may be repeated.")] = None,
@@ -121,6 +130,13 @@ def add(
         "late_chunking": late_chunking,
         "multi": False if multi == "off" else multi,
         "pool": pool,
+        "pages": pages,
+        "page_model": page_model,
+        "page_dims": page_dims,
+        "page_multi": False if page_multi == "off" else page_multi,
+        "page_pixels": page_pixels,
+        "page_pool": page_pool,
+        "keep_sources": keep_sources,
         "contextual_headers": contextual_headers,
         "pdf_engine": pdf_engine,
         "device": device,
@@ -189,7 +205,8 @@ def _print_report(report: AddReport, *, as_json: bool) -> None:
     kinds = ("added", "updated", "unchanged", "failed", "pruned", "skipped")
     if as_json:
         outcomes = {kind: [asdict(one) for one in getattr(report, kind)] for kind in kinds}
-        _print_json({**outcomes, "truncated": report.truncated, "seconds": round(report.seconds, 3)})
+        counts = {"truncated": report.truncated, "pages": report.pages, "blank": report.blank}
+        _print_json({**outcomes, **counts, "seconds": round(report.seconds, 3)})
         return
     units = sum(one.units for one in (*report.added, *report.updated))
     print(f"{report.counts}  ({units} units in {report.seconds:.1f} s)")
@@ -219,7 +236,7 @@ def _progress(*, quiet: bool) -> Iterator[Any]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("documents · {task.fields[units]} units · {task.fields[rate]:.1f} units/s ·"),
+        TextColumn("documents · {task.fields[units]} units · {task.fields[rate]:.1f} units/s{task.fields[pages]} ·"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -227,11 +244,13 @@ def _progress(*, quiet: bool) -> Iterator[Any]:
     console = Console(stderr=True)
     started = time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        job = bar.add_task("adding", total=None, units=0, rate=0.0)
+        job = bar.add_task("adding", total=None, units=0, rate=0.0, pages="")
 
         def callback(step: Progress_) -> None:
             if step.stage == "cost":
                 tell_cost(step)
+            elif step.stage == "pages":
+                bar.update(job, pages=f" · {step.done} pages")
             elif step.stage == "encode":
                 bar.update(job, units=step.done, rate=step.done / (time.monotonic() - started))
             else:
@@ -247,9 +266,10 @@ if TYPE_CHECKING:
 @app.command()
 def search(
     index: IndexPath,
-    query: Annotated[str, typer.Argument(help="The question.")],
+    query: Annotated[str, typer.Argument(help="The question; with --image it may be left out.")] = "",
+    image: Annotated[Path | None, typer.Option(help="A picture to search with, alone or together with the question.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many hits.")] = 5,
-    mode: Annotated[str, typer.Option(help="hybrid, dense, lexical, multi or text.")] = "hybrid",
+    mode: Annotated[str, typer.Option(help="hybrid, text, pages, dense, lexical, multi, or a space.")] = "hybrid",
     rerank: Annotated[str | None, typer.Option(help="maxsim: order what was found by the vectors of its tokens.")] = None,
     filters: Annotated[
         str | None, typer.Option("--filter", help='JSON, such as \'{"lang": "en", "year": {"$gte": 2020}}\'.')
@@ -263,10 +283,13 @@ def search(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ask, and get passages with their citations."""
+    """Ask, and get passages and pages with their citations."""
+    if not query and image is None:
+        raise ValueError("there is no question: give a text, or --image FILE")
     with _opened(index, create=False) as opened:
+        asked: Any = _with_picture(query, image)
         hits = opened.search(
-            query,
+            asked,
             k,
             mode=mode,
             rerank=rerank,
@@ -307,7 +330,23 @@ def explain(
         return
     print(f"{found.score:.4f} maxsim  {found.citation}")
     for one in found.matches:
-        print(f"{one.share:8.4f}  {one.query_word or '·'} → {one.word or '·'}")
+        place = ", ".join("({:.0f} {:.0f} {:.0f} {:.0f})".format(*box.box) for box in one.boxes)
+        print(f"{one.share:8.4f}  {one.query_word or '·'} → {one.word or place or '·'}")
+
+
+def _with_picture(query: str, image: Path | None) -> Any:
+    if image is None:
+        return query
+    from PIL import Image, UnidentifiedImageError
+
+    from ragkit.encode.images import upright_rgb
+
+    try:
+        with Image.open(image) as opened:
+            picture = upright_rgb(0, opened)
+    except UnidentifiedImageError:
+        raise ValueError(f"{image} is no picture of a known kind") from None
+    return (query, picture) if query else picture
 
 
 def _filters(text: str | None) -> Mapping[str, Any] | None:

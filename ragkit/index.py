@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from ragkit import sources
 from ragkit.asking import Asked, Query, answerable, asked, encode_queries, is_one
 from ragkit.catalog.catalog import CHUNK, PAGE, Catalog, DocumentRow, Failure, UnitRow
 from ragkit.cite import cite
@@ -450,12 +451,14 @@ class Index:
             self._catalog.clear_failures(failed)
             if rows:
                 writer.commit("delete", delete=sorted(rows), recipe_hash=self.recipe.hash)
+                sources.remove_unused(self.path, self._catalog.contents())
         return len(rows)
 
     def compact(self, *, lock_timeout: float = LOCK_TIMEOUT) -> None:
         """Rewrite all segments as one, without deleted rows. Searching goes on meanwhile; answers do not change."""
         with self._store.writer(timeout=lock_timeout) as writer:
             writer.commit("compact", recipe_hash=self.recipe.hash, merge=True)
+            sources.remove_unused(self.path, self._catalog.contents())
 
     def rebuild(
         self,
@@ -496,9 +499,10 @@ class Index:
             same_model = encoder.card.fingerprint == self._catalog.setting("fingerprint") and (
                 model is None or probes_agree(self._catalog, encoder, old.encode) >= PROBE_COSINE
             )
+            same_pages = old.pages == new.pages
             if page_encoder is not None and old.pages is not None and page_model is not None:
-                same_model &= page_probe_agrees(self._catalog, page_encoder, old.pages) >= PROBE_COSINE
-            done = reach(old, new, width=old.encode.dims or encoder.card.dims, same_model=same_model)
+                same_pages &= page_probe_agrees(self._catalog, page_encoder, old.pages) >= PROBE_COSINE
+            done = reach(old, new, width=old.encode.dims or encoder.card.dims, same_model=same_model and same_pages)
             if done == "nothing":
                 return RebuildReport(done)
             if done == "embedded" and not embeds_text(encoder.card):
@@ -516,7 +520,8 @@ class Index:
                         recipe=new,
                         encoder=encoder,
                         page_encoder=page_encoder,
-                        former=self._store if same_model else None,
+                        former=self._store,
+                        same_pages=same_pages,
                         chunker=how,
                         options=options,
                     )
@@ -1025,6 +1030,11 @@ class Index:
         """The document and citation of a unit by its key, as a hit carries it; ValueError where it is gone."""
         unit, row = self._unit(key)
         return row, citation(self._catalog, row, unit)
+
+    def sees(self, key: int) -> bool:
+        """Whether a unit is a page that multi-vectors were made of, so that `explain` says where on it a query matches."""
+        unit, _ = self._unit(key)
+        return unit.page is not None and PAGE_MULTI in self.spaces
 
     def _unit(self, key: int) -> tuple[UnitRow, DocumentRow]:
         unit = self._catalog.known_units([key]).get(key)

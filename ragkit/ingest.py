@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from ragkit import sources
 from ragkit.catalog.catalog import CHUNK, PAGE, Catalog, DocumentRow, Failure, Origin, origin_of
 from ragkit.chunk import chunk_document
 from ragkit.chunk.headers import headed_texts
@@ -136,9 +137,10 @@ class Ingest:
         options: AddOptions,
         page_encoder: Encoder | None = None,
         former: Store | None = None,
+        same_pages: bool = False,
     ) -> None:
-        """page_encoder: of the recipe's stage `pages`, where it has one. former: the index that is being rebuilt, whose page
-        vectors may be taken over."""
+        """page_encoder: of the recipe's stage `pages`, where it has one. former: the index that is being rebuilt; same_pages:
+        what it holds of pages may be taken over."""
         self._store = store
         self._catalog: Catalog = store.catalog
         self._writer = writer
@@ -148,6 +150,7 @@ class Ingest:
         self._layout = store.layouts.get(CHUNK)
         self._page_encoder = page_encoder
         self._former_store = former
+        self._same_pages = same_pages
         self._pages = self._blank = self._seen_pages = 0
         self._cost_told = self._page_cost_told = False
         self._chunker = chunker
@@ -267,7 +270,10 @@ class Ingest:
     def _from_sources(self, sources: Iterable[Source]) -> Iterator[_Item]:
         options, engine = self._options, self._recipe.load.pdf_engine
         changed = (source for source in sources if self._is_new(source))
-        with Parser(workers=options.workers, limits=options.limits, pdf_engine=engine, password=options.password) as parser:
+        sees = self._page_encoder is not None
+        with Parser(
+            workers=options.workers, limits=options.limits, pdf_engine=engine, password=options.password, office_pages=sees
+        ) as parser:
             for source, loaded in parser.parse(changed):
                 if _is_container(source):
                     self._note_read(source, loaded)
@@ -574,7 +580,7 @@ class Ingest:
         if path is None:
             problem = f"{item.file} has moved or changed, so its pages cannot be seen"
             if self._former_store is not None:
-                raise LoadError(f"{problem}. Put it back, or add it again")
+                raise LoadError(f"{problem}. Put it back, or add it again; keep_sources=True keeps a copy")
             item.warnings += (f"{problem}; add it again",)
             return
         reader = PageReader(
@@ -584,7 +590,7 @@ class Ingest:
             self._page_cost_told = True
             here = sum(reader.page_bytes(page) for page in item.document.pages)
             self._report("cost", here, here * max(self._total or 1, 1), "bytes")
-        seen = reader.see(path, item.document)
+        seen = reader.see(path, item.document, name=item.file)
         if file_hash(path) != item.origin.content_hash:
             raise LoadError(CHANGED)
         item.seen = seen.vectors
@@ -598,21 +604,18 @@ class Ingest:
         with contextlib.suppress(OSError):
             if file_hash(item.file) == item.origin.content_hash:
                 return item.file
-        return None
+        return sources.kept((self._former_store or self._store).path, item.origin.content_hash)
 
     def _known_pages(self, item: _Item) -> PageVectors | None:
-        """The page vectors of a live document of the same bytes and recipe; in the index that is being rebuilt, of one whose
-        recipe says the same of pages."""
+        """The page vectors of a live document of the same bytes and recipe, or of this one in the index that is being rebuilt."""
         digest, pages = item.origin.content_hash, item.document.pages
         same = self._catalog.by_content({digest}, recipe_hash=self._recipe.hash).get(digest, [])
         found = next((one for row in same if (one := stored_pages(self._store, row, pages)) is not None), None)
         former = self._former_store
-        if found is not None or former is None:
+        if found is not None or former is None or not self._same_pages:
             return found
-        stored, row = former.snapshot().recipe, former.catalog.find(item.origin.identity)
-        if row is None or stored is None or stored.get("pages") != self._recipe.model_dump()["pages"]:
-            return None
-        return stored_pages(former, row, pages)
+        row = former.catalog.find(item.origin.identity)
+        return None if row is None else stored_pages(former, row, pages)
 
     def _report_pages(self, count: int) -> None:
         self._seen_pages += count
@@ -750,11 +753,23 @@ class Ingest:
         self._committed = time.monotonic()
         if not ready:
             return
+        if self._recipe.store.keep_sources:
+            for item in ready:
+                self._keep_source(item)
         self._writer.commit("add", [_prepared(item) for item in ready], recipe_hash=self._recipe.hash)
         for item in ready:
             outcome = Outcome(item.origin.source, units=item.units, warnings=item.warnings, duplicate_of=item.duplicate_of)
             self._finish("added" if item.replaces is None else "updated", outcome)
         self._report("write", self._done, self._total, "documents")
+
+    def _keep_source(self, item: _Item) -> None:
+        """A copy of the document's file, before the commit that cites it; of files of their own, which can be shown."""
+        if item.file is None:
+            return
+        try:
+            sources.keep(self._store.path, item.file, item.origin.content_hash)
+        except (OSError, LoadError) as error:
+            item.warnings += (f"no copy of its file was kept: {error}",)
 
     # The report
 

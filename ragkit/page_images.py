@@ -103,12 +103,12 @@ class PageReader:
         cells = self._encoder.patches(*self.size(page)).tokens.size
         return cells * self._layout.token_bytes // self._stage.pool
 
-    def see(self, path: Path, document: Document) -> Seen:
-        """The document's pages, rendered from the file at `path`. Raises LoadError where the file cannot be opened at all."""
+    def see(self, path: Path, document: Document, *, name: Path | None = None) -> Seen:
+        """The document's pages, rendered from the file at `path`; `name` is its own, where it is kept under another."""
         kept, spool = _Kept(), _Spool(self._folder)
         pages = {page.number: page for page in document.pages}
         wanted = [WantedPage(page.number, *self.size(page)) for page in document.pages]
-        rendered = zip(document.pages, self._parser.render_pages(path, wanted), strict=True)
+        rendered = zip(document.pages, self._parser.render_pages(path, wanted, name=name), strict=True)
         while batch := list(islice(rendered, BATCH)):
             chosen = [one for page, one in batch if self._wanted(document, page, one, kept)]
             self._encode([(pages[one.number], one.image) for one in chosen if isinstance(one, RenderedPage)], kept)

@@ -169,6 +169,7 @@ def command(path: Path, changes: Sequence[tuple[str, Any]]) -> str:
     words = []
     for name, value in changes:
         flag = name.replace("_", "-")
-        value = {True: "int8", False: "off"}.get(value, value) if name == "multi" else value
+        value = {True: "int8", False: "off"}.get(value, value) if name in ("multi", "page_multi") else value
+        value = "auto" if name == "pages" and value is True else value
         words.append(f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {value}")
     return " ".join([f"ragkit migrate {path}", *words])

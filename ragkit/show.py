@@ -15,6 +15,7 @@ from pathlib import Path
 from ragkit import sources
 from ragkit.catalog.catalog import DocumentRow
 from ragkit.errors import MissingExtra, StorageError
+from ragkit.heat import Relevance, heat_map
 from ragkit.index import Index
 from ragkit.load import Limits, Parser, can_render, file_hash, office
 from ragkit.types import Citation, Span
@@ -30,6 +31,8 @@ class Evidence:
     row: DocumentRow
     citations: tuple[Citation, ...]
     texts: tuple[str, ...]
+    relevance: Relevance | None = None  # of a page that was found by its picture, where in it
+    seen: int | None = None  # the number of that page
 
     @property
     def pages(self) -> tuple[int, ...]:
@@ -43,7 +46,11 @@ def evidence(index: Index, reference: str, *, query: str | None = None, k: int =
     """What to show for the key of a hit, or for a document by source or id: its best passages for a query, or its beginning."""
     if reference.isdecimal() and not index.find(reference):
         row, citation = index.unit(int(reference))
-        return Evidence(row, (citation,), (index.text(row, citation.span),))
+        text = index.text(row, citation.span)
+        if query is None or not index.sees(int(reference)):
+            return Evidence(row, (citation,), (text,))
+        why = index.explain(query, int(reference))
+        return Evidence(row, (why.citation,), (text,), why.relevance, why.citation.pages[0])
     rows = index.find(reference)
     if len(rows) != 1:
         found = "several documents: " + ", ".join(row.identity for row in rows) if rows else "nothing"
@@ -63,7 +70,8 @@ def can_draw(row: DocumentRow) -> bool:
 
 
 def page_png(index: Index, found: Evidence, *, page: int, dpi: int = 110, password: str | None = None) -> bytes:
-    """A page of the document as PNG, with the boxes of its citations drawn on it."""
+    """A page of the document as PNG, with the boxes of its citations drawn on it, over a heat map where it was found by its
+    picture."""
     try:
         from PIL import Image, ImageDraw
     except ImportError as error:
@@ -72,6 +80,8 @@ def page_png(index: Index, found: Evidence, *, page: int, dpi: int = 110, passwo
     with Parser(limits=Limits(), pdf_engine=index.recipe.load.pdf_engine, password=password) as parser:
         png = parser.render(path, page, dpi=dpi, count=len(index.pages(found.row)) or None, name=name)
     image = Image.open(io.BytesIO(png)).convert("RGB")
+    if found.relevance is not None and found.seen == page:
+        image = heat_map(image, found.relevance)
     layer = Image.new("RGBA", image.size, (0, 0, 0, 0))
     draw = ImageDraw.Draw(layer)
     for box in (box for citation in found.citations for box in citation.boxes if box.page == page):
@@ -84,7 +94,7 @@ def page_png(index: Index, found: Evidence, *, page: int, dpi: int = 110, passwo
         draw.rectangle(
             [corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1],
             outline=(*COLOUR, 255),
-            fill=(*COLOUR, 60),
+            fill=None if found.relevance is not None else (*COLOUR, 60),
             width=OUTLINE,
         )
     buffer = io.BytesIO()

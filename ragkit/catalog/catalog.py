@@ -420,6 +420,11 @@ class Catalog:
             row = connection.execute(query).mappings().first()
             return None if row is None else _document(row)
 
+    def contents(self) -> set[str]:
+        """The content hashes of all live documents."""
+        with self.reading() as connection:
+            return set(connection.execute(select(s.documents.c.content_hash).where(s.documents.c.deleted.is_(None))).scalars())
+
     def live_ids(self, identities: Iterable[str]) -> list[tuple[str, int]]:
         """Identity and id of the live versions of those documents that there are."""
         rows = self._by(s.documents, s.documents.c.identity, identities)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,8 @@ from PIL import Image, ImageDraw
 from reportlab.pdfgen.canvas import Canvas
 
 from ragkit import Index
-from ragkit.errors import FingerprintMismatch, RecipeMismatch
+from ragkit.cli import app
+from ragkit.errors import FingerprintMismatch, RecipeMismatch, StorageError
 from ragkit.testing import HashEncoder
 
 WIDTH, HEIGHT = 480.0, 640.0
@@ -243,10 +246,10 @@ def test_compacting_changes_no_score(changing: Index, folder: Path) -> None:
 
 def test_only_pages_with_figures_are_seen_where_only_those_are_wanted(folder: Path, tmp_path: Path) -> None:
     counts = {}
-    for which in ("figures", "auto", "all"):
+    for which in ("figures", "auto"):
         with Index.open(tmp_path / which, model=READS, pages=which, page_model=SEES) as index:
             counts[which] = index.add(folder).pages
-    assert counts == {"figures": 4, "auto": 5, "all": 5}  # the text of plain.pdf is short, so "auto" looks at it
+    assert counts == {"figures": 4, "auto": 5}  # the text of plain.pdf is short, so "auto" looks at it
 
 
 def test_one_encoder_may_do_both(folder: Path, tmp_path: Path) -> None:
@@ -360,3 +363,55 @@ def test_figures_are_ink_that_is_no_word() -> None:
     assert figure_share(image, page) == 0
     draw.rectangle((100, 300, 400, 600), fill="gray")
     assert figure_share(image, page) == pytest.approx(300 * 300 / (600 * 800), rel=0.1)  # whole squares of eight pixels
+
+
+def test_pages_are_shown_and_seen_from_the_kept_copy(folder: Path, tmp_path: Path) -> None:
+    from ragkit.show import evidence, page_png
+
+    with Index.open(tmp_path / "library", model=READS, pages="all", page_model=SEES, keep_sources=True) as index:
+        index.add(folder)
+        copies = tmp_path / "library" / "sources"
+        assert len(list(copies.iterdir())) == 3
+        [hit] = index.search("green", 1, mode="page.multi")
+        (folder / "signals.pdf").unlink()
+        found = evidence(index, str(hit.key), query="green")
+        assert found.citations[0].boxes == hit.boxes
+        image = Image.open(io.BytesIO(page_png(index, found, page=2, dpi=72)))
+        assert image.size == (480, 640)
+        other = HashEncoder(dims=64, multi_dims=32, images=True, seed=7)
+        index.rebuild(page_model=other)  # rendered again, from the copy
+        assert pages_of(index.search("green", 1, mode="pages")) == [("signals.pdf", 2)]
+        index.delete("signals.pdf")
+        assert len(list(copies.iterdir())) == 2
+        (folder / "plain.pdf").unlink()
+        index.rebuild(page_model=SEES)
+        assert index.verify() == []
+
+
+def test_without_the_file_or_a_copy_another_page_model_is_refused(changing: Index, folder: Path) -> None:
+    (folder / "signals.pdf").unlink()
+    with pytest.raises(StorageError, match="was not changed") as refused:
+        changing.rebuild(page_model=HashEncoder(dims=64, multi_dims=32, images=True, seed=7))
+    assert "signals.pdf" in str(refused.value)
+    assert pages_of(changing.search("green", 1, mode="pages")) == [("signals.pdf", 2)]
+
+
+def test_the_command_line_sees_pages(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*words: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            app([*words])
+        assert ended.value.code in (0, None), capsys.readouterr().err
+        return capsys.readouterr().out
+
+    library, png = str(tmp_path / "library"), tmp_path / "evidence.png"
+    sees = ("--pages", "all", "--page-model", SEES.card.name, "--keep-sources")
+    added = run("add", library, str(folder), "--model", "hash:64", *sees)
+    assert "pages 5 (1 blank left out)" in added
+    assert "signals.pdf, p. 4" in run("search", library, "blue", "--mode", "pages", "-k", "1")
+    assert "orange.png, p. 1" in run("search", library, "--image", str(folder / "orange.png"), "-k", "1")
+    [hit] = json.loads(run("search", library, "red", "--mode", "page.multi", "-k", "1", "--json"))
+    assert hit["kind"] == "page"
+    assert "maxsim" in run("explain", library, str(hit["key"]), "red")
+    assert "1 boxes" in run("show", library, str(hit["key"]), "--query", "red", "-o", str(png))
+    with Image.open(png) as image:
+        assert image.size == (733, 978)  # 110 dots an inch
