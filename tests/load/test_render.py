@@ -173,6 +173,7 @@ def test_half_a_picture_is_a_page_lost(tmp_path: Path, name: str) -> None:
     with Parser() as parser:
         (result,) = parser.render_pages(tmp_path / name, [WantedPage(1, 20, 20)])
     assert isinstance(result, LoadError), result
+    assert "damaged" in str(result)
 
 
 def test_what_can_be_rendered_is_known_by_its_name() -> None:
@@ -257,15 +258,15 @@ def test_a_page_that_takes_too_long_costs_that_page(engine: str, tmp_path: Path)
     assert found == [1, "page 2 took longer than 0.5 s of processor time (Limits.page_cpu_seconds)", 3]
 
 
-def test_time_lost_with_pages_is_bounded_for_the_file(tmp_path: Path, engine: str) -> None:
+def test_time_lost_with_pages_is_bounded_for_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.pdf"
     path.write_bytes(bomb([show(b"page") + b"/X0 Do"] * 6, at=-1))
-    with Parser(pdf_engine=engine, limits=Limits(page_seconds=0.7, seconds=2.0)) as parser:
+    with Parser(pdf_engine="pypdfium2", limits=Limits(page_seconds=1.2, seconds=4.0)) as parser:
         found = told(parser.render_pages(path, wanted(range(1, 7))))
     slow = ["took longer" in str(one) for one in found]
     assert slow == sorted(slow, reverse=True)
-    assert 1 <= sum(slow) <= 3  # each takes 0.7 s, and longer where a busy machine opens the file slowly
-    assert set(found[sum(slow) :]) == {"not rendered: pages before it took 2 s (Limits.seconds) and were lost"}
+    assert 1 <= sum(slow) <= 4  # each takes 1.2 s, and longer where a busy machine opens the file slowly
+    assert set(found[sum(slow) :]) == {"not rendered: pages before it took 4 s (Limits.seconds) and were lost"}
 
 
 def test_a_child_that_dies_costs_the_page_it_was_at(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +317,9 @@ def test_a_long_document_is_opened_anew_now_and_then(engine: str, tmp_path: Path
     from ragkit.load import render
 
     opened = []
-    monkeypatch.setattr(render, "open_pages", lambda *given, kept=render.open_pages: opened.append(1) or kept(*given))
+    monkeypatch.setattr(
+        render, "open_pages", lambda *given, kept=render.open_pages, **how: opened.append(1) or kept(*given, **how)
+    )
     path = draw(tmp_path / "a.pdf", lines(3))
     assert len(list(drawn(path, wanted([1, 2, 3] * 67), Options(pdf_engine=engine)))) == 201
     assert len(opened) == 3
