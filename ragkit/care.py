@@ -74,6 +74,8 @@ def repair(
         print(f"kept        {report.salvaged:,} vectors of damaged segments")
         for source in report.embedded:
             print(f"embedded    {source}, again, from its stored text")
+        for warning in report.warnings:
+            print(f"without     {warning}")
         if report.lexical:
             print("rebuilt     the lexical index")
         for folder in report.quarantined:
@@ -82,7 +84,7 @@ def repair(
             print(f"lost        {one.source or one.identity}: {one.reason}")
         if report.lost:
             say(f"{len(report.lost)} documents must be added again: ragkit list {index} --failed names them")
-    if report.lost:
+    if report.lost or report.warnings:
         raise typer.Exit(PARTLY)
 
 

@@ -377,6 +377,8 @@ def page_probe_agrees(catalog: Catalog, encoder: Encoder, stage: PagesStage) -> 
     """The cosine between the stored vector of the probe picture and the one that this encoder makes."""
     stored = np.frombuffer(base64.b64decode(catalog.setting("page_probe")), dtype="<f4")
     row = _page_probe(encoder, stage)
+    if row.shape != stored.shape:
+        return 0.0
     return float(row @ stored / (np.linalg.norm(row) * np.linalg.norm(stored)))
 
 

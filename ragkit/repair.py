@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ragkit import sources
 from ragkit.catalog.catalog import CHUNK, DocumentRow, Failure, SegmentRow
 from ragkit.catalog.mend import bury_unknown, live_units, lose, mend_rows, reindex, short_of_units
 from ragkit.catalog.sums import differing
@@ -41,7 +42,8 @@ class RepairReport:
     problems: tuple[str, ...] = ()
     lexical: bool = False  # whether the lexical index was made anew
     salvaged: int = 0  # vectors copied out of damaged segments
-    embedded: tuple[str, ...] = ()  # documents embedded again, from their stored texts
+    embedded: tuple[str, ...] = ()  # documents embedded again, from their stored texts, and their pages seen again
+    warnings: tuple[str, ...] = ()  # what these are kept without: pages of a file that is gone
     lost: tuple[Failure, ...] = ()  # documents to add again
     quarantined: tuple[str, ...] = ()  # the folders that damaged segments were moved to
 
@@ -61,6 +63,8 @@ def repair(
             report = RepairReport(problems) if not problems else _mend(store, writer, problems, embed, bare, progress)
         except Damaged as error:
             raise Damaged(f"{str(error).partition(' Run: ')[0]} {_beyond(store.path)}") from error
+        if copies := [_quarantine_copy(store.path, copy) for copy, _ in sources.damaged(store.path)]:
+            report = replace(report, quarantined=(*report.quarantined, *copies))
     with store.writer(timeout=lock_timeout):
         pass  # what crashes left is removed
     if problems and (left := verify(store)):
@@ -99,9 +103,7 @@ def _mend(
         lacking &= _documents_in(store, damaged, otherwise=lacking)
     lacking |= short_of_units(catalog)
     documents = list(catalog.documents_by_id(sorted(lacking)).values())
-    embedded: tuple[str, ...] = ()
-    if documents and embed is not None:
-        embedded = tuple(one.source for one in embed(writer, documents).updated)
+    again = embed(writer, documents).updated if documents and embed is not None else ()
     dead = store.catalog.deleted_documents(catalog.latest().number).tolist()
     lost += lose(catalog, lacking - set(dead), reason=VECTORS_LOST)
     fresh_words = _words_differ(store)
@@ -110,7 +112,8 @@ def _mend(
         problems=problems,
         lexical=fresh_words or whole.lexical is None,
         salvaged=sum(len(one.keys) for one in saved.values() if one is not None),
-        embedded=embedded,
+        embedded=tuple(one.source for one in again),
+        warnings=tuple(f"{one.source}: {warning}" for one in again for warning in one.warnings),
         lost=tuple(lost),
         quarantined=tuple(_quarantine(store, row) for row in damaged if (store.path / "segments" / row.id).is_dir()),
     )
@@ -185,6 +188,15 @@ def _block_is_whole(folder: CheckedFolder, name: str, number: int) -> bool:
     except Damaged:
         return False
     return True
+
+
+def _quarantine_copy(folder: Path, copy: Path) -> str:
+    """Move a damaged copy of a source file out of the way: what was read from it stands in the catalog."""
+    target = folder / QUARANTINE / f"{sources.FOLDER}-{copy.name}"
+    with writing(target):
+        target.parent.mkdir(exist_ok=True)
+        copy.replace(target)
+    return str(target)
 
 
 def _quarantine(store: Store, row: SegmentRow) -> str:

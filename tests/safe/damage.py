@@ -10,6 +10,7 @@ from typing import Any
 from ragkit import Index
 
 MODES = ("hybrid", "dense", "lexical")
+BESIDES = {"chunk.multi": "multi", "page.dense": "page.dense", "page.multi": "page.multi"}  # spaces, and how to ask them alone
 QUERIES = ("otters that sleep", "granite bridge", "fish", "how to bake bread", "nothing of the kind")
 
 Answers = dict[tuple[str, str], list[tuple[Any, ...]]]
@@ -22,7 +23,7 @@ def answers(index: Index, queries: Sequence[str] = QUERIES, **options: Any) -> A
             (hit.document_id, tuple(hit.span), hit.text, round(hit.score, 5))
             for hit in index.search(query, 50, mode=mode, **options)
         ]
-        for mode in (*MODES, *(["multi"] if "chunk.multi" in index.spaces else []))
+        for mode in (*MODES, *(mode for space, mode in BESIDES.items() if space in index.spaces))
         for query in queries
     }
 

@@ -18,15 +18,29 @@ from ragkit import Index
 from ragkit.errors import RagkitError
 from ragkit.testing import HashEncoder
 from ragkit.vectors.tokens import query_terms
+from tests.index.test_pages import pdf
 from tests.safe.damage import Answers, answers
 
 ENCODER = HashEncoder(dims=32, multi_dims=16)
+SEES = HashEncoder(dims=32, multi_dims=16, images=True)
 QUERIES = ("a tower of whales and cards", "painted green")
 query_terms("warm", ("en",))  # makes a table that every fork would make for itself
 
 
-def prepare(path: Path) -> None:
-    """Two commits, of four documents."""
+PICTURES = "pictures"  # a folder in the scratch folder of a proof, beside the folders of its indexes
+
+
+def prepare(path: Path, operation: str = "") -> None:
+    """Two commits, of four documents; for the operation on pages, of one that has pages."""
+    if operation == "pages":
+        pictures = path.parent.parent / PICTURES
+        pictures.mkdir()
+        pdf(pictures / "first.pdf", [("A red tower", "red"), ("A green tower", "green")])
+        with Index.open(path, model=SEES, chunk_tokens=12, pages="all") as index:
+            index.add(pictures)
+        pdf(pictures / "first.pdf", [("A tower painted blue", "blue")])
+        pdf(pictures / "second.pdf", [("Whales", "green"), ("Cards", "red")])
+        return
     with Index.open(path, model=ENCODER, chunk_tokens=12, multi=True) as index:
         index.add(
             [
@@ -83,6 +97,7 @@ OPERATIONS: dict[str, Callable[[Index], Any]] = {
     "cut": lambda index: index.rebuild(dims=16),
     "rebuild": lambda index: index.rebuild(model="hash:32+multi16+seed5"),
     "backup": _backup,
+    "pages": lambda index: index.add(index.path.parent.parent / PICTURES),
 }
 
 
@@ -113,7 +128,7 @@ class Ends:
 
 
 def ends(base: Path, scratch: Path, operation: str, *, fork: Callable[[Callable[[], Any]], Any]) -> Ends:
-    finished = scratch / "finished"
+    finished = scratch / "finished" / "library"
     shutil.copytree(base, finished)
     before = fork(lambda: told(base))
     assert fork(lambda: operate(finished, operation)) == ""

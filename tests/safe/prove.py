@@ -50,7 +50,7 @@ def prepared(operation: str) -> Iterator[tuple[Path, Path, o.Ends]]:
     try:
         base = scratch / "base" / "library"
         base.parent.mkdir()
-        fork(lambda: o.prepare(base))
+        fork(lambda: o.prepare(base, operation))
         yield scratch, base, o.ends(base, scratch, operation, fork=fork)
     finally:
         shutil.rmtree(scratch)

@@ -18,6 +18,7 @@ import signal
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,13 +152,17 @@ def _trace(pid: int, folders: list[str], *, at: int, code: int, forever: bool, r
         os.waitpid(pid, WALL)
         traced.status = -1
         return traced
+    seen: set[int] = set()
     while True:
         tid, status = os.waitpid(-1, WALL)
         if not os.WIFSTOPPED(status):
             if tid == pid:
                 traced.status = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+                _end(seen - {pid})
                 return traced
+            seen.discard(tid)
             continue
+        seen.add(tid)
         stop, event = os.WSTOPSIG(status), status >> 16
         call = _counted(tid, folders, code=code, record=record) if event == FILTERED else None
         if call is not None:
@@ -174,6 +179,14 @@ def _trace(pid: int, folders: list[str], *, at: int, code: int, forever: bool, r
                 _libc.ptrace(POKEUSER, tid, 8 * REGISTERS.index("rax"), ctypes.c_void_p(-code))
         deliver = 0 if event or stop in (signal.SIGTRAP, signal.SIGSTOP) else stop
         _libc.ptrace(CONT, tid, None, deliver)
+
+
+def _end(left: set[int]) -> None:
+    """The processes that a traced one started, and left when it died: they would stand still at their next call."""
+    for tid in left:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(tid, signal.SIGKILL)
+            os.waitpid(tid, WALL)
 
 
 def _stop_only_at_calls_of_interest() -> None:
