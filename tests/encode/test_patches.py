@@ -80,6 +80,32 @@ def assert_marks_are_found(encoder: Any, size: tuple[int, int], *, overviews: in
         assert np.delete(moved, seeing).max(initial=0) < 1e-4, "a mark moves a vector that sees nothing"
 
 
+def assert_a_cell_sees_its_box(encoder: Any, size: tuple[int, int], cell: tuple[int, int]) -> None:
+    """Thin bars across a cell and its neighbours: those that move its vector lie in the cell's box, and fill it."""
+    patches = encoder.patches(*size)
+    box, step = patches.box(*cell), 1 / 8
+    wide, high = box.x1 - box.x0, box.y1 - box.y0
+    at = np.arange(-0.5, 1.5, step)  # in cells
+    across = [Box(box.x0 + x * wide, box.y0, box.x0 + (x + step) * wide, box.y1) for x in at]
+    down = [Box(box.x0, box.y0 + y * high, box.x1, box.y0 + (y + step) * high) for y in at]
+    image = Image.new("RGB", size, "white")
+    pictures = [image]
+    for bar in (*across, *down):
+        picture = image.copy()
+        corners = [round(side * edge) for side, edge in zip(2 * size, bar, strict=True)]
+        picture.paste("black", (*corners[:2], max(corners[0] + 1, corners[2]), max(corners[1] + 1, corners[3])))
+        pictures.append(picture)
+    multi = encoder.encode_document(pictures).multi
+    token = patches.tokens[cell]
+    moved = np.array([np.linalg.norm(multi[n][token] - multi[0][token]) for n in range(1, len(pictures))])
+    overlap = 1.0
+    for side in np.split(moved, 2):
+        seen = at[side > 0.5 * np.median(side[4:-4])]
+        left, right = seen.min(), seen.max() + step
+        overlap *= (min(right, 1) - max(left, 0)) / (max(right, 1) - min(left, 0))
+    assert overlap >= 0.9, f"what cell {cell} sees and its box have an IoU of {overlap:.2f}, at a step of {step:.2f} a side"
+
+
 @pytest.fixture(scope="module")
 def v4(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Tiny, in its published layout, its attention cut in tower, language model and adapters."""
@@ -95,6 +121,10 @@ def v4(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize("size", SIZES)
 def test_v4_marks_are_found_in_their_cells(v4: Any, size: tuple[int, int]) -> None:
     assert_marks_are_found(v4, size)
+
+
+def test_what_a_cell_of_v4_sees_is_its_box(v4: Any) -> None:
+    assert_a_cell_sees_its_box(v4, (448, 352), (1, 2))
 
 
 def test_v4_cells_follow_max_pixels_and_the_size_to_render_at(v4: Any) -> None:
@@ -131,6 +161,7 @@ def test_marks_are_found_by_what_sentence_transformers_loads(kind: Any, tmp_path
     encoder: Any = load_encoder(write_retriever(tmp_path, kind, cut=True))
     for size in SIZES[1:4]:
         assert_marks_are_found(encoder, size, overviews=16 * (kind == "tiles"))
+    assert_a_cell_sees_its_box(encoder, (448, 352), (1, 2))
     for width, height in ((612, 792), (1200, 500)):
         seen = encoder.image_size(width, height)
         assert encoder.image_size(*seen) == seen
