@@ -286,17 +286,19 @@ class Catalog:
     @contextmanager
     def _outside(self) -> Iterator[sqlite3.Connection]:
         """A connection for what SQLite does not do within a transaction."""
-        connection = self._engine.raw_connection()
         try:
-            source = connection.driver_connection
-            assert isinstance(source, sqlite3.Connection)
-            yield source
+            connection = self._engine.raw_connection()
+            try:
+                source = connection.driver_connection
+                assert isinstance(source, sqlite3.Connection)
+                yield source
+            finally:
+                connection.close()
         except sqlite3.OperationalError as error:
+            self._engine.dispose()  # as in `_errors`
             raise StorageError(f"{self.path}: {error}. Is the disk full, or the folder read-only or gone?") from error
         except sqlite3.DatabaseError as error:
             raise Damaged(f"{self.path} is damaged: {error}. Run: ragkit repair {self.path.parent}") from error
-        finally:
-            connection.close()
 
     # Commits
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ragkit import Index
+from ragkit.catalog.catalog import Catalog
 from ragkit.errors import IndexLocked, StorageError
 from tests.index.conftest import NOTES, record
 from tests.index.test_cli import run, run_json
@@ -128,6 +129,13 @@ def test_a_disk_that_goes_away_while_it_is_open(index: Index, tmp_path: Path) ->
     away.rename(index.path)
     index.add([record("bread", "Changed.")])
     assert index.verify() == []
+
+
+def test_whatever_a_catalog_is_asked_for_its_disk_that_is_gone_is_told(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path / "gone" / "catalog.db")
+    for ask in (catalog.latest, catalog.state, catalog.image, catalog.settle, catalog.vacuum):
+        with pytest.raises(StorageError, match="folder read-only or gone"):
+            ask()
 
 
 def test_a_mount_that_is_lost_while_the_index_is_open(tmp_path: Path) -> None:
