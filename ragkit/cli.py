@@ -488,17 +488,22 @@ def stats(index: IndexPath, as_json: AsJson = False) -> None:
     ways = (("late_chunking", "late chunking"), ("contextual_headers", "contextual headers"))
     around = [f"{name} {'on' if encode[field] else 'off'}" for field, name in ways]
     print(f"chunker    {chunk['chunker']}, {chunk['tokens']} tokens, overlap {chunk['overlap']}; {', '.join(around)}")
+    if pages := found.recipe["pages"]:
+        fewer = (f", pooled by {pages['pool']}" if pages["pool"] > 1 else "") + (
+            "" if pages["background"] else ", one background"
+        )
+        print(f"pages      {pages['which']}, by {pages['model']}{fewer}")
     print(
         f"on disk    {found.bytes:,} bytes, {per_document:,} a document: "
         + ", ".join(f"{name} {size:,}" for name, size in found.bytes_by_part.items())
     )
-    for segment in found.dense:
-        print(
-            f"segment    {segment['live']:,} of {segment['rows']:,} rows, {segment['structure']}, recall {segment['recall']:.4f}"
-        )
-    for segment in found.multi:
-        shape = f"{segment['tokens']:,} token vectors of {segment['dims']} dims, {segment['precision']}"
-        print(f"segment    {segment['live']:,} of {segment['rows']:,} rows, {shape}")
+    for name, dense, multi in (("segment", found.dense, found.multi), ("pages", found.page_dense, found.page_multi)):
+        for segment in dense:
+            how = f"{segment['structure']}, recall {segment['recall']:.4f}"
+            print(f"{name:<10} {segment['live']:,} of {segment['rows']:,} rows, {how}")
+        for segment in multi:
+            shape = f"{segment['tokens']:,} token vectors of {segment['dims']} dims, {segment['precision']}"
+            print(f"{name:<10} {segment['live']:,} of {segment['rows']:,} rows, {shape}")
     if found.failures:
         print(f"failed     {found.failures} documents; see: ragkit list {index} --failed")
 
