@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from ragkit.catalog.catalog import Catalog, DocumentRow
 from ragkit.chunk.headers import headed_texts
-from ragkit.encode.contract import Encoder, Patches
+from ragkit.encode.contract import Encoder, Patches, TokenEncoder
 from ragkit.heat import Relevance, evidence_boxes, relevance, vector_boxes
 from ragkit.ragged import unit_rows
 from ragkit.recipe import Recipe
@@ -176,8 +176,18 @@ def _source(catalog: Catalog, encoder: Encoder, recipe: Recipe, *, key: int, row
 def query_spans(encoder: Encoder, query: str, *, count: int) -> Spans:
     """What each of the query's `count` vectors stands for in it; empty where that is not known."""
     spans: Spans = [(Span(start, end),) for start, end in encoder.token_spans(query).tolist()]
+    spans = [()] * _prompted(encoder, query, count - len(spans)) + spans
     cut = len(spans) > count and int(encoder.count_tokens([query])[0]) > encoder.card.max_tokens
     return spans[:count] if cut or len(spans) == count else []
+
+
+def _prompted(encoder: Encoder, text: str, more: int) -> int:
+    """How many of a text's vectors are of the prompt before it: all that are `more` than its own tokens, of a model that puts
+    nothing behind it, as v4."""
+    if more <= 0 or not isinstance(encoder, TokenEncoder):
+        return 0
+    special = encoder.token_ids(text).special
+    return more if special[: int(special.sum())].all() else 0
 
 
 def _unit_spans(encoder: Encoder, recipe: Recipe, source: _Source) -> Spans:
@@ -190,12 +200,15 @@ def _unit_spans(encoder: Encoder, recipe: Recipe, source: _Source) -> Spans:
         return [(one,) for one in spans] if pool == 1 else []  # pooled from states in the document, which are gone
     states = _states(encoder, recipe, source.whole)
     cut = recipe.encode.overflow == "truncate"
-    if states is None or len(spans) < len(states) or (len(spans) > len(states) and not cut):
+    if states is None:
+        return []
+    each: Spans = [()] * _prompted(encoder, source.whole, len(states) - len(spans)) + [(one,) for one in spans]
+    if len(each) < len(states) or (len(each) > len(states) and not cut):
         return []
     if pool == 1:
-        return [(one,) for one in spans[: len(states)]]
+        return each[: len(states)]
     labels = token_clusters(states, pool)
-    return [tuple(spans[at] for at in np.flatnonzero(labels == label).tolist()) for label in range(int(labels.max()) + 1)]
+    return [tuple(one for at in np.flatnonzero(labels == label) for one in each[at]) for label in range(int(labels.max()) + 1)]
 
 
 def _states(encoder: Encoder, recipe: Recipe, text: str) -> Floats | None:
@@ -214,4 +227,5 @@ def _word(text: str, span: Span) -> str:
     """The word that a token lies in: wordpieces alone say little."""
     before = re.search(r"\w*\Z", text[: span.start]) if span.length and text[span.start : span.start + 1].isalnum() else None
     after = re.match(r"\w*", text[span.end :]) if span.length and text[span.end - 1 : span.end].isalnum() else None
-    return (before.group() if before else "") + span.of(text) + (after.group() if after else "")
+    word = (before.group() if before else "") + span.of(text) + (after.group() if after else "")
+    return word.strip()  # byte-level tokens begin with the space before them
