@@ -112,6 +112,7 @@ def migrate(
         bool | None, typer.Option("--keep-sources/--no-keep-sources", help="Keep a copy of every file added from here on.")
     ] = None,
     pdf_engine: Annotated[str | None, typer.Option(help="auto, pymupdf or pypdfium2.")] = None,
+    ocr: Annotated[str | None, typer.Option(help="Read pages without text: off, auto, or languages as eng+deu.")] = None,
     recall: Annotated[float | None, typer.Option(help="The share of the best ten that a compressed search must find.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, …")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
@@ -140,6 +141,7 @@ def migrate(
         "page_pool": page_pool,
         "keep_sources": keep_sources,
         "pdf_engine": pdf_engine,
+        "ocr": ocr,
         "recall": recall,
         "dtype": dtype,
     }
@@ -156,7 +158,7 @@ def migrate(
     }
     print(told[report.done])
     if report.to_parse:
-        print(f"{report.to_parse} PDF documents are parsed anew when their files are next added: ragkit add {index} FILES")
+        print(f"{report.to_parse} documents are parsed anew when their files are next added: ragkit add {index} FILES")
 
 
 def export(

@@ -97,6 +97,7 @@ def add(
         bool | None, typer.Option("--keep-sources/--no-keep-sources", help="Keep a copy of every file, to show its pages.")
     ] = None,
     pdf_engine: Annotated[str | None, typer.Option(help="auto, pymupdf or pypdfium2.")] = None,
+    ocr: Annotated[str | None, typer.Option(help="Read pages without text: off, auto, or languages as eng+deu.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only files that match this glob; may be repeated.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No files that match this glob; may be repeated.")] = None,
     ignore_file: Annotated[
@@ -139,6 +140,7 @@ def add(
         "keep_sources": keep_sources,
         "contextual_headers": contextual_headers,
         "pdf_engine": pdf_engine,
+        "ocr": ocr,
         "device": device,
         "cache": cache,
     }

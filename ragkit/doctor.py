@@ -63,6 +63,7 @@ def examine() -> dict[str, Any]:
         "default_model": _default_model(),
         "pdf_engine": next((name for name in ("pymupdf", "pypdfium2") if packages[name]["version"]), None),
         "libreoffice": _libreoffice(),
+        "tesseract": shutil.which("tesseract"),
         "compiler": shutil.which("cc") or shutil.which("gcc"),
         "advice": _advice(packages),
     }
@@ -147,6 +148,7 @@ def render(findings: dict[str, Any]) -> str:
             "default_model",
             "pdf_engine",
             "libreoffice",
+            "tesseract",
             "compiler",
         )
     ]

@@ -189,6 +189,7 @@ class Index:
         page_background: bool | None = None,
         keep_sources: bool | None = None,
         pdf_engine: str | None = None,
+        ocr: str | None = None,
         recall: float | None = None,
         device: str | None = None,
         api_keys: Mapping[str, str] | None = None,
@@ -207,7 +208,8 @@ class Index:
         that factor fewer), recall 0.99. pages embeds page images beside the text: "none" (default), "auto" (True: pages with
         pictures, drawings or hardly any text), "figures", "all"; page_model sees them (the model, where that sees), page_dims,
         page_multi, page_pixels, page_pool and page_background as in `ragkit.recipe.PagesStage`. keep_sources keeps a copy of
-        every file, so that its pages can be shown when it is gone.
+        every file, so that its pages can be shown when it is gone. ocr "off", "auto" or languages, as "eng+deu": Tesseract reads
+        pages without text.
         None means the default at creation and the stored value later; a value that disagrees with the stored recipe raises
         RecipeMismatch.
         `device`, and `api_keys` for hosted models (see `ragkit.encode.remote`), are this process's choice, not the recipe's, and
@@ -240,6 +242,7 @@ class Index:
             "chunk_tokens": chunk_tokens,
             "chunk_overlap": chunk_overlap,
             "pdf_engine": pdf_engine,
+            "ocr": ocr,
             "recall": recall,
         }
         encoder, page_encoder = (None if one is None or isinstance(one, str) else one for one in (model, page_model))
@@ -477,7 +480,7 @@ class Index:
         where the model itself became another. Raises ValueError, and StorageError where a document cannot be made by the
         new recipe: then nothing is changed.
         """
-        from ragkit.rebuild import PDF, RebuildReport, reach, rebuild_beside, rewrite
+        from ragkit.rebuild import RebuildReport, reach, rebuild_beside, rewrite, unmade
 
         if unknown := set(changes) - set(KEYWORDS):
             raise TypeError(f"rebuild() takes the settings {', '.join(KEYWORDS)}; got {sorted(unknown)[0]!r}")
@@ -532,7 +535,7 @@ class Index:
         with self._encoder_lock:
             self._encoder, self._encoder_checked = encoder, True
             self._page_encoder, self._page_encoder_checked = None if page_encoder is encoder else page_encoder, True
-        to_parse = sum(row.mime == PDF for row in self.documents()) if old.load != new.load else 0
+        to_parse = sum(row.mime in unmade(old, new) for row in self.documents())
         return RebuildReport(done, *(counts if done == "embedded" else (0, 0)), to_parse=to_parse)
 
     def _encoder_for(self, recipe: Recipe, model: str | Encoder | None, given: Mapping[str, Any]) -> Encoder:

@@ -268,11 +268,16 @@ class Ingest:
         )
 
     def _from_sources(self, sources: Iterable[Source]) -> Iterator[_Item]:
-        options, engine = self._options, self._recipe.load.pdf_engine
+        options, load = self._options, self._recipe.load
         changed = (source for source in sources if self._is_new(source))
         sees = self._page_encoder is not None
         with Parser(
-            workers=options.workers, limits=options.limits, pdf_engine=engine, password=options.password, office_pages=sees
+            workers=options.workers,
+            limits=options.limits,
+            pdf_engine=load.pdf_engine,
+            ocr=load.ocr,
+            password=options.password,
+            office_pages=sees,
         ) as parser:
             for source, loaded in parser.parse(changed):
                 if _is_container(source):
@@ -464,6 +469,8 @@ class Ingest:
             self._fail_item(item, str(error) if known else f"{type(error).__name__}: {error}")
             return
         item.warnings = _warnings(item.document)
+        if self._recipe.load.ocr == "off" and (count := _textless(item.document)):
+            item.warnings += (f'{count} of {len(item.document.pages)} pages have no text; ocr="auto" (--ocr auto) reads them',)
         if not item.chunks and not self._sees(item):
             item.warnings += ("no text was found in it",)
         elif not self._embeds and not item.dense:
@@ -812,6 +819,15 @@ def _warnings(document: Document) -> tuple[str, ...]:
     if hidden := document.meta.get("hidden_characters"):
         found.append(f"{hidden} hidden characters were left out")
     return tuple(found)
+
+
+def _textless(document: Document) -> int:
+    """How many pages of a PDF or an image have no text, those that could not be read left out."""
+    if document.mime != "application/pdf" and not document.mime.startswith("image/"):
+        return 0
+    unread = document.meta.get("unread")
+    empty = sum(1 for page in document.pages if not page.span.length)
+    return empty - (len(unread) if isinstance(unread, list) else 0)
 
 
 def paths_of(target: Target) -> list[str | Path | Source] | None:

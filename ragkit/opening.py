@@ -242,7 +242,7 @@ def new_recipe(given: Mapping[str, Any], encoder: Encoder, page_encoder: Encoder
         return Recipe(
             multi=_new_multi(given, encoder),
             pages=_new_pages(given, page_encoder),
-            load=LoadStage(pdf_engine=chosen("pdf_engine", "auto")),
+            load=LoadStage(pdf_engine=chosen("pdf_engine", "auto"), ocr=chosen("ocr", "off")),
             chunk=ChunkStage(chunker=chunker, tokens=tokens, overlap=chosen("chunk_overlap", 0)),
             encode=EncodeStage(
                 model=card.name,

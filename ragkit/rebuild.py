@@ -1,6 +1,6 @@
 """Changing one's mind: another recipe for an index that is there, redoing only what the change reaches.
 
-    recall, pdf_engine      nothing is embedded; PDF files are parsed anew when they are next added
+    recall, pdf_engine, ocr nothing is embedded; PDF files, and images for ocr, are parsed anew when they are next added
     dims, fewer             the rows are cut and renormalised, nothing is embedded
     anything else           documents are chunked and embedded again, from their stored texts: nothing is parsed again
 
@@ -22,11 +22,13 @@ from ragkit.catalog.catalog import Catalog, Change
 from ragkit.checked import CheckedFolder, sync_file, writing
 from ragkit.errors import Damaged, StorageError
 from ragkit.ingest import Ingest
+from ragkit.load.formats import format_of, supported
 from ragkit.recipe import Recipe
 from ragkit.store import Store, Writer, layouts_of
 
 STAGING = "rebuild"
 PDF = "application/pdf"
+IMAGES = tuple(sorted({kind.mime for name in supported() if (kind := format_of(f"a{name}")) and kind.loader == "image"}))
 Settings = Mapping[str, Any]
 MakeIngest = Callable[[Store, Writer], Ingest]
 
@@ -38,7 +40,7 @@ class RebuildReport:
     done: str
     documents: int = 0  # embedded again
     units: int = 0
-    to_parse: int = 0  # PDF documents that are parsed anew when they are next added
+    to_parse: int = 0  # documents that are parsed anew when they are next added
 
 
 def reach(old: Recipe, new: Recipe, *, width: int, same_model: bool) -> str:
@@ -53,13 +55,19 @@ def reach(old: Recipe, new: Recipe, *, width: int, same_model: bool) -> str:
     return "settings" if old != new else "nothing"
 
 
+def unmade(old: Recipe, new: Recipe) -> tuple[str, ...]:
+    """MIME types of the documents that the new recipe would parse otherwise."""
+    if old.load.ocr != new.load.ocr:
+        return (PDF, *IMAGES)
+    return (PDF,) if old.load != new.load else ()
+
+
 def rewrite(store: Store, writer: Writer, old: Recipe, new: Recipe, settings: Settings, *, rows: bool) -> None:
     """The new recipe in one commit, with the stored rows cut to it where `rows`."""
     dims = new.encode.dims if rows else None
-    unmade = (PDF,) if old.load != new.load else ()
     former, store.recall = store.recall, new.store.recall
     try:
-        writer.commit("rebuild", recipe_hash=new.hash, merge=rows, dims=dims, settings=settings, unmade=unmade)
+        writer.commit("rebuild", recipe_hash=new.hash, merge=rows, dims=dims, settings=settings, unmade=unmade(old, new))
     except BaseException:
         store.recall = former
         raise
@@ -143,7 +151,7 @@ def _swap(store: Store, staged: Store, old: Recipe, new: Recipe, settings: Setti
         lexical=lexical,
         lexical_files=records,
         settings=settings,
-        unmade=(PDF,) if old.load != new.load else (),
+        unmade=unmade(old, new),
     )
     del snapshot
     adopt(store.catalog, staged.catalog, change)

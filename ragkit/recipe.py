@@ -22,7 +22,7 @@ Overflow = Literal["error", "truncate", "window"]
 Which = Literal["all", "auto", "figures"]
 PdfEngine = Literal["auto", "pymupdf", "pypdfium2"]
 # Fields added since the first release, each with the value that means what was so before.
-LATER: dict[str, Any] = {"keep_sources": False}
+LATER: dict[str, Any] = {"keep_sources": False, "ocr": "off"}
 STAGES = ("load", "chunk", "encode", "multi", "pages", "store")
 MULTI = "+multi"  # behind the name of a model that gives its token states as multi-vectors when asked to
 
@@ -35,6 +35,9 @@ class LoadStage(_Stage):
     """How a file becomes a document."""
 
     pdf_engine: PdfEngine = "auto"
+    ocr: str = Field(
+        default="off", pattern=r"^[A-Za-z][A-Za-z0-9_/+]*$"
+    )  # of pages without text: off, auto, or Tesseract's names of languages, "eng+deu"
 
 
 class ChunkStage(_Stage):
@@ -149,6 +152,7 @@ KEYWORDS: dict[str, tuple[str, str]] = {
     "chunk_tokens": ("chunk", "tokens"),
     "chunk_overlap": ("chunk", "overlap"),
     "pdf_engine": ("load", "pdf_engine"),
+    "ocr": ("load", "ocr"),
     "recall": ("store", "recall"),
     "multi": ("multi", "precision"),
     "pool": ("multi", "pool"),

@@ -1,7 +1,7 @@
-"""Images: a page of the picture's size, a page per frame of a TIFF, and no text, until something reads the picture.
+"""Images: a page of the picture's size, a page per frame of a TIFF, and no text, unless Tesseract is asked to read it.
 
-For a Document only the header is read; `opened` decodes, to draw. Sizes are in points, by the resolution that the file states,
-else 96 pixels to an inch.
+For a Document without text only the header is read; `opened` decodes, to draw. Sizes are in points, by the resolution that the
+file states, else 96 pixels to an inch.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import numpy as np
 
 from ragkit import pictures
 from ragkit.errors import LimitExceeded, LoadError, MissingExtra, UnsupportedFormat
+from ragkit.load import ocr
 from ragkit.load.draft import Draft
 from ragkit.load.limits import Limits, Options
+from ragkit.load.pdf_text import PageWords, assemble
 from ragkit.load.render import Pixels
 from ragkit.types import Document
 
@@ -27,16 +29,42 @@ _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
-    """The one Document of an image file: pages without text."""
+    """The one Document of an image file: pages without text, or with `options.ocr` with what was recognised."""
     draft = Draft(options.limits)
     frames = opened(path, options)
     try:
+        if options.ocr != ocr.OFF:
+            yield _recognised(frames, options)
+            return
         for index in range(frames.count()):
             options.on_page(index + 1)
             draft.page(*frames.size(index))
         yield draft.document(meta=frames.meta())
     finally:
         frames.close()
+
+
+def _recognised(frames: Frames, options: Options) -> Document:
+    reader = ocr.Reader(options.ocr, options.limits)
+    pages, unread = [], []
+    if frames.count() > options.limits.pages:
+        raise LimitExceeded(f"more than {options.limits.pages} pages (Limits.pages)")
+    for index in range(frames.count()):
+        options.on_page(index + 1)
+        try:
+            page = reader.read(frames, index)
+        except LimitExceeded:
+            raise
+        except LoadError as error:
+            unread.append(f"page {index + 1}: {error}")
+            page = PageWords.blank(*frames.size(index))
+        pages.append(page)
+    if len(unread) == len(pages):
+        raise LoadError(f"no page can be read; {unread[0]}")
+    text, made, blocks = assemble(pages, on_page=options.on_page)
+    meta = frames.meta() | {"pages": len(pages)}
+    meta |= ({"ocr_pages": reader.pages} if reader.pages else {}) | ({"unread": unread} if unread else {})
+    return Document(text=text, title="", meta=meta, pages=made, blocks=blocks)
 
 
 def opened(path: Path, options: Options) -> Frames:

@@ -106,6 +106,7 @@ class Options:
 
     limits: Limits = field(default_factory=Limits)
     pdf_engine: str = "auto"  # "pymupdf", "pypdfium2", or "auto": the first of them that is installed
+    ocr: str = "off"  # of pages without text: "off", "auto", or languages as Tesseract names them, "eng+deu"
     password: str | None = field(default=None, repr=False)
     on_page: Callable[[int], None] = _ignore
     on_part: Callable[[str], bool] = _wanted  # called before each file in a file, with its name; False: leave it out

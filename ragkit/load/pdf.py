@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ragkit.errors import LimitExceeded, LoadError, MissingExtra, UnsupportedFormat
-from ragkit.load import asides
+from ragkit.load import asides, ocr
 from ragkit.load.limits import Options
 from ragkit.load.outline import Entry, with_outline
 from ragkit.load.pdf_text import PAGE_BREAK, PageWords, assemble
@@ -88,13 +89,16 @@ def _document(pdf: Engine, options: Options) -> Document:
         raise LoadError("the PDF has no pages")
     if count > options.limits.pages:
         raise LimitExceeded(f"the PDF has {count} pages, more than the limit of {options.limits.pages} (Limits.pages)")
-    read, unread = _pages(pdf, count, options)
+    reader = None if options.ocr == ocr.OFF else ocr.Reader(options.ocr, options.limits)
+    read, unread = _pages(pdf, count, options, reader)
     found = pdf.metadata()
     text, pages, blocks = assemble([asides.with_asides(page) for page in read], on_page=options.on_page)
     blocks = with_outline(text, pages, blocks, pdf.outline())
     title = found["title"].strip()
     meta: dict[str, Any] = {"pages": count}
     meta |= asides.hidden(read)
+    if reader is not None and reader.pages:
+        meta["ocr_pages"] = reader.pages
     if unread:
         meta["unread"] = [why if why.startswith("page ") else f"page {number}: {why}" for number, why in unread.items()]
     if found["author"].strip().lower() not in _PLACEHOLDERS:
@@ -107,7 +111,7 @@ def _document(pdf: Engine, options: Options) -> Document:
     return Document(text=text, title=title, meta=meta, pages=pages, blocks=blocks)
 
 
-def _pages(pdf: Engine, count: int, options: Options) -> tuple[list[PageWords], dict[int, str]]:
+def _pages(pdf: Engine, count: int, options: Options, reader: ocr.Reader | None) -> tuple[list[PageWords], dict[int, str]]:
     """The words of each page, and the reasons of those that cannot be read, by number. LoadError where none can be."""
     read: list[PageWords] = []
     unread: dict[int, str] = {}
@@ -120,6 +124,8 @@ def _pages(pdf: Engine, count: int, options: Options) -> tuple[list[PageWords], 
         options.on_page(number)
         try:
             page = asides.without_hidden(pdf.page(number - 1), partial(pdf.render, number - 1))
+            if reader is not None and not page.texts:
+                page = _recognised(pdf, page, number, reader)
         except LimitExceeded:
             raise
         except LoadError as error:
@@ -132,6 +138,11 @@ def _pages(pdf: Engine, count: int, options: Options) -> tuple[list[PageWords], 
     if len(unread) == count:
         raise LoadError(f"no page can be read; page 1: {unread[1]}")
     return read, unread
+
+
+def _recognised(pdf: Engine, page: PageWords, number: int, reader: ocr.Reader) -> PageWords:
+    found = reader.read(pdf, number - 1)
+    return replace(found, rotation=page.rotation, label=page.label, asides=page.asides)
 
 
 def _first_title(text: str, pages: Sequence[Page], blocks: Sequence[Block]) -> str:

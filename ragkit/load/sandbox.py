@@ -40,7 +40,9 @@ _START_SECONDS = 120.0  # for a child to start; a cold disk under load is slow, 
 _STDERR = 4000  # bytes of a child's last words
 _WAITING = 64  # results of one source that wait to be taken
 _AHEAD = 64 << 20  # bytes of pictures that wait to be taken, unless one picture has more
-_KEPT = {"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "SYSTEMROOT"}
+_KEPT = {"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "SYSTEMROOT"} | {
+    "TESSDATA_PREFIX"  # where Tesseract's languages are
+}
 
 
 class _ChildDied(Exception):
@@ -324,6 +326,7 @@ class Parser:
         workers: int = 1,
         limits: Limits | None = None,
         pdf_engine: str = "auto",
+        ocr: str = "off",
         password: str | None = None,
         office_pages: bool = False,
     ) -> None:
@@ -332,7 +335,11 @@ class Parser:
         if pdf_engine not in ("auto", "pymupdf", "pypdfium2"):
             raise ValueError(f'pdf_engine must be "auto", "pymupdf" or "pypdfium2", got {pdf_engine!r}')
         self.limits = limits or Limits()
-        self._workers, self._pdf_engine, self._password = workers, pdf_engine, password
+        if ocr != "off":
+            from ragkit.load.ocr import check
+
+            check(ocr)  # here, and not by each document: without Tesseract no page would be read, and every file be kept without
+        self._workers, self._pdf_engine, self._ocr, self._password = workers, pdf_engine, ocr, password
         self._office_pages = office_pages
         self._renditions: dict[tuple[object, ...], office.Rendition] = {}  # the last of Office documents, the oldest first
         self._idle: list[Child] = []
@@ -431,6 +438,7 @@ class Parser:
                 "laid_out": None if rendition is None else str(rendition.pdf),
                 "unread": unread,
                 "pdf_engine": self._pdf_engine,
+                "ocr": self._ocr,
                 "password": self._password,
                 "skip": skip,
                 "after": after,

@@ -181,6 +181,7 @@ def _load(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Iterato
     options = Options(
         limits=limits,
         pdf_engine=request["pdf_engine"],
+        ocr=request["ocr"],
         password=request["password"],
         on_page=on_page,
         on_part=on_part,

@@ -37,7 +37,8 @@ LIMITS = Limits(
     output_bytes=256 << 20,
 )
 OVER = 2.0  # seconds beyond the limit until it is noticed and the child is gone
-START = 20.0  # seconds; a busy machine starts children slowly, and it is no document's time
+# Seconds: a busy machine starts children slowly, which is no document's time, and each page that is lost needs one more.
+START = 20.0 * (1 + LIMITS.lost_pages)
 PARENT = 600 << 20  # bytes by which reading may let the parent grow: one answer, as it comes and as it is unpacked
 
 
