@@ -1,11 +1,12 @@
 """HTML: the text a reader sees, without scripts, styles and navigation, with its headings, lists, tables and code.
 
 Parsed by Lexbor (selectolax) as browsers do. The tree is walked with a list of our own, so depth costs no stack. Cells of
-a table row are joined by " | ", list items are lines of their own.
+a table row are joined by " | ", one that covers several columns or rows stands in each; list items are lines of their own.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ _CHARSET = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([A-Za-z0-9_.:-]+)"""
 _XML = re.compile(rb"""^\s*<\?xml[^>]+encoding\s*=\s*["']([A-Za-z0-9_.:-]+)""")
 _SPACE = re.compile(r"[ \t\r\n\f]+")
 _CELL = " | "
+_COLUMNS, _ROWS = 1000, 65534  # that one cell covers, at most (HTML, 4.9.11)
+REPEATED = 500_000  # characters of a file's table cells that are written again for the columns and rows they cover
 _TIGHT = {"br", "li", "tr", "dt", "dd", "td", "th", "thead", "tbody", "tfoot"}  # one line end around them, not a blank line
 _SIMPLE = {"blockquote": "quote", "figcaption": "caption", "caption": "caption", "table": "table"}
 
@@ -106,6 +109,11 @@ class _Page:
     lists: int = 0
     cells: int = 0  # depth of table cells: blocks within a cell are joined by spaces, so that a row stays a line
     preformatted: int = 0
+    row: int = 0  # of the table under way, and the column of its next cell
+    column: int = 0
+    cell: tuple[int, int, int, float] = (0, 0, 1, 1)  # the open cell: its first part, letters of its joint, columns, rows
+    above: dict[int, tuple[float, str]] = field(default_factory=dict)  # by column: a cell's text, and the row it ends before
+    spare: int = REPEATED
 
     def break_line(self, lines: int) -> None:
         if self.cells:
@@ -134,6 +142,53 @@ class _Page:
         self.space = self.space or text[0] in " \t\r\n\f"
         self.write(squeezed)
         self.space = text[-1] in " \t\r\n\f"
+
+    def begin_table(self) -> None:
+        self.row = 0
+        self.above.clear()
+
+    def begin_row(self) -> None:
+        self.row, self.column, self.joint = self.row + 1, 0, ""
+
+    def begin_cell(self, columns: int, rows: float) -> None:
+        """`rows` is infinite for a cell that reaches to the table's end."""
+        self.repeat_above()
+        self.joint = self.joint + _CELL if self.column else ""
+        self.cell = len(self.parts), len(self.joint), columns, rows
+        self.cells += 1
+
+    def end_cell(self) -> None:
+        self.cells -= 1
+        self.space = False
+        first, joint, columns, rows = self.cell
+        text = "".join(self.parts[first + 1 :])[joint:] if len(self.parts) > first else ""  # the first part is what leads to it
+        for number in range(columns):
+            self.spare -= len(text) + len(_CELL) if columns > 1 or rows > 1 else 0
+            if self.spare < 0:
+                self.column += columns - number
+                return
+            if rows > 1:
+                self.above[self.column] = self.row + rows, text
+            if number:
+                self._repeat(text)
+            self.column += 1
+
+    def repeat_above(self) -> None:
+        """The cells of the rows above that reach down to the next columns."""
+        while self.above.get(self.column, (0, ""))[0] > self.row:
+            text = self.above[self.column][1]
+            self.spare -= len(text) + len(_CELL)
+            if self.spare < 0:
+                self.above.clear()
+                return
+            self._repeat(text)
+            self.column += 1
+
+    def _repeat(self, text: str) -> None:
+        self.joint = self.joint + _CELL if self.column else ""
+        if text:
+            self.write(text)
+            self.space = False
 
     def begin(self, kind: str, level: int) -> None:
         block = [kind, level, -1, -1]
@@ -222,17 +277,18 @@ def _enter(node: Any, tag: str, page: _Page) -> str:
         return "list"
     elif tag in _SIMPLE:
         page.begin(_SIMPLE[tag], 0)
+        if tag == "table":
+            page.begin_table()
     elif tag == "pre":
         page.begin("code", 0)
         page.preformatted += 1
         return "pre"
     elif tag == "tr":
         page.begin("row", int(_is_header(node)))
-        page.joint = ""
+        page.begin_row()
         return "row"
     elif tag in ("td", "th"):
-        page.joint = page.joint + _CELL if follows else ""
-        page.cells += 1
+        page.begin_cell(max(_spanned(node, "colspan", _COLUMNS), 1), _spanned(node, "rowspan", _ROWS) or math.inf)
         return "cell"
     else:
         return ("line" if lines == 1 else "lines") if lines and tag != "br" else ""
@@ -242,6 +298,8 @@ def _enter(node: Any, tag: str, page: _Page) -> str:
 def _leave(what: str, page: _Page) -> None:
     if what == "pre":
         page.trim()
+    if what == "row":
+        page.repeat_above()
     if what in ("block", "list", "pre", "row"):
         page.end()
     if what == "list":
@@ -249,8 +307,7 @@ def _leave(what: str, page: _Page) -> None:
     elif what == "pre":
         page.preformatted -= 1
     elif what == "cell":
-        page.cells -= 1
-        page.space = False
+        page.end_cell()
         return
     elif what == "row":
         page.joint = ""
@@ -265,6 +322,12 @@ def _is_header(row: Any) -> bool:
         return True
     cells = [child.tag for child in row.iter()]
     return bool(cells) and all(tag == "th" for tag in cells)
+
+
+def _spanned(cell: Any, name: str, most: int) -> int:
+    """How many columns or rows a cell covers: 1 unless it says so; 0 rows are all that follow (HTML, 4.9.11)."""
+    said = (cell.attributes.get(name) or "").strip() if cell.attributes else ""
+    return min(int(said), most) if said.isdecimal() and len(said) < 10 else 1
 
 
 def _has_cell_before(cell: Any) -> bool:

@@ -64,6 +64,36 @@ def test_html_gives_what_a_reader_sees_with_its_structure() -> None:
     ]
 
 
+CELLS = st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 3), st.integers(1, 3))
+
+
+@given(st.lists(st.lists(CELLS, min_size=1, max_size=4), min_size=1, max_size=5))
+def test_a_cell_stands_in_every_column_and_row_it_covers(rows: list[list[tuple[str, int, int]]]) -> None:
+    grid: dict[tuple[int, int], str] = {}
+    for row, cells in enumerate(rows):
+        column = 0
+        for text, wide, high in cells:
+            while (row, column) in grid:
+                column += 1
+            grid |= {(row + down, column + across): text for down in range(high) for across in range(wide)}
+            column += wide
+    expected = []
+    for row in range(len(rows)):
+        line: list[str] = []
+        while (row, len(line)) in grid:
+            line.append(grid[row, len(line)])
+        expected.append(" | ".join(line))
+    written = "".join(
+        "<tr>" + "".join(f"<td colspan={wide} rowspan={high}>{text}</td>" for text, wide, high in cells) for cells in rows
+    )
+    assert html.parse(f"<table>{written}</table>").text.splitlines() == expected
+
+
+def test_cells_that_cover_a_million_columns_are_repeated_for_no_more_than_the_file_is_worth() -> None:
+    assert len(html.parse("<table><tr>" + "<td colspan=1000000 rowspan=1000000>x" * 5000).text) < 2 * html.REPEATED
+    assert html.parse("<table>" + "<tr><td colspan=1000 rowspan=0>" * 300 + "<tr><td>end").text.endswith("end")
+
+
 def test_html_of_great_depth_is_no_trouble() -> None:
     assert html.parse("<div>" * 20_000 + "deep" + "</div>" * 20_000).text.strip() == "deep"
 
