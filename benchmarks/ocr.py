@@ -2,9 +2,9 @@
 
     python benchmarks/ocr.py [--pages 3] [--language eng]
 
-The text is the example corpus' own, set in three fonts at 11 points on A4, drawn, and rendered to grey pictures as a scanner
-would give them: at 300, 200, 150 and 100 dots an inch, clean; and at 200, grainy, turned by a degree, and as a JPEG of quality 20. Each
-becomes a PDF of pictures, which `ragkit.load.pdf` reads.
+The text is the example corpus' own, set in three fonts on A4, drawn, and rendered to grey pictures as a scanner would give them:
+at 300, 200, 150 and 100 dots an inch, clean; and at 200, grainy, turned by a degree, and as a JPEG of quality 20. Each becomes a
+PDF of pictures, which `ragkit.load.pdf` reads.
 
 - error: Levenshtein's distance to the text that was drawn over its length, blanks squeezed.
 - words: the share of the drawn words that come back, each in its place: more than half of its width within the box.

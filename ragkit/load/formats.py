@@ -50,6 +50,7 @@ _PLAIN = {
     ".tsv": Format("table", "text/tab-separated-values"),
     ".tab": Format("table", "text/tab-separated-values"),
     ".json": Format("data", "application/json", "json"),
+    ".docling.json": Format("docling", "application/vnd.docling+json"),
     ".yaml": Format("data", "application/yaml", "yaml"),
     ".yml": Format("data", "application/yaml", "yaml"),
     ".ipynb": Format("notebook", "application/x-ipynb+json"),

@@ -72,10 +72,10 @@ def test_a_cell_stands_in_every_column_and_row_it_covers(rows: list[list[tuple[s
     grid: dict[tuple[int, int], str] = {}
     for row, cells in enumerate(rows):
         column = 0
-        for text, wide, high in cells:
+        for letter, wide, high in cells:
             while (row, column) in grid:
                 column += 1
-            grid |= {(row + down, column + across): text for down in range(high) for across in range(wide)}
+            grid |= {(row + down, column + across): letter for down in range(high) for across in range(wide)}
             column += wide
     expected = []
     for row in range(len(rows)):
@@ -84,7 +84,7 @@ def test_a_cell_stands_in_every_column_and_row_it_covers(rows: list[list[tuple[s
             line.append(grid[row, len(line)])
         expected.append(" | ".join(line))
     written = "".join(
-        "<tr>" + "".join(f"<td colspan={wide} rowspan={high}>{text}</td>" for text, wide, high in cells) for cells in rows
+        "<tr>" + "".join(f"<td colspan={wide} rowspan={high}>{letter}</td>" for letter, wide, high in cells) for cells in rows
     )
     assert html.parse(f"<table>{written}</table>").text.splitlines() == expected
 
