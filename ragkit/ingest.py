@@ -469,7 +469,7 @@ class Ingest:
             self._fail_item(item, str(error) if known else f"{type(error).__name__}: {error}")
             return
         item.warnings = _warnings(item.document)
-        if self._recipe.load.ocr == "off" and (count := _textless(item.document)):
+        if self._recipe.load.ocr == "off" and not self._sees(item) and (count := _textless(item.document)):
             item.warnings += (f'{count} of {len(item.document.pages)} pages have no text; ocr="auto" (--ocr auto) reads them',)
         if not item.chunks and not self._sees(item):
             item.warnings += ("no text was found in it",)
