@@ -253,17 +253,17 @@ def _candidates(
     for space in options.spaces:
         kind = PAGE if space in OF_PAGES else CHUNK
         vectors = queries.pages if space in OF_PAGES else queries.chunks
-        found: Sequence[Ranked]
+        found: list[Ranked]
         if space == LEXICAL:
             found = [snapshot.search_lexical(queries.texts[row], depth, allowed=allowed) for row in rows]
         elif SCALES[space] == "cosine":
             assert vectors.dense is not None
             dims = options.dims if kind == CHUNK else None
             asked = vectors.dense[list(rows)]
-            found = snapshot.search_dense(asked, depth, kind=kind, allowed=allowed, dims=dims, exact=options.exact)
+            found = [*snapshot.search_dense(asked, depth, kind=kind, allowed=allowed, dims=dims, exact=options.exact)]
         else:
             assert vectors.multi is not None
-            found = snapshot.search_multi([vectors.multi[row] for row in rows], depth, kind=kind, allowed=allowed)
+            found = [*snapshot.search_multi([vectors.multi[row] for row in rows], depth, kind=kind, allowed=allowed)]
         for spaces, one in zip(ranked, found, strict=True):
             spaces[space] = one
     return ranked
