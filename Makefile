@@ -11,7 +11,7 @@ READY := .venv/.ready
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
-BENCHES := encode dense maxsim safety serve
+BENCHES := encode dense maxsim render safety serve
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -208,7 +208,7 @@ def _piped(size: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "long", "frames"))
+    parser.add_argument("what", nargs="?", choices=("speed", "long", "frames"), default="speed")
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--pages", type=int, default=5000)
     given = parser.parse_args()

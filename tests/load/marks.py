@@ -72,12 +72,15 @@ class Sheet:
 def found(pixels: npt.NDArray[np.uint8], colour: tuple[int, int, int]) -> tuple[float, float]:
     """The middle of what has that colour, as shares of width and height; edges count by how much of it they have."""
     height, width = pixels.shape[:2]
-    apart = np.abs(pixels.astype(int) - colour).max(axis=2)
-    weight = np.clip(255 - apart, 0, 255) * (apart < 128)
-    assert weight.sum() > 0, f"nothing is {colour}"
-    rows, columns = np.mgrid[:height, :width]
-    total = weight.sum()
-    return float((weight * (columns + 0.5)).sum() / total / width), float((weight * (rows + 0.5)).sum() / total / height)
+    apart = np.abs(pixels.astype(np.int16) - np.array(colour, np.int16)).max(axis=2)
+    weight = np.where(apart < 128, 255 - apart, 0)
+    across, down = weight.sum(axis=0), weight.sum(axis=1)
+    total = across.sum()
+    assert total > 0, f"nothing is {colour}"
+    return (
+        float(across @ (np.arange(width) + 0.5) / total / width),
+        float(down @ (np.arange(height) + 0.5) / total / height),
+    )
 
 
 def assert_in_place(pixels: npt.NDArray[np.uint8], places: list[tuple[float, float]]) -> None:
