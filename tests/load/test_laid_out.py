@@ -122,6 +122,14 @@ def test_a_text_has_the_pages_it_is_laid_out_on_and_the_text_of_our_own_loader(p
 
 
 @installed
+def test_a_presentation_has_a_page_for_each_slide_that_our_loader_reads(parser: Parser, shared: Path) -> None:
+    path = shared / "documents" / "office" / "powerpoint_sample.pptx"
+    document = one(parser, path)
+    assert isinstance(document, Document)
+    assert parser.render(path, 1, dpi=10, count=len(document.pages)).startswith(b"\x89PNG")
+
+
+@installed
 def test_a_file_that_libreoffice_cannot_read_is_a_reason(parser: Parser, tmp_path: Path) -> None:
     path = tmp_path / "a.odp"
     path.write_bytes(b"PK\x03\x04 no package")
