@@ -25,12 +25,12 @@ import numpy.typing as npt
 
 from ragkit.catalog.catalog import Catalog, DocumentRow
 from ragkit.chunk.headers import headed_texts
-from ragkit.encode.contract import Encoder, Patches, TokenEncoder
+from ragkit.encode.contract import Encoder, TokenEncoder
 from ragkit.heat import Relevance, evidence_boxes, relevance, vector_boxes
 from ragkit.ragged import unit_rows
 from ragkit.recipe import Recipe
 from ragkit.store import Snapshot
-from ragkit.types import Box, Chunk, Citation, CitedBox, Floats, Ints, Span
+from ragkit.types import Box, Chunk, Citation, CitedBox, Floats, Ints, Patches, Span
 from ragkit.vectors.multi import token_clusters
 
 # Of a picture whose encoder does not tell where its vectors look: one cell that none stands for.
@@ -174,7 +174,12 @@ def _source(catalog: Catalog, encoder: Encoder, recipe: Recipe, *, key: int, row
 
 
 def query_spans(encoder: Encoder, query: str, *, count: int) -> Spans:
-    """What each of the query's `count` vectors stands for in it; empty where that is not known."""
+    """What each of the query's `count` vectors stands for in it, nothing for those of an instruction; empty where that is not
+    known."""
+    reader: Any = encoder
+    if hasattr(reader, "query_tokens"):  # a `QueryReader`, or a cache in front of one, which isinstance does not see
+        told = reader.query_tokens(query).tolist()
+        return [(Span(start, end),) if end > start else () for start, end in told] if len(told) == count else []
     spans: Spans = [(Span(start, end),) for start, end in encoder.token_spans(query).tolist()]
     spans = [()] * _prompted(encoder, query, count - len(spans)) + spans
     cut = len(spans) > count and int(encoder.count_tokens([query])[0]) > encoder.card.max_tokens

@@ -162,6 +162,15 @@ class TokenReader(Protocol):
 
 
 @runtime_checkable
+class QueryReader(Protocol):
+    """What an encoder offers whose query has vectors that are no token of the text's own: of an instruction, or of marks."""
+
+    def query_tokens(self, query: str, *, task: str | None = None) -> Ints:
+        """Which characters each vector of the query's multi-vector stands for, (t, 2) int64; (0, 0) for none."""
+        ...
+
+
+@runtime_checkable
 class ImageEncoder(Protocol):
     """What an encoder that sees tells of its pictures: at which size to render a page for it, and where its vectors look."""
 

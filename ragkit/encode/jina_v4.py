@@ -224,8 +224,15 @@ class JinaV4:
 
     def token_ids(self, text: str, *, task: str | None = None) -> TokenIds:
         """The prefix's tokens, marked special, and the text's; any length."""
+        return self._behind(self._prompts.prefix(full_task(task, self.card, role="document")), text)
+
+    def query_tokens(self, query: str, *, task: str | None = None) -> Ints:
+        """Of each vector of a query alone, the characters of it; (0, 0) for the prefix's."""
+        prefix = self._prompts.prefix(full_task(task, self.card, role="query"))
+        return self._behind(prefix, query).spans[: self.card.max_tokens]
+
+    def _behind(self, prefix: str, text: str) -> TokenIds:
         check_texts([text])
-        prefix = self._prompts.prefix(full_task(task, self.card, role="document"))
         ids, spans = self._prompts.tokenizer.own(prefix + text)
         spans = spans - len(prefix)
         special = spans[:, 1] <= 0

@@ -66,7 +66,7 @@ def seen_patches(model: Any, width: int, height: int, *, prompt: str) -> Patches
     places = _places(processor, features, blank, count=len(at))
     if places is None or region != _WHOLE:
         return _without_vectors(region)
-    kept = _kept(model, features)
+    kept = kept_tokens(model, features, task="document")
     vectors = np.where(kept, np.cumsum(kept) - 1, -1)
     return Patches(_WHOLE, np.asarray(vectors[at[places]], dtype=np.int64))
 
@@ -102,11 +102,11 @@ def _tile_by_tile(processor: Any, blank: Any, *, count: int) -> Ints | None:
     return grid.transpose(0, 2, 1, 3).reshape(down * side, across * side)
 
 
-def _kept(model: Any, features: Any) -> Any:
-    """(tokens,) bool: those that become vectors, in order, by the model's own mask."""
+def kept_tokens(model: Any, features: Any, *, task: str) -> Any:
+    """(tokens,) bool of the first input: those that become vectors, in order, by the model's own mask."""
     for module in model:
         if type(module).__name__ == "MultiVectorMask":
-            features = module(dict(features), task="document")
+            features = module(dict(features), task=task)
     return features["attention_mask"][0].bool().numpy()
 
 

@@ -22,7 +22,7 @@ from ragkit.encode.checkpoint import licence_of, read_json
 from ragkit.encode.contract import EncoderCard, Encoding, Item, Patches, TokenIds, TokenStates
 from ragkit.encode.layouts import Opening
 from ragkit.encode.precision import AUTO, checked_dtype
-from ragkit.encode.processors import seen_patches, seen_size
+from ragkit.encode.processors import kept_tokens, seen_patches, seen_size
 from ragkit.encode.tasks import GENERAL, checked_task, full_task
 from ragkit.encode.texts import check_texts, check_truncate_dim, split_item, too_long, without_surrogates
 from ragkit.encode.tokens import text_of
@@ -180,6 +180,28 @@ class SentenceTransformerEncoder:
         self._check_sees()
         with self._lock:
             return seen_patches(self._model, width, height, prompt=self._document_prompt)
+
+    def query_tokens(self, query: str, *, task: str | None = None) -> Ints:
+        """Of each vector of a query alone, the characters of it; (0, 0) for those of prompts and marks.
+
+        The query's own tokens are looked for in what the model's preprocessing makes of it; where they are not there as they
+        stand, all are (0, 0).
+        """
+        check_texts([query])
+        text, prompt = without_surrogates(query), self._prompt(full_task(task, self.card, role="query"))
+        with self._lock:
+            features = self._model.preprocess([{"text": text}], prompt=prompt or None, task="query")
+            ids, kept = features["input_ids"][0].numpy(), kept_tokens(self._model, features, task="query")
+            found = np.zeros((len(ids), 2), dtype=np.int64)
+            for before in ("", " "):  # behind a prompt a first word may begin with its space
+                own = self._model.tokenizer(
+                    before + text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+                )
+                spans = np.maximum(np.array(own["offset_mapping"], dtype=np.int64).reshape(-1, 2) - len(before), 0)
+                if len(at := _places_of(own["input_ids"], ids)):
+                    found[at[-1] : at[-1] + len(spans)] = spans
+                    break
+        return np.asarray(found[kept], dtype=np.int64)
 
     def _check_sees(self) -> None:
         if "image" not in self.card.modalities:
@@ -358,6 +380,13 @@ class SentenceTransformerEncoder:
             with self._lock:
                 counts += map(len, self._model.tokenizer(group, truncation=False, padding=False, verbose=False)["input_ids"])
         return np.array(counts, dtype=np.int64)
+
+
+def _places_of(part: Sequence[int], whole: npt.NDArray[Any]) -> Ints:
+    """Where a run of ids begins in a row, ascending; nowhere for an empty one."""
+    if not 0 < len(part) <= len(whole):
+        return np.empty(0, dtype=np.int64)
+    return np.flatnonzero((np.lib.stride_tricks.sliding_window_view(whole, len(part)) == np.asarray(part)).all(axis=1))
 
 
 def _groups(texts: list[str]) -> Iterator[list[str]]:

@@ -22,6 +22,7 @@ from ragkit.encode import load_encoder
 from ragkit.encode.cache import cached
 from ragkit.encode.contract import ImageEncoder, Patches
 from ragkit.encode.images import Resizing
+from ragkit.explain import query_spans
 from ragkit.testing import HashEncoder
 from ragkit.types import Box
 from tests.encode.checkpoints.jina_clip import write_clip_v1
@@ -127,6 +128,18 @@ def test_what_a_cell_of_v4_sees_is_its_box(v4: Any) -> None:
     assert_a_cell_sees_its_box(v4, (448, 352), (1, 2))
 
 
+def test_the_words_of_a_query_are_known_behind_its_prefix(v4: Any) -> None:
+    query = "a photo of a cat"
+    told = v4.query_tokens(query).tolist()
+    assert len(told) == len(v4.encode_query([query]).multi[0])
+    assert told[0] == [0, 0]
+    assert "".join(query[start:end] for start, end in told) == query
+    spans = query_spans(v4, query, count=len(told))
+    assert spans[0] == ()
+    assert [one[0].of(query).strip() for one in spans if one][-1] == "cat"[-len(spans[-1][0].of(query).strip()) :]
+    assert query_spans(v4, query, count=3) == []
+
+
 def test_v4_cells_follow_max_pixels_and_the_size_to_render_at(v4: Any) -> None:
     small = 6 * 28 * 28
     image, patches = picture(300, 200), v4.patches(300, 200, max_pixels=small)
@@ -162,6 +175,9 @@ def test_marks_are_found_by_what_sentence_transformers_loads(kind: Any, tmp_path
     for size in SIZES[1:4]:
         assert_marks_are_found(encoder, size, overviews=16 * (kind == "tiles"))
     assert_a_cell_sees_its_box(encoder, (448, 352), (1, 2))
+    query, told = "the red image : a", encoder.query_tokens("the red image : a").tolist()
+    assert len(told) == len(encoder.encode_query([query]).multi[0])
+    assert [query[start:end] for start, end in told if end] == ["the", "red", "image", ":", "a"]
     for width, height in ((612, 792), (1200, 500)):
         seen = encoder.image_size(width, height)
         assert encoder.image_size(*seen) == seen

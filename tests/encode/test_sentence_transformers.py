@@ -110,6 +110,11 @@ def test_a_multi_vector_model_keeps_the_contract(colbert: Path) -> None:
         assert len(found) == len(expected)
         for i, rows in enumerate(expected):
             assert np.abs(found[i] - unit_rows(rows)).max() < 1e-5
+    query, told = "Hello, world twice: world", encoder.query_tokens("Hello, world twice: world").tolist()
+    assert len(told) == len(encoder.encode_query([query]).multi[0])
+    words = [query[start:end] for start, end in told]
+    assert words[:1] == [""]  # [CLS]; of the prompt there are more
+    assert [word for word in words if word] == ["Hello", ",", "world", "twice", ":", "world"]
     assert len(encoder.encode_query(texts).multi[0]) == len(encoder.encode_document(texts).multi[0]) + 2  # the skipped , and .
     with pytest.raises(ValueError, match="multi-vectors only, which are not cut"):
         encoder.encode_query(texts, truncate_dim=3)
