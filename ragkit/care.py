@@ -157,6 +157,8 @@ def migrate(
         "embedded": f"done: {report.documents} documents were embedded again, as {report.units} units",
     }
     print(told[report.done])
+    for warning in report.warnings:
+        print(f"  {warning}")
     if report.to_parse:
         print(f"{report.to_parse} documents are parsed anew when their files are next added: ragkit add {index} FILES")
 

@@ -536,7 +536,8 @@ class Index:
             self._encoder, self._encoder_checked = encoder, True
             self._page_encoder, self._page_encoder_checked = None if page_encoder is encoder else page_encoder, True
         to_parse = sum(row.mime in unmade(old, new) for row in self.documents())
-        return RebuildReport(done, *(counts if done == "embedded" else (0, 0)), to_parse=to_parse)
+        documents, units, lost = counts if done == "embedded" else (0, 0, ())
+        return RebuildReport(done, documents, units, to_parse=to_parse, warnings=lost)
 
     def _encoder_for(self, recipe: Recipe, model: str | Encoder | None, given: Mapping[str, Any]) -> Encoder:
         """The encoder that a changed recipe asks for: the index's own, unless the change is of the model."""
@@ -650,7 +651,7 @@ class Index:
         missing in `hits.missing`, instead of raising Damaged.
 
         Three ways to refine what was found, `candidates` hits deep: phrasings, the same question in other words, all answers
-        fused; rerank, "maxsim" (what the other spaces found, by exact MaxSim), a CrossEncoder (see
+        fused; rerank, "maxsim" (what the other spaces of texts found, by exact MaxSim), a CrossEncoder (see
         `ragkit.encode.cross_encoder`) or a function of (query, texts) that returns scores;
         diversity, from 0 to 1: how much a hit counts that is unlike those before it (maximal marginal relevance).
         Raises ValueError for what makes no sense, Damaged, FingerprintMismatch.
@@ -1198,12 +1199,14 @@ def _one_asked(query: Query) -> Asked:
 
 
 def _without_multi(options: SearchOptions) -> SearchOptions:
-    """For reranking by MaxSim: what the other spaces find."""
+    """For reranking by MaxSim: what the other spaces of texts find. Scores of page images are on no common scale with theirs."""
     if MULTI not in options.available:
         raise ValueError(NO_MULTI)
-    if options.mode == "multi":
-        raise ValueError("mode='multi' ranks by MaxSim already; leave rerank out")
-    return replace(options, available=tuple(space for space in options.available if space != MULTI))
+    if options.mode in ("multi", MULTI):
+        raise ValueError(f"mode={options.mode!r} ranks by MaxSim already; leave rerank out")
+    if set(options.spaces) <= set(OF_PAGES):
+        raise ValueError(f"rerank='maxsim' scores texts, and mode={options.mode!r} finds page images: use mode='page.multi'")
+    return replace(options, available=tuple(space for space in options.available if space not in (MULTI, *OF_PAGES)))
 
 
 def _maxsim(snapshot: Snapshot, vectors: Encoding, at: int, keys: list[int]) -> dict[int, float]:

@@ -600,8 +600,12 @@ class Ingest:
         seen = reader.see(path, item.document, name=item.file)
         if file_hash(path) != item.origin.content_hash:
             raise LoadError(CHANGED)
+        if self._former_store is not None and len(seen.warnings) == len(item.document.pages):
+            raise LoadError(f"none of its pages can be seen again: {seen.warnings[0]}")  # what was seen before must not be lost
         item.seen = seen.vectors
         item.warnings += seen.warnings
+        if not item.chunks and not seen.vectors.pages:
+            item.warnings += ("nothing was found in it: no text, and no page that is not blank",)
         self._pages += len(seen.vectors.pages)
         self._blank += seen.blank
 
@@ -622,6 +626,8 @@ class Ingest:
         if found is not None or former is None or not self._same_pages:
             return found
         row = former.catalog.find(item.origin.identity)
+        if row is not None and not any(unit.kind == PAGE for unit in former.catalog.units_of(row.id)):
+            return PageVectors((), (), None, ())  # they were looked at, and none was wanted
         return None if row is None else stored_pages(former, row, pages)
 
     def _report_pages(self, count: int) -> None:

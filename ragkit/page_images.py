@@ -39,6 +39,8 @@ FULL = 0.1  # share of a square's pixels with ink outside the words that makes i
 FIGURE = 0.02  # share of a page's squares that are part of a figure from which the page has one
 SCANT = 100  # characters; a page with fewer tells little by its text
 
+NOT_SEEN = "was not seen"  # in the warning of a page that should have been
+
 Image = Any  # PIL.Image.Image
 
 
@@ -118,7 +120,7 @@ class PageReader:
 
     def _wanted(self, document: Document, page: Page, one: RenderedPage | LoadError, kept: _Kept) -> bool:
         if isinstance(one, LoadError):
-            kept.warnings.append(f"page {page.number} was not seen: {one}")
+            kept.warnings.append(f"page {page.number} {NOT_SEEN}: {one}")
             return False
         if one.blank:
             kept.blank += 1
@@ -142,7 +144,7 @@ class PageReader:
                 for one in pictures:
                     self._encode([one], kept)
                 return
-            kept.warnings.append(f"page {pictures[0][0].number} was not seen: {error}")
+            kept.warnings.append(f"page {pictures[0][0].number} {NOT_SEEN}: {error}")
             return
         for vectors in (encoding.dense, encoding.multi):
             if vectors is not None and len(vectors) != len(images):

@@ -4,8 +4,9 @@
     {"hit.page": {"$lte": 10}}                                    that begin on one of the first ten pages
     {"hit.page_label": "iv"}                                      by the printed number, a sheet's name, a minute of subtitles
 
-The filter's part on documents narrows the search as ever (`ragkit.filters`); what is found is then tested whole, each
-passage with its document, and the search looks deeper until it has as many as were asked for.
+A page image is on its own page, and under no heading. The filter's part on documents narrows the search as ever
+(`ragkit.filters`); what is found is then tested whole, each passage with its document, and the search looks deeper until it has
+as many as were asked for.
 """
 
 from __future__ import annotations
@@ -45,9 +46,12 @@ def _holds(tree: tuple[Any, ...], unit: UnitRow, row: DocumentRow, catalog: Cata
 
 
 def _value(unit: UnitRow, field: str, catalog: Catalog) -> Any:
-    """A passage's headings, outermost first, or the number or label of the page it begins on; None where it has none."""
+    """A passage's headings, outermost first, or the number or label of the page that it begins on, or is the image of; None where
+    it has none."""
     if field == "hit.headings":
         return list(unit.headings)
+    if unit.page is not None:  # a page image, which may have no text to find it by
+        return unit.page if field == "hit.page" else catalog.page(unit.document, unit.page).label
     pages = catalog.pages(unit.document, Span(unit.span.start, unit.span.start + 1)) or catalog.pages(unit.document, unit.span)
     if not pages:
         return None

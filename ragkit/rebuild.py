@@ -23,6 +23,7 @@ from ragkit.checked import CheckedFolder, sync_file, writing
 from ragkit.errors import Damaged, StorageError
 from ragkit.ingest import Ingest
 from ragkit.load.formats import format_of, supported
+from ragkit.page_images import NOT_SEEN
 from ragkit.recipe import Recipe
 from ragkit.store import Store, Writer, layouts_of
 
@@ -41,6 +42,7 @@ class RebuildReport:
     documents: int = 0  # embedded again
     units: int = 0
     to_parse: int = 0  # documents that are parsed anew when they are next added
+    warnings: tuple[str, ...] = ()  # pages that could not be seen, by document
 
 
 def reach(old: Recipe, new: Recipe, *, width: int, same_model: bool) -> str:
@@ -75,22 +77,23 @@ def rewrite(store: Store, writer: Writer, old: Recipe, new: Recipe, settings: Se
 
 def rebuild_beside(
     store: Store, old: Recipe, new: Recipe, settings: Settings, *, ingest: MakeIngest, lock_timeout: float
-) -> tuple[int, int]:
-    """Build everything anew beside and swap it in; how many documents and units. The caller holds the writer's lock.
+) -> tuple[int, int, tuple[str, ...]]:
+    """Build everything anew beside and swap it in; how many documents and units, and which pages were lost. The caller holds the
+    writer's lock.
 
     StorageError where a document cannot be made by the new recipe: then nothing is changed.
     """
     staged = _staging(store, settings, new)
     try:
         with staged.writer(timeout=lock_timeout) as writer:
-            _fill(store, staged, writer, ingest(staged, writer))
+            warnings = _fill(store, staged, writer, ingest(staged, writer))
         _swap(store, staged, old, new, settings)
         commit = staged.catalog.latest()
     finally:
         staged.close()
     with writing(staged.path):
         shutil.rmtree(staged.path)
-    return commit.documents, commit.units
+    return commit.documents, commit.units, warnings
 
 
 def _staging(store: Store, settings: Settings, recipe: Recipe) -> Store:
@@ -118,8 +121,8 @@ def _begun(path: Path, settings: Settings) -> bool:
         catalog.close()
 
 
-def _fill(store: Store, staged: Store, writer: Writer, ingest: Ingest) -> None:
-    """Bring the staged index to what the index holds now, whatever of it was there already."""
+def _fill(store: Store, staged: Store, writer: Writer, ingest: Ingest) -> tuple[str, ...]:
+    """Bring the staged index to what the index holds now, whatever of it was there already; the pages that could not be seen."""
     number = store.catalog.latest().number
     identities = {row.identity for row in store.catalog.documents(number)}
     gone = [row.id for row in staged.catalog.documents(staged.catalog.latest().number) if row.identity not in identities]
@@ -132,6 +135,8 @@ def _fill(store: Store, staged: Store, writer: Writer, ingest: Ingest) -> None:
             f"{store.path} was not changed: {len(report.failed)} of {len(identities)} documents cannot be made by the new "
             f"recipe ({shown}). Choose other settings, or delete these documents first."
         )
+    made = (*report.added, *report.updated)
+    return tuple(f"{one.source}: {warning}" for one in made for warning in one.warnings if NOT_SEEN in warning)
 
 
 def _swap(store: Store, staged: Store, old: Recipe, new: Recipe, settings: Settings) -> None:

@@ -88,7 +88,8 @@ class SearchOptions:
         if not all(0 <= weight < math.inf for weight in self.weights.values()):
             raise ValueError(f"weights are numbers from 0 on, got {dict(self.weights)}")
         if not self.spaces:
-            problem = "is not in this index" if len(MODES[self.mode]) == 1 else "has the weight 0"
+            there = set(MODES[self.mode]) & set(self.available)
+            problem = "has the weight 0" if there else "is not in this index"
             raise ValueError(f"every space of mode {self.mode!r} {problem}, so nothing would be searched")
         if not 0 <= self.rrf < math.inf:
             raise ValueError(f"rrf, the constant of reciprocal-rank fusion, is a number from 0 on, got {self.rrf}")
@@ -283,6 +284,9 @@ def _chosen(
     `lost`, where given, takes what of them is damaged in the catalog, and the others are chosen.
     """
     stands_for = chunks_on_pages(spaces, catalog, weight=options.weight, constant=options.rrf)
+    if wanted is not None and stands_for:  # a page that is wanted must not go with a chunk that is not
+        chunks = catalog.units(stands_for.values())
+        stands_for = {page: chunk for page, chunk in stands_for.items() if wanted(chunks[chunk])}
     found = fuse(spaces, weight=options.weight, constant=options.rrf, stands_for=stands_for)
     candidates = found if options.min_score is None else [one for one in found if one.score >= options.min_score]
     plain = options.group_by is None and wanted is None

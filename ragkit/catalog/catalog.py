@@ -551,6 +551,15 @@ class Catalog:
             rows = connection.execute(select(s.pages).where(*mine).order_by(s.pages.c.number)).mappings().all()
             return [_page(s.checked(s.pages, row)) for row in rows]
 
+    def page(self, document: int, number: int) -> Page:
+        """A page by its number; Damaged where it is gone."""
+        wanted = select(s.pages).where(s.pages.c.document == document, s.pages.c.number == number)
+        with self.reading() as connection:
+            row = connection.execute(wanted).mappings().first()
+            if row is None:
+                raise Damaged(f"it has no page {number} of document {document}")
+            return _page(s.checked(s.pages, row))
+
     def page_sizes(self, wanted: Iterable[tuple[int, int]]) -> dict[tuple[int, int], tuple[float, float]]:
         """(width, height) in points of pages, by document and number; Damaged where one is gone."""
         keys = sorted(set(wanted))
