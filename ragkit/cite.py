@@ -80,11 +80,16 @@ def citation_fields(citation: Citation) -> dict[str, Any]:
         "source": citation.source,
         "pages": list(citation.pages),
         "span": [citation.span.start, citation.span.end],
-        "boxes": [
-            {"page": one.page, "points": [round(v, 2) for v in one.box], "relative": [round(v, 5) for v in one.relative]}
-            for one in citation.boxes
-        ],
+        "boxes": box_fields(citation.boxes),
     }
+
+
+def box_fields(boxes: Sequence[CitedBox]) -> list[dict[str, Any]]:
+    """Boxes as JSON holds them: in points and in fractions of the page."""
+    return [
+        {"page": one.page, "points": [round(v, 2) for v in one.box], "relative": [round(v, 5) for v in one.relative]}
+        for one in boxes
+    ]
 
 
 def hidden_pages(meta: Mapping[str, Any]) -> tuple[int, ...]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import io
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ragkit import sources
 from ragkit.catalog.catalog import DocumentRow
@@ -18,10 +20,13 @@ from ragkit.errors import MissingExtra, StorageError
 from ragkit.heat import Relevance, heat_map
 from ragkit.index import Index
 from ragkit.load import Limits, Parser, can_render, file_hash, office
-from ragkit.types import Citation, Span
+from ragkit.store import PAGE_MULTI
+from ragkit.types import Citation, Hit, Span
 
 COLOUR = (235, 140, 0)
 OUTLINE = 2  # pixels
+WHOLE = 0.95  # of the page: what is larger is framed, since colour on everything marks nothing
+Mark = Literal["all", "boxes", "heat", "none"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,8 +36,7 @@ class Evidence:
     row: DocumentRow
     citations: tuple[Citation, ...]
     texts: tuple[str, ...]
-    relevance: Relevance | None = None  # of a page that was found by its picture, where in it
-    seen: int | None = None  # the number of that page
+    heat: Mapping[int, Relevance] = field(default_factory=dict)  # by page, where the query found it by its picture
 
     @property
     def pages(self) -> tuple[int, ...]:
@@ -43,14 +47,12 @@ class Evidence:
 
 
 def evidence(index: Index, reference: str, *, query: str | None = None, k: int = 1) -> Evidence:
-    """What to show for the key of a hit, or for a document by source or id: its best passages for a query, or its beginning."""
+    """What to show for the key of a hit, or for a document by source or id: its best passages for a query, or its beginning.
+
+    With a query, a page that was found by its picture comes with where on it.
+    """
     if reference.isdecimal() and not index.find(reference):
-        row, citation = index.unit(int(reference))
-        text = index.text(row, citation.span)
-        if query is None or not index.sees(int(reference)):
-            return Evidence(row, (citation,), (text,))
-        why = index.explain(query, int(reference))
-        return Evidence(row, (why.citation,), (text,), why.relevance, why.citation.pages[0])
+        return _of_unit(index, int(reference), query)
     rows = index.find(reference)
     if len(rows) != 1:
         found = "several documents: " + ", ".join(row.identity for row in rows) if rows else "nothing"
@@ -60,7 +62,24 @@ def evidence(index: Index, reference: str, *, query: str | None = None, k: int =
         start = index.cite(row, Span(0, min(row.characters, 1)))
         return Evidence(row, (start,), (index.text(row, Span(0, min(row.characters, 300))),))
     hits = index.search_within(row, query, k)
-    return Evidence(row, tuple(hit.citation for hit in hits), tuple(hit.text for hit in hits))
+    pages = [_of_unit(index, key, query) for hit in hits if (key := _page_key(hit)) is not None]
+    heat = {number: relevance for one in pages for number, relevance in one.heat.items()}
+    return Evidence(row, tuple(hit.citation for hit in hits), tuple(hit.text for hit in hits), heat)
+
+
+def _page_key(hit: Hit) -> int | None:
+    """The key of the page whose picture found a hit by MaxSim."""
+    return next((one.key or hit.key for one in hit.via if one.space == PAGE_MULTI), None)
+
+
+def _of_unit(index: Index, key: int, query: str | None) -> Evidence:
+    row, citation = index.unit(key)
+    text = index.text(row, citation.span)
+    if query is None or not index.sees(key):
+        return Evidence(row, (citation,), (text,))
+    why = index.explain(query, key)
+    heat = {} if why.relevance is None else {why.citation.pages[0]: why.relevance}
+    return Evidence(row, (why.citation,), (text,), heat)
 
 
 def can_draw(row: DocumentRow) -> bool:
@@ -69,9 +88,16 @@ def can_draw(row: DocumentRow) -> bool:
     return row.path is None or can_render(row.path)
 
 
-def page_png(index: Index, found: Evidence, *, page: int, dpi: int = 110, password: str | None = None) -> bytes:
+def page_png(
+    index: Index, found: Evidence, *, page: int, dpi: int = 110, password: str | None = None, mark: Mark = "all"
+) -> bytes:
     """A page of the document as PNG, with the boxes of its citations drawn on it, over a heat map where it was found by its
-    picture."""
+    picture; with one of both alone, or with nothing. ValueError for a heat map where there is none."""
+    if mark == "heat" and page not in found.heat:
+        raise ValueError(
+            f"nothing found page {page} of {found.row.source} by its picture, so there is no map of it. Ask with a question, of "
+            "an index with page images that keep multi-vectors"
+        )
     try:
         from PIL import Image, ImageDraw
     except ImportError as error:
@@ -80,11 +106,13 @@ def page_png(index: Index, found: Evidence, *, page: int, dpi: int = 110, passwo
     with Parser(limits=Limits(), pdf_engine=index.recipe.load.pdf_engine, password=password) as parser:
         png = parser.render(path, page, dpi=dpi, count=len(index.pages(found.row)) or None, name=name)
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    if found.relevance is not None and found.seen == page:
-        image = heat_map(image, found.relevance)
+    warm = page in found.heat and mark in ("all", "heat")
+    if warm:
+        image = heat_map(image, found.heat[page])
     layer = Image.new("RGBA", image.size, (0, 0, 0, 0))
     draw = ImageDraw.Draw(layer)
-    for box in (box for citation in found.citations for box in citation.boxes if box.page == page):
+    boxes = [box for citation in found.citations for box in citation.boxes if box.page == page]
+    for box in boxes if mark in ("all", "boxes") else ():
         corners = [
             box.relative.x0 * image.width,
             box.relative.y0 * image.height,
@@ -94,7 +122,7 @@ def page_png(index: Index, found: Evidence, *, page: int, dpi: int = 110, passwo
         draw.rectangle(
             [corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1],
             outline=(*COLOUR, 255),
-            fill=None if found.relevance is not None else (*COLOUR, 60),
+            fill=None if warm or box.relative.area > WHOLE else (*COLOUR, 60),
             width=OUTLINE,
         )
     buffer = io.BytesIO()

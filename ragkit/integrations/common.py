@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ragkit.cite import citation_fields
+from ragkit.cite import citation_fields, cite_page
 from ragkit.cite import without_hidden as without_hidden
 from ragkit.encode import load_encoder
 from ragkit.encode.contract import Encoder
@@ -16,6 +16,7 @@ from ragkit.index import Index, StoredDocument
 from ragkit.types import AddReport, Citation, Floats, Hit, Span
 
 CITATION = "citation"  # the key under which evidence travels in metadata
+_PAGE = re.compile(r"(?P<document>.+)#page=(?P<number>\d+)", re.DOTALL)
 _PASSAGE = re.compile(r"(?P<document>.+)#(?P<start>\d+)-(?P<end>\d+)", re.DOTALL)
 
 
@@ -36,7 +37,10 @@ def check_added(report: AddReport) -> None:
 
 
 def passage_id(hit: Hit) -> str:
-    """The document's id where it is a single unit; else with the passage's span, "report.pdf#120-480"."""
+    """The document's id where it is a single unit; else with the passage's span, "report.pdf#120-480", or, of a page found by
+    its picture, with its number, "report.pdf#page=3"."""
+    if hit.kind == "page" and not hit.whole:
+        return f"{hit.document_id}#page={hit.pages[0]}"
     return hit.document_id if hit.whole else f"{hit.document_id}#{hit.span.start}-{hit.span.end}"
 
 
@@ -48,12 +52,19 @@ def split_passage_id(name: str) -> tuple[str, Span] | None:
     return match["document"], Span(int(match["start"]), int(match["end"]))
 
 
+def split_page_id(name: str) -> tuple[str, int] | None:
+    """("report.pdf", 3) of "report.pdf#page=3"; None where it is no page's id."""
+    match = _PAGE.fullmatch(name)
+    return None if match is None else (match["document"], int(match["number"]))
+
+
 def evidence(hit: Hit) -> dict[str, Any]:
-    """Where the hit stands and why it was found, as JSON holds it: citation, title, headings, key, score, scale, spaces."""
+    """Where the hit stands and why it was found, as JSON holds it: citation, title, headings, kind, key, score, scale, spaces."""
     return {
         **citation_fields(hit.citation),
         "title": hit.title,
         "headings": list(hit.headings),
+        "kind": hit.kind,
         "key": hit.key,
         "score": hit.score,
         "scale": hit.scale,
@@ -84,12 +95,19 @@ def passages_by_ids(index: Index, ids: Sequence[str]) -> dict[str, tuple[StoredD
     """Per id that there is: its document, its text, and its citation where it is the id of a passage."""
     found = by_ids(index, ids)
     passages = {name: split for name in ids if name not in found and (split := split_passage_id(name)) is not None}
-    parents = by_ids(index, {document for document, _ in passages.values()})
+    pages = {name: numbered for name in ids if name not in found and (numbered := split_page_id(name)) is not None}
+    parents = by_ids(index, {document for document, _ in (*passages.values(), *pages.values())})
     result: dict[str, tuple[StoredDocument, str, Citation | None]] = {name: (one, one.text, None) for name, one in found.items()}
     for name, (document, span) in passages.items():
         one = parents.get(document)
         if one is not None and span.end <= len(one.text):
             result[name] = (one, span.of(one.text), index.cite(one.row, span))
+    for name, (document, number) in pages.items():
+        one = parents.get(document)
+        page = None if one is None else next((page for page in index.pages(one.row) if page.number == number), None)
+        if one is not None and page is not None:
+            cited = cite_page(one.row.source, page.span, number, (page.width, page.height))
+            result[name] = (one, page.span.of(one.text), cited)
     return result
 
 
@@ -98,9 +116,9 @@ def delete_by_ids(index: Index, ids: Iterable[str]) -> list[str]:
     ids = list(dict.fromkeys(ids))
     found = by_ids(index, ids)
     for name in ids:
-        split = None if name in found else split_passage_id(name)
-        if split is not None and by_ids(index, [split[0]]):
-            raise ValueError(f"{name!r} is a passage of {split[0]!r}, and cannot be deleted by itself: delete the document")
+        part = None if name in found else split_passage_id(name) or split_page_id(name)
+        if part is not None and by_ids(index, [part[0]]):
+            raise ValueError(f"{name!r} is a passage of {part[0]!r}, and cannot be deleted by itself: delete the document")
     gone = [name for name in ids if name in found]
     if gone:
         wanted = frozenset(gone)

@@ -57,15 +57,15 @@ def _in_thread(method: Callable[..., Any]) -> Callable[..., Any]:
 class RagkitDocumentStore:
     """An Index as a DocumentStore, with the extended methods and their asynchronous twins.
 
-    path: the folder of the index, opened on first use, created where there is none. model: the model that embeds what is
-    written, if it is created; documents then bring no embeddings, and long ones are cut into passages. embedding_dim: instead of
-    a model, the width of the embeddings that documents bring; those without one are found by their words. Without both, what the
-    index was created with, or all-MiniLM-L6-v2. settings: further keywords of `Index.open`.
+    path: an open index, or the folder of one, opened on first use, created where there is none. model: the model that embeds
+    what is written, if it is created; documents then bring no embeddings, and long ones are cut into passages. embedding_dim:
+    instead of a model, the width of the embeddings that documents bring; those without one are found by their words. Without
+    both, what the index was created with, or all-MiniLM-L6-v2. settings: further keywords of `Index.open`.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        path: Index | str | Path,
         *,
         model: str | None = None,
         embedding_dim: int | None = None,
@@ -73,7 +73,11 @@ class RagkitDocumentStore:
     ) -> None:
         if model is not None and embedding_dim is not None:
             raise ValueError("give model= to embed here, or embedding_dim= to keep embeddings from elsewhere, not both")
-        self.path = str(path)
+        if isinstance(path, Index):
+            if model is not None or embedding_dim is not None or settings:
+                raise ValueError(f"{path!r} is open already: model, embedding_dim and settings cannot be set any more")
+            self.index = path  # in place of the property below
+        self.path = str(path.path if isinstance(path, Index) else path)
         self.model = model
         self.embedding_dim = embedding_dim
         self.settings = settings or {}

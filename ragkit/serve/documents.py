@@ -20,7 +20,7 @@ from ragkit.serve.jobs import DONE, Job, Jobs
 from ragkit.serve.keys import Key
 from ragkit.serve.problems import Problem
 from ragkit.serve.service import Service, narrowed
-from ragkit.show import evidence, page_png
+from ragkit.show import Mark, evidence, page_png
 from ragkit.types import Span
 
 router = APIRouter(tags=["documents"])
@@ -274,18 +274,27 @@ async def page(
     key: Asker,
     index: IndexName = None,
     page: Annotated[int | None, Query(ge=1, le=1_000_000, description="the first with evidence if left out")] = None,
-    query: Annotated[str | None, Query(description="mark a document's best passages for a question")] = None,
+    query: Annotated[str | None, Query(description="mark what a question finds: in a document, or on a page seen")] = None,
     k: Annotated[int, Query(ge=1, le=50)] = 1,
     dpi: Annotated[int, Query(ge=18, le=300)] = 110,
+    mark: Annotated[Mark, Query(description="heat: only the map of where on a page seen the question was found")] = "all",
 ) -> Response:
     """A page with the evidence marked. `reference` is the key of a hit, or a document's id."""
     _, found = service.index(index, key)
-    png = await service.run(marked_page, found, reference, key, page=page, query=query, k=k, dpi=dpi)
+    png = await service.run(marked_page, found, reference, key, page=page, query=query, k=k, dpi=dpi, mark=mark)
     return Response(png, media_type="image/png")
 
 
 def marked_page(
-    index: Index, reference: str, key: Key | None, *, page: int | None, query: str | None = None, k: int = 1, dpi: int = 110
+    index: Index,
+    reference: str,
+    key: Key | None,
+    *,
+    page: int | None,
+    query: str | None = None,
+    k: int = 1,
+    dpi: int = 110,
+    mark: Mark = "all",
 ) -> bytes:
     """PNG. Problem 404 for what is not there, or not for this key."""
     try:
@@ -295,10 +304,10 @@ def marked_page(
     if not sees(index, found.row, key):
         raise Problem(404, f"there is nothing to show by {reference[:200]!r}")
     numbers = [one.number for one in index.pages(found.row)]
-    wanted = page or (found.pages[0] if found.pages else None)
+    wanted = page or next(iter((*(found.heat if mark == "heat" else ()), *found.pages)), None)
     if wanted is None or wanted not in numbers:
         raise Problem(404, f"{found.row.source} has no such page: it has {len(numbers)}")
     try:
-        return page_png(index, found, page=wanted, dpi=dpi)
+        return page_png(index, found, page=wanted, dpi=dpi, mark=mark)
     except StorageError as error:
         raise Problem(409, f"the file of {found.row.source} is not there, or is not what was indexed") from error

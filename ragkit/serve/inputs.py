@@ -128,7 +128,7 @@ def prepare(
     """
     inputs = spelled(given, encoder)
     texts = [one if isinstance(one, str) else one.text for one in inputs]
-    images = [None if isinstance(one, str) else _image(i, one, files, limits) for i, one in enumerate(inputs)]
+    images = [None if isinstance(one, str) else picture_of(f"input {i}", one, files, limits) for i, one in enumerate(inputs)]
     for i, image in enumerate(images):
         if image is not None and "image" not in encoder.card.modalities:
             raise Problem(400, f"input {i} is an image, and {encoder.card.name} does not see", field="input")
@@ -169,11 +169,12 @@ def _item(text: str | None, image: Any) -> Item:
     return image if text is None else (text, image)
 
 
-def _image(index: int, one: InputItem, files: dict[str, bytes], limits: ServeLimits) -> Any:
+def picture_of(name: str, one: InputItem, files: dict[str, bytes], limits: ServeLimits) -> Any:
+    """The image that was sent, opened and not yet decoded; None where there is none. `name` stands in what is refused."""
     value = one.picture
     if value is None:
         return None
-    content = files[value] if _is_url(value) else _decoded(index, value, limits)
+    content = files[value] if _is_url(value) else _decoded(name, value, limits)
     from PIL import Image
 
     try:
@@ -182,20 +183,20 @@ def _image(index: int, one: InputItem, files: dict[str, bytes], limits: ServeLim
             return Image.open(io.BytesIO(content), formats=FORMATS)
     except Exception as error:  # decoders raise whatever the damage makes of them
         kinds = ", ".join(FORMATS)
-        raise Problem(400, f"input {index} is no image of {kinds} ({type(error).__name__})", field="input") from None
+        raise Problem(400, f"{name} is no image of {kinds} ({type(error).__name__})", field="input") from None
 
 
-def _decoded(index: int, value: str, limits: ServeLimits) -> bytes:
+def _decoded(name: str, value: str, limits: ServeLimits) -> bytes:
     if value[:5].lower() == "data:":
         head, _, value = value.partition(",")
         if not head.lower().endswith(";base64"):
-            raise Problem(400, f"input {index} is a data URI without ;base64", field="input")
+            raise Problem(400, f"{name} is a data URI without ;base64", field="input")
     if len(value) * 3 // 4 > limits.input_bytes:
-        raise Problem(400, f"input {index} is over {limits.input_bytes:,} bytes", code="INPUT_TOO_LARGE", field="input")
+        raise Problem(400, f"{name} is over {limits.input_bytes:,} bytes", code="INPUT_TOO_LARGE", field="input")
     try:
         return base64.b64decode("".join(value.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise Problem(400, f"input {index} is neither base64 nor a URL that begins with https://", field="input") from None
+        raise Problem(400, f"{name} is neither base64 nor a URL that begins with https://", field="input") from None
 
 
 def image_tokens(index: int, image: Any, encoder: Encoder) -> int:

@@ -199,7 +199,8 @@ def report_fields(report: AddReport) -> dict[str, Any]:
     """A report as JSON holds it."""
     kinds = ("added", "updated", "unchanged", "failed", "skipped")
     lists = {kind: [asdict(one) for one in getattr(report, kind)] for kind in kinds}
-    return {**lists, "truncated": report.truncated, "seconds": round(report.seconds, 3)}
+    counts = {"truncated": report.truncated, "pages": report.pages, "blank": report.blank}
+    return {**lists, **counts, "seconds": round(report.seconds, 3)}
 
 
 def _named(report: dict[str, Any], job: Job) -> dict[str, Any]:

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from ragkit.cite import hit_fields
+from ragkit.cite import box_fields, hit_fields
 from ragkit.index import Index
 from ragkit.refine import MAXSIM
-from ragkit.retrieve import RRF
+from ragkit.retrieve import RRF, SCALES, SearchOptions
 from ragkit.serve.answers import RESPONSES, Asker, Json, Serving
+from ragkit.serve.inputs import InputItem, fetched, picture_of, urls_of
 from ragkit.serve.keys import Key
 from ragkit.serve.problems import Problem
-from ragkit.serve.service import narrowed
+from ragkit.serve.service import Service, narrowed
 from ragkit.types import Hit, Hits
 
 router = APIRouter(tags=["search"])
 Filter = Annotated[dict[str, Any], Field(description="as ragkit.filters has it: Haystack's tree or the Mongo-like shorthand")]
 PHRASINGS = 16
+EXPLAINED = 20  # hits of an answer whose MaxSim scores are taken apart: each is scored again
 
 
 class SearchRequest(BaseModel):
     """What `Index.search` takes."""
 
-    query: str
+    query: Annotated[str | InputItem, Field(description="a text; or {image}, {text, image} where the index sees pages")]
     index: str | None = Field(None, description="its name, where the server has several")
     k: int = Field(10, ge=1)
-    mode: Literal["hybrid", "text", "dense", "lexical", "multi"] = "hybrid"
+    mode: Literal["hybrid", "text", "dense", "lexical", "multi", "pages"] = "hybrid"
     filters: Filter | None = None
     dims: int | None = Field(None, ge=1)
     min_score: float | None = Field(None, allow_inf_nan=False)
@@ -42,7 +45,7 @@ class SearchRequest(BaseModel):
     expand: Literal["page", "section"] | None = None
     before: int = Field(0, ge=0, le=100, description="neighbouring units to add before each hit")
     after: int = Field(0, ge=0, le=100)
-    explain: bool = Field(False, description="what each space gave to each score")
+    explain: bool = Field(False, description="what each space gave to each score, and each token to the first ones by MaxSim")
     degraded: bool = False
 
 
@@ -64,11 +67,31 @@ class ReasonFields(BaseModel):
     space: str
     rank: int
     score: float
+    key: int | None = Field(None, description="the page's, where a passage was found through its page's picture")
 
 
 class Share(BaseModel):
     space: str
     share: float
+
+
+class MatchFields(BaseModel):
+    """A token of the query and what it matched best: words of the text, or a place on the page."""
+
+    share: float
+    query_word: str
+    word: str
+    spans: list[list[int]]
+    boxes: list[CitedBox]
+
+
+class HeatFields(BaseModel):
+    """A MaxSim score as a map of the page: rows of cells over a region in fractions of it. All sums to the score."""
+
+    page: int
+    region: list[float]
+    cells: list[list[float]]
+    elsewhere: float
 
 
 class HitFields(BaseModel):
@@ -85,6 +108,8 @@ class HitFields(BaseModel):
     meta: dict[str, Any]
     via: list[ReasonFields]
     explanation: list[Share] | None = Field(None, description="shares that sum to the score")
+    matches: list[MatchFields] | None = Field(None, description="the MaxSim score by tokens of the query")
+    heat: HeatFields | None = Field(None, description="the MaxSim score by places on the page")
 
 
 class SearchResponse(BaseModel):
@@ -99,6 +124,7 @@ class IndexFields(BaseModel):
     units: int | None
     model: str
     commit: int
+    spaces: list[str]
 
 
 class Indexes(BaseModel):
@@ -118,9 +144,19 @@ async def search(asked: SearchRequest, service: Serving, key: Asker) -> Json:
         raise Problem(400, "expand to a page or section, or by before and after: not both", field="expand")
     filters = narrowed(asked.filters, key, depth=service.limits.filter_depth)
     scorer = service.rerankers.get(asked.rerank or "", asked.rerank)
+    query = await _query(asked.query, service)
     with service.spans.within("search", index=name, mode=asked.mode, k=asked.k):
-        fields = await service.run(_found, index, asked, filters, scorer)
+        fields = await service.run(_found, index, query, asked, filters, scorer)
     return Json({"index": name, **fields})
+
+
+async def _query(given: str | InputItem, service: Service) -> Any:
+    """What `Index.search` takes: a text, an image, or (text, image)."""
+    if isinstance(given, str):
+        return given
+    files = await fetched(urls_of([given]), service.fetcher)
+    image = await asyncio.to_thread(picture_of, "the query", given, files, service.limits)
+    return given.text if image is None else image if given.text is None else (given.text, image)
 
 
 def check_k(k: int, most: int, *, field: str = "k") -> None:
@@ -128,9 +164,9 @@ def check_k(k: int, most: int, *, field: str = "k") -> None:
         raise Problem(400, f"{field} is at most {most} here, got {k}", field=field)
 
 
-def _found(index: Index, asked: SearchRequest, filters: Mapping[str, Any] | None, scorer: Any) -> dict[str, Any]:
+def _found(index: Index, query: Any, asked: SearchRequest, filters: Mapping[str, Any] | None, scorer: Any) -> dict[str, Any]:
     hits: Hits = index.search(
-        asked.query,
+        query,
         asked.k,
         mode=asked.mode,
         filters=filters,
@@ -144,20 +180,42 @@ def _found(index: Index, asked: SearchRequest, filters: Mapping[str, Any] | None
         candidates=asked.candidates,
         degraded=asked.degraded,
     )
-    shown = [hit.expand(asked.expand, before=asked.before, after=asked.after) for hit in hits]
-    return {"hits": [_fields(hit, asked.weights, explain=asked.explain) for hit in shown], "missing": list(hits.missing)}
+    told = []
+    for number, hit in enumerate(hits):
+        wide = hit.expand(asked.expand, before=asked.before, after=asked.after)
+        told.append(hit_fields(wide) | (_explained(hit, asked, number) if asked.explain else {}))
+    return {"hits": told, "missing": list(hits.missing)}
 
 
-def _fields(hit: Hit, weights: Mapping[str, float], *, explain: bool) -> dict[str, Any]:
-    fields = hit_fields(hit)
-    if not explain:
+def _explained(hit: Hit, asked: SearchRequest, number: int) -> dict[str, Any]:
+    fields: dict[str, Any] = {"explanation": shares(hit, mode=asked.mode, weights=asked.weights)}
+    if number >= EXPLAINED or not any(SCALES[one.space] == "maxsim" for one in hit.via if one.space in SCALES):
         return fields
-    return fields | {"explanation": shares(hit, weights)}
+    try:
+        why = hit.explain()
+    except ValueError:  # replaced since: what it was found by stays true
+        return fields
+    fields["matches"] = [
+        {
+            "share": one.share,
+            "query_word": one.query_word,
+            "word": one.word,
+            "spans": [[span.start, span.end] for span in one.spans],
+            "boxes": box_fields(one.boxes),
+        }
+        for one in why.matches
+    ]
+    if why.relevance is not None:
+        found = why.relevance
+        place = {"page": why.citation.pages[0], "region": list(found.region)}
+        fields["heat"] = place | {"cells": found.cells.tolist(), "elsewhere": found.elsewhere}
+    return fields
 
 
-def shares(hit: Hit, weights: Mapping[str, float]) -> list[dict[str, Any]]:
+def shares(hit: Hit, *, mode: str, weights: Mapping[str, float]) -> list[dict[str, Any]]:
     """What each space gave to the score. Phrasings fuse whole answers, so there the score is one share."""
-    parts = [{"space": one.space, "share": weights.get(one.space, 1.0) / (RRF + one.rank)} for one in hit.via]
+    weight = SearchOptions(mode=mode, available=tuple(SCALES), weights=weights).weight
+    parts = [{"space": one.space, "share": weight(one.space) / (RRF + one.rank)} for one in hit.via]
     if hit.scale == "rrf" and abs(sum(float(str(one["share"])) for one in parts) - hit.score) < 1e-9:
         return parts
     return [{"space": "phrasings" if hit.scale == "rrf" else hit.via[-1].space, "share": hit.score}]
@@ -174,6 +232,7 @@ def index_fields(name: str, index: Index, key: Key | None) -> dict[str, Any]:
     """An index in numbers, as one key sees it."""
     stats = index.stats()
     fields = {"name": name, "documents": stats.documents, "units": stats.units, "model": stats.model, "commit": stats.commit}
+    fields["spaces"] = list(index.spaces)
     if key is not None and key.filters is not None:
         rows = list(index.documents(key.filters))
         fields |= {"documents": len(rows), "units": sum(row.units for row in rows)}

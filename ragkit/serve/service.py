@@ -62,9 +62,10 @@ class Service:
     async def start(self) -> None:
         """Load the indexes' models, and let the queues run."""
         for index in self.indexes.values():
-            encoder = await asyncio.to_thread(getattr, index, "encoder")
-            if encoder.card.dims and not encoder.card.name.startswith("vectors:"):
-                self._models.setdefault(encoder.card.name, encoder)
+            for which in ("encoder", "page_encoder"):
+                encoder = await asyncio.to_thread(getattr, index, which)
+                if encoder is not None and encoder.card.dims and not encoder.card.name.startswith("vectors:"):
+                    self._models.setdefault(encoder.card.name, encoder)
         for name, encoder in self._models.items():
             batcher = Batcher(encoder, limits=self.limits, on_batch=self.metrics.batch(name))
             batcher.start()
