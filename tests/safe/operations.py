@@ -36,7 +36,7 @@ def prepare(path: Path, operation: str = "") -> None:
         pictures = path.parent.parent / PICTURES
         pictures.mkdir()
         pdf(pictures / "first.pdf", [("A red tower", "red"), ("A green tower", "green")])
-        with Index.open(path, model=SEES, chunk_tokens=12, pages="all") as index:
+        with Index.open(path, model=SEES, chunk_tokens=12, pages="all", keep_sources=True) as index:
             index.add(pictures)
         pdf(pictures / "first.pdf", [("A tower painted blue", "blue")])
         pdf(pictures / "second.pdf", [("Whales", "green"), ("Cards", "red")])

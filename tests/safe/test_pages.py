@@ -170,6 +170,25 @@ def test_pages_whose_file_is_gone_are_lost_by_name_and_their_text_stays(own: tup
         assert told(index, ("lexical", "dense")) == words
 
 
+@pytest.mark.slow
+def test_pages_whose_file_is_gone_are_seen_again_from_the_copy_that_was_kept(tmp_path: Path) -> None:
+    (tmp_path / "papers").mkdir()
+    fill(tmp_path / "papers")
+    with Index.open(tmp_path / "library", **SETTINGS, keep_sources=True) as index:
+        index.add(tmp_path / "papers")
+        expected, path = told(index, SPACES), page_segment(index)
+    flip(path / "page.multi.npy", -1)
+    shutil.rmtree(tmp_path / "papers")
+    with Index.open(tmp_path / "library", **SETTINGS) as index:
+        report = index.repair()
+        assert (len(report.embedded), report.warnings, report.lost) == (3, (), ())
+        assert told(index, SPACES) == expected
+        index.backup(tmp_path / "backup")
+    with Index.open(tmp_path / "backup", **SETTINGS) as copy:
+        assert copy.verify() == []
+        assert len(list((copy.path / "sources").iterdir())) == 3
+
+
 def test_a_damaged_copy_of_a_file_is_found_and_put_aside(library: Index, expected: Told, made: tuple[Path, Told]) -> None:
     file = made[0].parent / "papers" / "signals.pdf"
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
