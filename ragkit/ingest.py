@@ -782,7 +782,8 @@ class Ingest:
         try:
             sources.keep(self._store.path, item.file, item.origin.content_hash)
         except (OSError, LoadError) as error:
-            item.warnings += (f"no copy of its file was kept: {error}",)
+            if sources.kept(self._store.path, item.origin.content_hash) is None:  # there is one: the file may be gone by now
+                item.warnings += (f"no copy of its file was kept: {error}",)
 
     # The report
 
