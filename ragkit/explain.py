@@ -157,8 +157,16 @@ def explain_page(
         boxes = tuple(on_page(box) for box in vector_boxes(patches, winner))
         matches.append(Match(share, "" if mine is None else _word(query, mine), mine, winner, (), "", boxes))
     found = relevance(winners, shares, patches)
-    evidence = tuple(on_page(box) for box, _ in evidence_boxes(found))
-    return Explanation(key, replace(cited, boxes=evidence), tuple(matches), found)
+    return Explanation(key, replace(cited, boxes=page_evidence(found, number, page_size)), tuple(matches), found)
+
+
+def page_evidence(found: Relevance, number: int, size: tuple[float, float]) -> tuple[CitedBox, ...]:
+    """Where on page `number`, of that width and height in points, most of a score is: few boxes, or none."""
+    width, height = size
+    return tuple(
+        CitedBox(number, Box(box.x0 * width, box.y0 * height, box.x1 * width, box.y1 * height), width, height)
+        for box, _ in evidence_boxes(found)
+    )
 
 
 def _source(catalog: Catalog, encoder: Encoder, recipe: Recipe, *, key: int, row: DocumentRow, span: Span) -> _Source:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy.typing as npt
 
@@ -29,13 +29,13 @@ from ragkit.catalog.catalog import CHUNK, PAGE, Catalog, DocumentRow, UnitRow
 from ragkit.cite import cite, cite_page
 from ragkit.encode.contract import Encoding
 from ragkit.errors import Damaged
+from ragkit.explain import Explanation, page_evidence
+from ragkit.heat import relevance
 from ragkit.ragged import unit_rows
 from ragkit.store import DENSE, LEXICAL, MULTI, PAGE_DENSE, PAGE_MULTI, Snapshot
 from ragkit.types import Citation, Floats, Hit, Hits, Ints, Reason, Span
+from ragkit.vectors.maxsim import Scores
 from ragkit.widen import CatalogReader
-
-if TYPE_CHECKING:
-    from ragkit.explain import Explanation
 
 NO_PAGES = "this index has no page images. Make one that has: Index.open(path, pages='auto', page_model=...)"
 RRF = 15.0  # from benchmarks/main_job.py; the paper's 60 is worse on both collections tried
@@ -196,15 +196,16 @@ def search(
     wanted: Callable[[UnitRow], bool] | None = None,
     explain: Callable[[int, Hit], Explanation] | None = None,
 ) -> list[Hits]:
-    """Hits per query, best first: `rank`, and then one reading of the catalog for each. explain: see `read_hits`."""
+    """Hits per query, best first: `rank`, and then one reading of the catalog for each. explain: what hits keep to tell why
+    they were found, by the number of the query."""
     ranked = rank(snapshot, catalog, queries=queries, k=k, allowed=allowed, options=options, wanted=wanted)
-    return [
-        Hits(
-            read_hits(chosen, catalog, scale=options.scale, explain=None if explain is None else partial(explain, number)),
-            missing=missing,
-        )
-        for number, (chosen, missing) in enumerate(ranked)
-    ]
+    results = []
+    for number, (chosen, missing) in enumerate(ranked):
+        why = None if explain is None else partial(explain, number)
+        multi = queries.pages.multi
+        locate = None if multi is None else partial(snapshot.explain_multi, multi[number])
+        results.append(Hits(read_hits(chosen, catalog, scale=options.scale, explain=why, locate=locate), missing=missing))
+    return results
 
 
 def rank(
@@ -327,10 +328,12 @@ def read_hits(
     scale: str,
     first: int = 1,
     explain: Callable[[Hit], Explanation] | None = None,
+    locate: Callable[[int], tuple[Ints, Scores]] | None = None,
 ) -> list[Hit]:
     """Candidates, ranked from `first` on, with their text, document and citation from the catalog.
 
-    explain: tells why a hit was found by MaxSim; a page is cited with the boxes that it names, and without it as a whole.
+    locate: the winning vectors and shares of a page by its key, where MaxSim found it: it is cited by the boxes of most of
+    them, and without it as a whole.
     """
     units = catalog.units([one.key for one in candidates])
     found = [units[one.key] for one in candidates]
@@ -341,9 +344,11 @@ def read_hits(
     hits = []
     for rank, (candidate, unit, (text, pages)) in enumerate(zip(candidates, found, passages, strict=True), start=first):
         document = documents[unit.document]
-        cited = cite(document.source, unit.span, pages)
-        if unit.page is not None:
-            cited = cite_page(document.source, unit.span, unit.page, sizes[unit.document, unit.page])
+        if unit.page is None:
+            cited = cite(document.source, unit.span, pages)
+        else:
+            size = sizes[unit.document, unit.page]
+            cited = _on_page(cite_page(document.source, unit.span, unit.page, size), unit, candidate, size, locate)
         hits.append(
             Hit(
                 rank=rank,
@@ -362,18 +367,21 @@ def read_hits(
                 reader=reader,
             )
         )
-    return [_located(hit, explain) if explain and hit.kind == PAGE else hit for hit in hits]
+    return hits
 
 
-def _located(hit: Hit, explain: Callable[[Hit], Explanation]) -> Hit:
-    """A page hit cited by what of the page was found, where multi-vectors found it."""
-    if not any(reason.space == PAGE_MULTI for reason in hit.via):
-        return hit
-    try:
-        boxes = explain(hit).citation.boxes
-    except (KeyError, ValueError):  # replaced since: it is cited as it was found, as a whole
-        return hit
-    return replace(hit, citation=replace(hit.citation, boxes=boxes)) if boxes else hit
+def _on_page(
+    cited: Citation,
+    unit: UnitRow,
+    candidate: Candidate,
+    size: tuple[float, float],
+    locate: Callable[[int], tuple[Ints, Scores]] | None,
+) -> Citation:
+    """A page cited by what of it was found, where multi-vectors found it and tell where they look; else as a whole."""
+    if locate is None or unit.page is None or unit.patches is None or all(why.space != PAGE_MULTI for why in candidate.via):
+        return cited
+    boxes = page_evidence(relevance(*locate(unit.key), unit.patches), unit.page, size)
+    return replace(cited, boxes=boxes) if boxes else cited
 
 
 def citation(catalog: Catalog, document: DocumentRow, unit: UnitRow) -> Citation:
