@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -126,7 +126,12 @@ class Items:
 
 def kernels() -> list[str]:
     """The kernels that run on this machine, best first; the last is NumPy."""
-    return [*(_maxsim.kernels() if _maxsim else ()), NUMPY]
+    return [*_compiled(), NUMPY]
+
+
+@cache  # asking the processor traps in virtual machines: a millisecond or more each time
+def _compiled() -> tuple[str, ...]:
+    return tuple(_maxsim.kernels()) if _maxsim else ()
 
 
 def kernel_name() -> str:
