@@ -170,6 +170,8 @@ def _drawn(pages: Drawable, want: WantedPage, limits: Limits) -> Pixels | LoadEr
         return error
     except MemoryError:
         return LimitExceeded(f"page {want.number}: more memory than {limits.memory} bytes (Limits.memory)")
+    except Exception as error:  # the boundary: what an engine raises on a broken page is that page's failure
+        return LoadError(f"page {want.number} cannot be drawn: {type(error).__name__}: {error}")
 
 
 def page_sizes(path: Path, options: Options) -> list[tuple[float, float]]:

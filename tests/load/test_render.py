@@ -345,6 +345,27 @@ def test_a_long_document_is_opened_anew_now_and_then(engine: str, tmp_path: Path
     assert len(opened) == 3
 
 
+def test_whatever_an_engine_raises_on_a_page_costs_that_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ragkit.load import render
+    from ragkit.load.pdf_pypdfium2 import Pdf
+
+    class Failing(Pdf):
+        def draw(self, index: int, width: int, height: int) -> Pixels:
+            if index == 1:
+                raise TypeError("an argument of a kind nobody thought of")
+            if index == 2:
+                raise MemoryError
+            return super().draw(index, width, height)
+
+    monkeypatch.setattr(render, "open_pages", lambda path, options, name: Failing(path, None))
+    path = draw(tmp_path / "a.pdf", lines(4))
+    first, second, third, last = drawn(path, wanted([1, 2, 3, 4]), Options())
+    assert not isinstance(first, LoadError)
+    assert "page 2 cannot be drawn: TypeError: an argument" in str(second)
+    assert isinstance(third, LimitExceeded)
+    assert not isinstance(last, LoadError)
+
+
 def test_a_picture_that_was_not_asked_for_is_refused() -> None:
     pixels = np.zeros((3, 2, 3), np.uint8)
     parts = wire.pack_picture(5, pixels, blank=True)
