@@ -25,7 +25,8 @@ from ragkit.checked import sync_file
 from ragkit.errors import StorageError
 
 BLOCK = 1 << 16  # bytes
-QUICK = 1 << 26  # bytes of a catalog that is read into memory at every closing, in some 30 ms
+IN_MEMORY = 1 << 24  # bytes of a catalog that is had from SQLite in one piece
+QUICK = 1 << 28  # bytes of a catalog that is read whenever a writer closes; larger ones when all was rewritten
 NAME = "catalog.sums"
 # SQLite's locks are POSIX's: a process that closes any descriptor of the file lets go of all of its locks on it. So where the
 # file is too large to be had from SQLite itself, another process reads it.
@@ -38,13 +39,14 @@ with open(sys.argv[1], "rb", buffering=0) as file:
 
 
 def leave_sums(catalog: Catalog, *, thorough: bool = False) -> None:
-    """Write the sums of a catalog whose writer's lock the caller holds, unless they are there. A large one's only where
-    `thorough`, and where no reader keeps the log from being brought into the file. Raises StorageError, OSError."""
+    """Write the sums of a catalog whose writer's lock the caller holds, unless they are there. None of one above QUICK, unless
+    `thorough`, nor of one above IN_MEMORY while a reader keeps the log from being emptied. Raises StorageError, OSError."""
     stored = _stored(catalog.path.with_name(NAME))
     state = catalog.state()
     if state is None or stored[:1] == [state]:
         return
-    if catalog.path.stat().st_size > QUICK and not (thorough and catalog.settle()):
+    size = catalog.path.stat().st_size
+    if (size > QUICK and not thorough) or (size > IN_MEMORY and not catalog.settle()):
         return
     if (taken := _taken(catalog)) is not None:
         write_sums(catalog.path.with_name(NAME), *taken)
@@ -93,7 +95,7 @@ def file_sums(path: Path) -> list[int]:
 
 def _taken(catalog: Catalog) -> tuple[int, list[int]] | None:
     """State and sums of the catalog as it is now; None where that cannot be told, because somebody writes."""
-    if catalog.path.stat().st_size <= QUICK:
+    if catalog.path.stat().st_size <= IN_MEMORY:
         state, image = catalog.image()
         return None if state is None else (state, block_sums(image))
     state = catalog.state()
