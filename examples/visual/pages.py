@@ -1,6 +1,6 @@
 """Synthetic pages with known things at known places, and queries about them: what `train.py` trains on.
 
-    python examples/visual/pages.py FOLDER          # 12 pages: scans.pdf, a PNG each, and queries.jsonl with their boxes
+    python examples/visual/pages.py FOLDER [SEED]     # 12 pages: 9 in scans.pdf, 3 as PNGs; prints queries and their answers
 
 A page holds printed words, charts, tables and shapes, between lines of grey that stand for small print. `Page` and `Query`
 are values: everything on a page is known before a pixel is drawn, so whether a query is true of a page, and where, is
@@ -10,7 +10,6 @@ grid is 28 x 28. Words are set in Pillow's own typeface, in three sizes, and beg
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -375,7 +374,7 @@ def write_pdf(path: Path, pages: Sequence[Page], *, scale: float = 3.0) -> None:
 
 def write_pngs(folder: Path, pages: Sequence[Page], *, scale: float = 2.0) -> None:
     for n, page in enumerate(pages, start=1):
-        draw_page(page, scale=scale).save(folder / f"page-{n:02}.png")
+        draw_page(page, scale=scale).save(folder / f"photo-{n}.png")
 
 
 def queries_of(pages: Sequence[Page], *, seed: int, each: int = 2) -> Iterator[tuple[int, Query]]:
@@ -387,15 +386,13 @@ def queries_of(pages: Sequence[Page], *, seed: int, each: int = 2) -> Iterator[t
 
 
 def main(folder: str, seed: str = "1000000") -> None:
-    pages = [make_page(int(seed) + n) for n in range(12)]
-    out = Path(folder)
+    out, pages = Path(folder), [make_page(int(seed) + n) for n in range(12)]
     out.mkdir(parents=True, exist_ok=True)
-    write_pdf(out / "scans.pdf", pages)
-    write_pngs(out, pages)
-    with (out / "queries.jsonl").open("w", encoding="utf-8") as lines:
-        for _, query in queries_of(pages, seed=int(seed)):
-            found = {n: query.boxes(page) for n, page in enumerate(pages, start=1) if query.true_of(page)}
-            lines.write(json.dumps({"query": query.text, "boxes": found}) + "\n")
+    write_pdf(out / "scans.pdf", pages[:9])
+    write_pngs(out, pages[9:])
+    names = [*(f"scans.pdf, p. {n}" for n in range(1, 10)), *(f"photo-{n}.png" for n in range(1, 4))]
+    for _, query in queries_of(pages, seed=int(seed), each=1):
+        print(f"{query.text:40}", "; ".join(name for name, page in zip(names, pages, strict=True) if query.true_of(page)))
 
 
 if __name__ == "__main__":
