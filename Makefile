@@ -39,6 +39,11 @@ demo: $(READY)  ## index an example corpus, ask it questions, print cited hits
 	$(BIN)/ragkit search .demo/library "Warum stehen die Windräder an warmen Sommerabenden still?" -k 1
 	@printf '\n== The evidence, marked on its page\n'
 	$(BIN)/ragkit show .demo/library report.pdf --query "Who decides which village projects get money?" --page 6 --output .demo/evidence.png
+	@printf '\n== Scans without a text, found by what they look like\n'
+	@$(BIN)/python examples/visual/pages.py .demo/scans > /dev/null
+	$(BIN)/python pipelines/visual.py .demo/visual .demo/scans "purple star" "page about delivery" "where is the orange pie chart"
+	@echo
+	$(BIN)/ragkit show .demo/visual scans.pdf --query "orange square and purple triangle" --page 6 --output .demo/visual.png
 	@printf '\nAsk more: %s search .demo/library "..."\n' $(BIN)/ragkit
 
 test: $(READY)  ## run the default tests

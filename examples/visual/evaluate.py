@@ -39,6 +39,16 @@ class Found:
     chance: float
 
 
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """Of heat maps: how many, the rate of those that are right, the share of all heat that lies on the boxes, and chance."""
+
+    queries: int
+    hit: float
+    on_box: float
+    chance: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
     """Pages and queries with their vectors; home: the page each query was made for."""
@@ -91,8 +101,8 @@ def heat(encoder: Any, encoded: Encoded, query: int, page: int) -> Any:
     return per_token[cells]
 
 
-def heat_maps(encoder: Any, encoded: Encoded) -> dict[str, Found]:
-    """Of queries for one thing: `hit` is the rate of maps that are right, `mrr` the share of all heat that lies on the boxes."""
+def heat_maps(encoder: Any, encoded: Encoded) -> dict[str, Warm]:
+    """By kind of query, of those for one thing."""
     rows: dict[str, list[tuple[float, float, float]]] = {"word": [], "figure": [], "all": []}
     for n, (query, page) in enumerate(zip(encoded.queries, encoded.home, strict=True)):
         if len(query.things) > 1:
@@ -102,7 +112,7 @@ def heat_maps(encoder: Any, encoded: Encoded) -> dict[str, Found]:
         row = float(right.ravel()[warm.argmax()]), float(warm[right].sum() / warm.sum()), float(right.mean())
         rows["word" if query.things[0].word else "figure"].append(row)
         rows["all"].append(row)
-    return {kind: Found(len(own), *np.mean(own, axis=0).tolist()) for kind, own in rows.items() if own}
+    return {kind: Warm(len(own), *np.mean(own, axis=0).tolist()) for kind, own in rows.items() if own}
 
 
 def rendered(pages: Sequence[Page], encoder: Any) -> list[Image.Image]:
@@ -137,8 +147,8 @@ def main() -> None:
         for kind, found in retrieval(encoded, space).items():
             print(f"| {space}, {kind} | {found.queries} | {found.hit:.3f} | {found.mrr:.3f} | {found.chance:.3f} |")
     print("\n| heat maps | queries | largest cell on the box | heat on the box | area of the box |\n|---|---|---|---|---|")
-    for kind, found in heat_maps(encoder, encoded).items():
-        print(f"| {kind} | {found.queries} | {found.hit:.3f} | {found.mrr:.3f} | {found.chance:.3f} |")
+    for kind, warm in heat_maps(encoder, encoded).items():
+        print(f"| {kind} | {warm.queries} | {warm.hit:.3f} | {warm.on_box:.3f} | {warm.chance:.3f} |")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,3 +47,24 @@ def test_a_code_repository_answers_with_lines(corpus: Path, tmp_path: Path) -> N
     lines = (PIPELINES.parent / "examples" / source.partition(":")[0]).read_text().splitlines()
     assert 1 <= first <= last <= len(lines)
     assert lines[first - 1].strip() in output
+
+
+def test_scans_are_found_by_what_they_look_like_and_cited_with_boxes(tmp_path: Path) -> None:
+    """Where each thing stands on the pages of this seed, in points, as `pages.py` says."""
+    command = [sys.executable, str(PIPELINES.parent / "examples" / "visual" / "pages.py"), str(tmp_path / "scans"), "1000000"]
+    subprocess.run(command, check=True, capture_output=True, timeout=180)
+    places = {
+        "page about delivery": ("scans.pdf, p. 7", (25, 480, 200, 560)),
+        "autumn and april": ("scans.pdf, p. 2", None),
+        "orange square and purple triangle": ("scans.pdf, p. 6", None),
+        "where is the orange pie chart": ("scans.pdf, p. 1", (250, 300, 430, 420)),
+    }
+    output = run("visual.py", tmp_path / "index", tmp_path / "scans", *places)
+    assert "added 4, updated 0, unchanged 0, failed 0, pages 12" in output
+    for question, (citation, place) in places.items():
+        first, box = output.partition(f"\n{question}\n")[2].splitlines()[:2]
+        assert first.split(". ", 1)[1].startswith(citation)
+        if place:
+            x0, y0, x1, y1 = (int(number) for number in re.findall(r"\d+", box)[:4])
+            assert place[0] <= (x0 + x1) / 2 <= place[2]
+            assert place[1] <= (y0 + y1) / 2 <= place[3]

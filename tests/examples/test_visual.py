@@ -116,3 +116,35 @@ def test_a_few_steps_on_one_batch_lower_every_loss(example: Any, drawn: Any, net
     optimizers = train.make_optimizers(learner)
     history = [train.learn(learner, optimizers, pages, pixels, queries) for _ in range(6)]
     assert np.all(np.array(history[-1]) < np.array(history[0]))
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    return load_encoder(ENCODER)
+
+
+@pytest.fixture(scope="module")
+def encoded(example: Any, drawn: Any, trained: Any) -> Any:
+    """Forty pages that were not trained on, and three queries for each."""
+    pages = [drawn.make_page(UNSEEN + 5000 + n) for n in range(40)]
+    images = [drawn.draw_page(page, scale=2).reduce(2) for page in pages]
+    return example("evaluate").encode(trained, pages, images, each=3, seed=7)
+
+
+@pytest.mark.parametrize(("space", "least", "times"), [("multi", 0.6, 6), ("dense", 0.25, 3)])
+def test_the_trained_encoder_finds_pages_it_never_saw(example: Any, encoded: Any, space: str, least: float, times: int) -> None:
+    found = example("evaluate").retrieval(encoded, space)["all"]
+    assert found.queries == 120
+    assert found.hit > max(least, times * found.chance)
+
+
+def test_its_heat_lies_on_what_was_asked_for(example: Any, encoded: Any, trained: Any) -> None:
+    found = example("evaluate").heat_maps(trained, encoded)
+    assert found["all"].hit > 0.8 > 4 * found["all"].chance
+    assert found["word"].hit > 0.8 > 10 * found["word"].chance
+    assert found["all"].on_box > 0.7
+
+
+def test_the_fixture_is_small_and_says_what_it_is() -> None:
+    assert sum(path.stat().st_size for path in ENCODER.rglob("*") if path.is_file()) < 10_000_000
+    assert load_encoder(ENCODER).card.licence == "apache-2.0"
