@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -10,6 +9,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from ragkit.cite import box_fields, hit_fields
+from ragkit.encode.images import upright_rgb
+from ragkit.errors import EncodeError
 from ragkit.index import Index
 from ragkit.refine import MAXSIM
 from ragkit.retrieve import RRF, SCALES, SearchOptions
@@ -144,19 +145,25 @@ async def search(asked: SearchRequest, service: Serving, key: Asker) -> Json:
         raise Problem(400, "expand to a page or section, or by before and after: not both", field="expand")
     filters = narrowed(asked.filters, key, depth=service.limits.filter_depth)
     scorer = service.rerankers.get(asked.rerank or "", asked.rerank)
-    query = await _query(asked.query, service)
+    files = {} if isinstance(asked.query, str) else await fetched(urls_of([asked.query]), service.fetcher)
     with service.spans.within("search", index=name, mode=asked.mode, k=asked.k):
-        fields = await service.run(_found, index, query, asked, filters, scorer)
+        # Pictures are decoded in there too: so few at a time.
+        fields = await service.run(lambda: _found(index, _query(asked.query, files, service), asked, filters, scorer))
     return Json({"index": name, **fields})
 
 
-async def _query(given: str | InputItem, service: Service) -> Any:
-    """What `Index.search` takes: a text, an image, or (text, image)."""
+def _query(given: str | InputItem, files: dict[str, bytes], service: Service) -> Any:
+    """What `Index.search` takes: a text, an image, or (text, image). Problem 400 for an image that is none, or too large."""
     if isinstance(given, str):
         return given
-    files = await fetched(urls_of([given]), service.fetcher)
-    image = await asyncio.to_thread(picture_of, "the query", given, files, service.limits)
-    return given.text if image is None else image if given.text is None else (given.text, image)
+    opened = picture_of("the query", given, files, service.limits)
+    if opened is None:
+        return given.text
+    try:
+        image = upright_rgb(0, opened)
+    except EncodeError as error:
+        raise Problem(400, str(error).replace("input 0", "the query", 1), field="query") from None
+    return image if given.text is None else (given.text, image)
 
 
 def check_k(k: int, most: int, *, field: str = "k") -> None:

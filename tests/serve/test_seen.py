@@ -77,6 +77,12 @@ def test_what_is_no_picture_is_refused_and_so_is_one_where_nothing_sees(client: 
     for query, status in (({"image": "!!!"}, 400), ({"image": "https://example.com/a.png"}, 400), ({}, 422), ({"pdf": "a"}, 422)):
         answer = client.post("/v1/search", json={"query": query})
         assert answer.status_code == status, query
+    cut, wide = base64.b64decode(sent(picture("red")))[:-500], sent(Image.new("RGB", (30_000, 1)))
+    for image, told in ((base64.b64encode(cut).decode(), "cannot be decoded"), (wide, "times the other")):
+        refused = client.post("/v1/search", json={"query": {"image": image}})
+        assert refused.status_code == 400
+        assert told in refused.json()["detail"]
+        assert "the query" in refused.json()["detail"]
     with Index.open(tmp_path / "blind", model="hash:32") as blind:
         blind.add([{"id": "a", "text": "a"}])
         with application(Service({"blind": blind})) as asked:
