@@ -3,9 +3,10 @@
     python benchmarks/serve.py [--texts 512] [--clients 1 8 64]
 
 The server is a process of its own, `ragkit serve`, with one thread for arithmetic, and so is the loop it is compared with: the
-encoder called with the same texts, in lists of 64. Ratios are of processor time, which other work on the machine changes little;
-requests per second and latencies are of wall time, and mean something on an idle machine only. sentence-transformers is called as
-a naive server would: once for every request.
+encoder called with the same texts, in lists of 64. Ratios of processor time change little with other work on the machine.
+Requests per second and latencies are of wall time: their ratios, to the encoder and to sentence-transformers called with the
+same requests one after the other in the same run, say more than they do. sentence-transformers is called as a naive server would:
+once for every request.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,34 +102,52 @@ def percentile(values: Sequence[float], share: float) -> float:
     return values[min(len(values) - 1, int(share * len(values)))] * 1000
 
 
-def raw_seconds(texts: Sequence[str]) -> float:
-    """Processor seconds of the encoder in a loop, lists of TOGETHER."""
+@dataclass(frozen=True, slots=True)
+class Called:
+    """Something called once for each of the jobs: processor seconds, wall seconds, and those of each call, ascending."""
+
+    cpu: float
+    wall: float
+    each: list[float]
+
+
+def called(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Called:
+    work(jobs[0])
+    used, began, each = time.process_time(), time.perf_counter(), []
+    for job in jobs:
+        at = time.perf_counter()
+        work(job)
+        each.append(time.perf_counter() - at)
+    return Called(time.process_time() - used, time.perf_counter() - began, sorted(each))
+
+
+def raw(jobs: Sequence[Any]) -> Called:
+    """The encoder by itself."""
     encoder = load_encoder()
-    encoder.encode_document(texts[:TOGETHER])
-    before = time.process_time()
-    for start in range(0, len(texts), TOGETHER):
-        encoder.encode_document(texts[start : start + TOGETHER])
-    return time.process_time() - before
+    return called(lambda texts: encoder.encode_document([texts] if isinstance(texts, str) else texts), jobs)
 
 
-def naive_seconds(texts: Sequence[str]) -> float:
-    """Processor seconds of sentence-transformers, called for every text."""
+def naive(jobs: Sequence[Any]) -> Called:
+    """sentence-transformers by itself."""
     from sentence_transformers import SentenceTransformer
 
     from ragkit.encode import default_model_folder
 
     model = SentenceTransformer(str(default_model_folder()), device="cpu")
-    model.encode(texts[:2])
-    before = time.process_time()
-    for text in texts:
-        model.encode([text], show_progress_bar=False)
-    return time.process_time() - before
+    return called(lambda texts: model.encode([texts] if isinstance(texts, str) else texts, show_progress_bar=False), jobs)
 
 
 def embeddings(texts: list[str], clients: Sequence[int]) -> None:
-    raw, naive = raw_seconds(texts), naive_seconds(texts)
-    print(f"{len(texts)} texts; the encoder in a loop: {raw:.2f} s of processor, sentence-transformers one by one: {naive:.2f} s")
-    print("clients  texts/request  server's processor / loop  / naive   requests/s  p50 ms  p99 ms")
+    full = [texts[start : start + TOGETHER] for start in range(0, len(texts), TOGETHER)]
+    alone = {1: raw(texts), TOGETHER: raw(full)}
+    theirs = {1: naive(texts), TOGETHER: naive(full)}
+    loop = alone[TOGETHER].cpu
+    print(f"{len(texts)} texts; processor seconds: the encoder in lists of {TOGETHER} {loop:.2f}, one by one {alone[1].cpu:.2f};")
+    print(f"sentence-transformers in lists of {TOGETHER} {theirs[TOGETHER].cpu:.2f}, one by one {theirs[1].cpu:.2f}")
+    print("The server's, as ratios to the encoder (enc) and to sentence-transformers (st) asked one after the other:")
+    print(
+        "clients  texts  processor/enc in lists  /st one by one  rate/enc  /st  p50/enc  /st  p99/enc  requests/s  p50 ms  p99 ms"
+    )
     with server("--model", "default") as (url, process, since):
         with httpx.Client(base_url=url) as client:
             while True:
@@ -138,15 +158,18 @@ def embeddings(texts: list[str], clients: Sequence[int]) -> None:
                     time.sleep(0.02)
         print(f"cold start to the first vector: {since():.2f} s of wall time")
         asked(embed, [texts[:TOGETHER]] * 2, 1, url)
-        full = [texts[start : start + TOGETHER] for start in range(0, len(texts), TOGETHER)]
         for jobs, size in ((texts, 1), (full, TOGETHER)):
             for count in clients:
                 before = cpu(process)
                 seconds, latencies = asked(embed, jobs, min(count, len(jobs)), url)
-                used = cpu(process) - before
+                used, enc, st = cpu(process) - before, alone[size], theirs[size]
+                p50, p99 = percentile(latencies, 0.5), percentile(latencies, 0.99)
                 print(
-                    f"{count:7}  {size:13}  {used / raw:25.2f}  {used / naive:7.2f}  {len(jobs) / seconds:10.1f}"
-                    f"  {percentile(latencies, 0.5):6.1f}  {percentile(latencies, 0.99):6.1f}"
+                    f"{count:7}  {size:5}  {used / loop:22.2f}  {used / theirs[1].cpu:14.2f}"
+                    f"  {enc.wall / seconds:8.2f}  {st.wall / seconds:3.2f}"
+                    f"  {p50 / percentile(enc.each, 0.5):7.2f}  {p50 / percentile(st.each, 0.5):3.2f}"
+                    f"  {p99 / percentile(enc.each, 0.99):7.2f}"
+                    f"  {len(jobs) / seconds:10.1f}  {p50:6.1f}  {p99:6.1f}"
                 )
 
 
