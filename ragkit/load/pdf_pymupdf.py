@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate, islice, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from ragkit.load.outline import Entry
 from ragkit.load.part import Part
 from ragkit.load.pdf_text import Aside, PageWords
 from ragkit.load.render import Canvas, Pixels
-from ragkit.load.scripts import Bools, cut, has_single
+from ragkit.load.scripts import ALEF_LAM, ALEFS, LAM, Bools, cut, has_single
 from ragkit.types import Floats, Ints
 
 _BEYOND = 1e9  # points
 _ANNOTATIONS = 10_000  # read of a page
 _Box = tuple[float, float, float, float]
 _NOWHERE: Sequence[_Box] = ()
+_NARROW = 0.1  # points
 # A span of MuPDF's HTML that has no colour, because it is not painted, or one of LIGHT or lighter.
 _PALE = re.compile(r'font-size:[\d.]+pt(?:">|;color:#(?:e[6-9a-f]|f[0-9a-f]){3}\b)')
 
@@ -107,7 +109,8 @@ class Pdf:
             with _Pictures(self._pymupdf, textpage) as pictures:
                 words, outside = self._words(textpage)
                 pale = self._pale(textpage) if words else _NOWHERE
-                raw = textpage.extractRAWDICT() if _by_letter(words) else None
+                by_letter, shaped = _by_letter(words), _has_lam_alef(words)
+                raw = textpage.extractRAWDICT() if by_letter or shaped else {}
         except self._failure as error:
             raise LoadError(f"cannot be read: {error}") from None
         shown, label = page.rect, self._label(index)
@@ -119,7 +122,7 @@ class Pdf:
         boxes = np.array((x0, y0, x1, y1), dtype=np.float32).T
         block, line = np.array((blocks, lines), dtype=np.int64)
         found = PageWords(
-            list(texts),
+            _with_lam_first(texts, raw) if shaped else list(texts),
             boxes,
             block * (int(line.max()) + 1) + line,
             width,
@@ -129,7 +132,7 @@ class Pdf:
             asides=tuple(asides),
             doubtful=_doubtful(boxes, block, pale, pictures.boxes),
         )
-        return found if raw is None else _cut(found, raw)
+        return _cut(found, raw) if by_letter else found
 
     def _textpage(self, page: Any, *, plain: bool) -> Any:
         if plain:
@@ -272,6 +275,32 @@ def _by_letter(words: Sequence[Any]) -> bool:
         return False
     counts = Counter((word[5], word[6]) for word in words).values()
     return len(counts) >= 4 and 2 * sum(count == 1 for count in counts) > len(counts)
+
+
+def _has_lam_alef(words: Sequence[Any]) -> bool:
+    joined = "".join(map(itemgetter(4), words))
+    return not joined.isascii() and ALEF_LAM.search(joined) is not None
+
+
+def _with_lam_first(texts: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
+    """The words with the two letters of each lam-alef in the order they are read.
+
+    One glyph that stands for both gives the first of them its width and the second none, at its right edge; MuPDF turns a line
+    round by where letters stand, and so has the alef before the lam.
+    """
+    lines = (line for block in raw["blocks"] for line in block.get("lines", ()))
+    letters = [char for line in lines for span in line["spans"] for char in span["chars"] if not char["c"].isspace()]
+    flat = list("".join(texts))
+    if flat != [char["c"] for char in letters]:
+        return list(texts)
+    ends = set(accumulate(map(len, texts)))
+    for at, (alef, lam) in enumerate(pairwise(letters), start=1):
+        if lam["c"] == LAM and alef["c"] in ALEFS and at not in ends:
+            (x0, _, x1, _), right = alef["bbox"], lam["bbox"][2]
+            if x1 - x0 < _NARROW and abs(x0 - right) < _NARROW < lam["bbox"][2] - lam["bbox"][0]:
+                flat[at - 1 : at + 1] = lam["c"], alef["c"]
+    left = iter(flat)
+    return ["".join(islice(left, len(text))) for text in texts]
 
 
 def _cut(found: PageWords, raw: Mapping[str, Any]) -> PageWords:

@@ -22,13 +22,14 @@ from ragkit.load.outline import Entry
 from ragkit.load.part import Part
 from ragkit.load.pdf_text import Aside, PageWords
 from ragkit.load.render import Canvas, Pixels
-from ragkit.load.scripts import Bools, cut, has_single
+from ragkit.load.scripts import ALEFS, LAM, Bools, cut, has_single
 from ragkit.types import Floats, Ints
 
 _HYPHEN = (0x02, 0xFFFE)  # what PDFium puts for a hyphen at a line's end, joining the two lines
 _LINE_ENDS = (0x0A, 0x0D)
 _UNDRAWN = (3, 7)  # text modes (ISO 32000-2, 9.3.6)
 _SHARED = 0.1  # of a word's box, which has room around the letters, that lies in the bounds of their ink
+_SAME = 0.1  # points
 _OBJECTS = 100_000  # of a page that are looked at for hidden text
 _ANNOTATIONS = 10_000  # read of a page
 
@@ -92,7 +93,7 @@ class Pdf:
         x0, y0, x1, y1 = page.get_bbox()
         turn = _Displayed(x0, y0, x1, y1, rotation)
         asides = self._asides(page, turn)
-        codes = self._codes(textpage)
+        codes = self._with_lam_first(textpage, self._codes(textpage))
         starts, ends, lines, codes = _cut(codes)
         if not len(starts):
             return replace(PageWords.blank(width, height, rotation, label), asides=tuple(asides))
@@ -228,6 +229,15 @@ class Pdf:
         # The text leaves out characters without a code and takes two units for some: only one by one do numbers match.
         ask, handle = self._raw.FPDFText_GetUnicode, textpage.raw
         return np.fromiter((ask(handle, i) for i in range(count)), dtype=np.uint32, count=count)
+
+    def _with_lam_first(self, textpage: Any, codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """Each lam-alef in the order it is read: PDFium turns round the two letters of one glyph, which have one box."""
+        pairs = np.flatnonzero((codes[1:] == ord(LAM)) & np.isin(codes[:-1], [ord(alef) for alef in ALEFS]))
+        if len(pairs):
+            alef, lam = self._boxes(textpage, pairs, pairs + 1), self._boxes(textpage, pairs + 1, pairs + 2)
+            for at in pairs[np.abs(alef - lam).max(axis=1) < _SAME]:
+                codes[at : at + 2] = codes[at + 1], codes[at]
+        return codes
 
     def _boxes(self, textpage: Any, starts: Ints, ends: Ints) -> Floats:
         """Boxes (w, 4) in the page's own coordinates: left, bottom, right, top, with room for ascenders and descenders."""

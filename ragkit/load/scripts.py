@@ -16,6 +16,8 @@ from ragkit.types import Ints
 
 Bools = npt.NDArray[np.bool_]
 RTL = re.compile(r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]")
+LAM, ALEFS = "\u0644", "\u0622\u0623\u0625\u0627"
+ALEF_LAM = re.compile(f"[{ALEFS}]{LAM}")  # in the wrong order where one glyph stands for both
 _EAST_ASIAN = (
     r"\u2e80-\u303f\u3040-\u30ff\u3100-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     r"\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reportlab.pdfbase import pdfmetrics
+from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
 
 WIDTH, HEIGHT = 400.0, 600.0
@@ -23,8 +24,22 @@ class Text:
     font: str = "Helvetica"
 
 
-def draw(path: Path, pages: list[list[Text]], *, rotate: int = 0, crop: tuple[float, float, float, float] | None = None) -> Path:
-    """A PDF with those lines, its pages turned and cropped. crop: x0, y0, x1, y1 in PDF coordinates."""
+def embedded() -> str:
+    """A font that the file holds, with its ascent and descent: reportlab brings it."""
+    pdfmetrics.registerFont(TTFont("Vera", "Vera.ttf"))
+    return "Vera"
+
+
+def draw(
+    path: Path,
+    pages: list[list[Text]],
+    *,
+    rotate: int = 0,
+    crop: tuple[float, float, float, float] | None = None,
+    scale: float = 1.0,
+) -> Path:
+    """A PDF with those lines, its pages turned and cropped, and what is drawn on them scaled. crop: x0, y0, x1, y1 in PDF
+    coordinates."""
     # reportlab swaps the sides of a page turned by a quarter: it is given them swapped, so that they come out right.
     canvas = Canvas(str(path), pagesize=(WIDTH, HEIGHT) if rotate in (0, 180) else (HEIGHT, WIDTH))
     for lines in pages:
@@ -32,6 +47,8 @@ def draw(path: Path, pages: list[list[Text]], *, rotate: int = 0, crop: tuple[fl
             canvas.setPageRotation(rotate)
         if crop:
             canvas.setCropBox(crop)
+        if scale != 1:
+            canvas.scale(scale, scale)
         for line in lines:
             canvas.setFont(line.font, line.size)
             canvas.drawString(line.x, line.y, line.text)
@@ -46,14 +63,23 @@ def shown(crop: tuple[float, float, float, float] | None) -> tuple[float, float,
     return max(x0, 0.0), max(y0, 0.0), min(x1, WIDTH), min(y1, HEIGHT)
 
 
-def places(line: Text, *, rotate: int = 0, crop: tuple[float, float, float, float] | None = None) -> list[Drawn]:
-    """Where each word of a line is seen: widths by the font's own metrics, heights from baseline to cap height."""
+def places(
+    line: Text,
+    *,
+    rotate: int = 0,
+    crop: tuple[float, float, float, float] | None = None,
+    scale: float = 1.0,
+    extent: tuple[float, float] = (0.0, 0.7),
+) -> list[Drawn]:
+    """Where each word of a line is seen: widths by the font's own metrics, heights in `extent`, in ems above the baseline, which
+    is from there to cap height unless given."""
     x0, y0, x1, y1 = shown(crop)
     found = []
     at = line.x
     for word in line.text.split(" "):
         end = at + pdfmetrics.stringWidth(word, line.font, line.size)
-        left, bottom, right, top = at, line.y, end, line.y + 0.7 * line.size
+        low, high = (line.y + part * line.size for part in extent)
+        left, bottom, right, top = (side * scale for side in (at, low, end, high))
         # Written from the definition of /Rotate (clockwise) and of displayed points (y downwards from the top left).
         corners = {
             0: lambda x, y: (x - x0, y1 - y),

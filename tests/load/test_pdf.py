@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.pdfencrypt import StandardEncryption
+from reportlab.pdfbase import pdfmetrics
 from reportlab.pdfgen.canvas import Canvas
 
 from ragkit.errors import EncryptedDocument, LimitExceeded, LoadError
@@ -19,7 +21,7 @@ from ragkit.load.limits import Options
 from ragkit.load.pdf import PAGE_BREAK, iso_date
 from ragkit.load.render import page_png
 from ragkit.types import Document
-from tests.load.pages import HEIGHT, WIDTH, Text, draw, places, shown
+from tests.load.pages import HEIGHT, WIDTH, Text, draw, embedded, places, shown
 from tests.load.rawpdf import pdf, show, simple
 
 Read = Callable[..., Document]
@@ -37,6 +39,12 @@ LINES = [
 def words_of(document: Document, page: int = 0) -> list[tuple[str, list[float]]]:
     words = document.pages[page].words
     return [(document.text[s:e], box) for (s, e), box in zip(words.spans.tolist(), words.boxes.tolist(), strict=True)]
+
+
+def iou(a: list[float], b: list[float]) -> float:
+    across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(across, 0.0) * max(down, 0.0)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
 def assert_on_the_spot(found: list[float], drawn: tuple[float, float, float, float], *, upright: bool) -> None:
@@ -69,6 +77,25 @@ def test_boxes_are_where_words_are_seen(read: Read, tmp_path: Path, rotate: int,
     page = document.pages[0]
     assert (page.width, page.height) == pytest.approx(size, abs=0.01)
     assert page.rotation == rotate
+
+
+@pytest.mark.parametrize("rotate", [0, 90, 180, 270])
+@pytest.mark.parametrize(("crop", "scale"), [(None, 1.0), (CROP, 1.0), (BEYOND, 1.0), (None, 0.4), (CROP, 1.7)])
+def test_a_words_box_is_its_advance_by_its_fonts_ascent_and_descent(
+    read: Read, tmp_path: Path, rotate: int, crop: Crop, scale: float
+) -> None:
+    lines = [replace(line, font=embedded(), x=line.x / scale, y=line.y / scale) for line in LINES]
+    # The line at y = 130 and the last words of long lines may be cut by the crop box; what is whole is compared.
+    document = read(draw(tmp_path / "a.pdf", [lines], rotate=rotate, crop=crop, scale=scale))
+    face = pdfmetrics.getFont("Vera").face
+    extent = face.descent / 1000, face.ascent / 1000
+    drawn = [one for line in lines for one in places(line, rotate=rotate, crop=crop, scale=scale, extent=extent)]
+    page = document.pages[0]
+    whole = [one for one in drawn if one[1] >= 0 and one[2] >= 0 and one[3] <= page.width and one[4] <= page.height]
+    assert len(whole) >= 10
+    found = words_of(document)
+    for word, *box in whole:
+        assert max(iou(other, box) for text, other in found if text == word) >= 0.9, word
 
 
 @pytest.mark.parametrize("rotate", [0, 90, 180, 270])

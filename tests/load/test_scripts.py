@@ -17,6 +17,7 @@ from ragkit.load.pdf import load
 from ragkit.load.scripts import mend, pieces
 from ragkit.types import Document
 from tests.load.pages import Text, draw
+from tests.load.rawpdf import pdf, show, simple, stream
 from tests.load.test_pdf import words_of
 
 Read = Callable[..., Document]
@@ -137,3 +138,18 @@ def test_pieces_cover_a_word_and_part_no_letter_from_its_marks(word: str) -> Non
     assert not any(unicodedata.category(word[a])[0] == "M" for a, _ in parts if a)
     for a, b in parts:
         assert sum("\u4e00" <= c <= "\u9fff" for c in word[a:b]) <= 1
+
+
+LAM_ALEF = b"""/CIDInit /ProcSet findresource begin 12 dict begin begincmap /CMapName /X def /CMapType 2 def
+1 begincodespacerange <00> <FF> endcodespacerange
+5 beginbfchar <41> <0645> <42> <06440627> <43> <0633> <44> <06440623> <45> <0627> endbfchar
+endcmap CMapName currentdict /CMap defineresource pop end end"""
+
+
+def test_the_two_letters_of_one_lam_alef_glyph_are_in_the_order_they_are_read(read: Read, tmp_path: Path) -> None:
+    # Glyphs from left to right, as they are drawn: meem, lam-alef, seen; lam-alef with hamza, seen; seen, alef.
+    objects = simple([show(b"ABC", y=400) + show(b"DC", y=300) + show(b"CE", y=200)])
+    objects[3] = b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /ToUnicode 70 0 R >>"
+    objects[70] = stream(LAM_ALEF)
+    (tmp_path / "a.pdf").write_bytes(pdf(objects))
+    assert read(tmp_path / "a.pdf").text.split() == ["\u0633\u0644\u0627\u0645", "\u0633\u0644\u0623", "\u0627\u0633"]
