@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -107,7 +108,12 @@ class PageReader:
 
     def see(self, path: Path, document: Document, *, name: Path | None = None) -> Seen:
         """The document's pages, rendered from the file at `path`; `name` is its own, where it is kept under another."""
-        kept, spool = _Kept(), _Spool(self._folder)
+        kept = _Kept()
+        with closing(_Spool(self._folder)) as spool:
+            self._see(path, document, kept, spool, name=name)
+        return Seen(kept.vectors(), kept.blank, kept.plain, tuple(kept.warnings))
+
+    def _see(self, path: Path, document: Document, kept: _Kept, spool: _Spool, *, name: Path | None) -> None:
         pages = {page.number: page for page in document.pages}
         wanted = [WantedPage(page.number, *self.size(page)) for page in document.pages]
         rendered = zip(document.pages, self._parser.render_pages(path, wanted, name=name), strict=True)
@@ -116,7 +122,6 @@ class PageReader:
             self._encode([(pages[one.number], one.image) for one in chosen if isinstance(one, RenderedPage)], kept)
             kept.multi = spool.relieve(kept.multi)
             self._on_pages(len(batch))
-        return Seen(kept.vectors(), kept.blank, kept.plain, tuple(kept.warnings))
 
     def _wanted(self, document: Document, page: Page, one: RenderedPage | LoadError, kept: _Kept) -> bool:
         if isinstance(one, LoadError):
@@ -184,13 +189,18 @@ class _Spool:
         if sum(one.values.nbytes for one in held) < SPOOL:
             return parts
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - it lives as long as the maps of it
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - it is closed by `close`
         joined = Stored.join(held)
         begin = self._file.seek(0, 2)
         self._file.write(np.ascontiguousarray(joined.values).data)
         self._file.flush()
         mapped = np.memmap(self._file, dtype=joined.values.dtype, mode="r", offset=begin, shape=joined.values.shape)
         return [*(one for one in parts if isinstance(one.values, np.memmap)), Stored(mapped, joined.lengths, joined.loss)]
+
+    def close(self) -> None:
+        """Let go of the file; what was mapped of it stays, as long as it is used."""
+        if self._file is not None:
+            self._file.close()
 
 
 def figure_share(image: Image, page: Page) -> float:

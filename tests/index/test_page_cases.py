@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from ragkit import Index
+from ragkit import Index, Limits, page_images
+from ragkit.encode.contract import Encoding
 from ragkit.errors import StorageError
 from ragkit.testing import HashEncoder
 from ragkit.types import Document, Span
 from tests.index.test_pages import READS, SEES, papers_in, pdf
+from tests.load.rawpdf import bomb, show
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +100,57 @@ def test_what_was_looked_at_and_not_wanted_is_not_looked_at_again(tmp_path: Path
         path.unlink()
         index.rebuild(chunker="page")
         assert [hit.source for hit in index.search("harbour")] == ["plain.pdf"]
+
+
+def test_a_page_that_stops_its_renderer_costs_that_page_and_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pdf"
+    path.write_bytes(bomb([show(b"Otters hold hands"), show(b"Granite"), show(b"Bread and salt")], at=1))
+    with Index.open(tmp_path / "library", model=READS, chunker="page", pages="all", page_model=SEES) as index:
+        report = index.add(path, limits=Limits(page_cpu_seconds=0.5))
+        [outcome] = report.added
+        assert report.pages == 2
+        assert [one for one in outcome.warnings if one.startswith("page 2 was not seen: ")]
+        assert sorted(hit.pages for hit in index.search("black", 10, mode="pages")) == [(1,), (3,)]
+        assert index.search("otters", 1, mode="text")[0].pages == (1,)
+
+
+class Counting(HashEncoder):
+    """Sees little, and remembers how many pictures it was given at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(dims=64, multi_dims=32, images=True, max_pixels=16 * 28 * 28)
+        self.batches: list[int] = []
+
+    def encode_document(self, documents: Sequence[Any], **options: Any) -> Encoding:
+        self.batches.append(len(documents))
+        return super().encode_document(documents, **options)
+
+
+def test_a_long_file_is_seen_in_batches_that_may_wait_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = pdf(tmp_path / "long.pdf", [(f"Sheet {n}", "red" if n % 7 else "blue") for n in range(30)])
+    found = []
+    for spool in (page_images.SPOOL, 1):
+        monkeypatch.setattr(page_images, "SPOOL", spool)
+        seeing = Counting()
+        with Index.open(tmp_path / f"{spool}", model=READS, pages="all", page_model=seeing) as index:
+            done: list[int] = []
+            report = index.add(path, progress=lambda one, done=done: done.append(one.done) if one.stage == "pages" else None)
+            found.append([(hit.pages, hit.score) for hit in index.search("blue", 30, mode="page.multi")])
+        assert report.pages == 30
+        assert done == [8, 16, 24, 30]
+        assert seeing.batches[-4:] == [8, 8, 8, 6]
+    assert found[0] == found[1]
+    assert {pages for pages, _ in found[0][:5]} == {(1,), (8,), (15,), (22,), (29,)}
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_pages_of_a_file() -> None:
+    """Peaks of fresh processes and of their children, in MiB, at 400 and at 4,000 pages: what grows is the document itself."""
+    peaks = []
+    for count in (400, 4000):
+        command = [sys.executable, "benchmarks/pages.py", "long-of", "--pages", str(count)]
+        told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        peaks.append([int(number) for number in re.findall(r"(?:memory here|of a child) (\d+) MiB", told)])
+    (few, child_few), (many, child_many) = peaks
+    assert many < 1.25 * few
+    assert child_many < 1.5 * child_few
