@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from reportlab.pdfgen.canvas import Canvas
 
 from tests.examples.test_corpus import generate
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
+ENCODER = PIPELINES.parent / "examples" / "visual" / "encoder"
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +71,36 @@ def test_scans_are_found_by_what_they_look_like_and_cited_with_boxes(tmp_path: P
             x0, y0, x1, y1 = (int(number) for number in re.findall(r"\d+", box)[:4])
             assert place[0] <= (x0 + x1) / 2 <= place[2]
             assert place[1] <= (y0 + y1) / 2 <= place[3]
+
+
+def test_charts_and_words_are_asked_in_one_question(tmp_path: Path) -> None:
+    charts = chart_pdf(tmp_path / "papers" / "charts.pdf")
+    asked = ("hybrid.py", tmp_path / "index", charts.parent)
+    output = run(*asked, "red bar chart", ENCODER, tmp_path / "red.png")
+    assert "pages 3" in output
+    first = output.partition("\n1. ")[2].partition("\n2. ")[0]
+    assert first.startswith("charts.pdf, p. 3")  # its words say nothing of it
+    assert "found by page.multi, number 1" in first
+    with Image.open(tmp_path / "red.png") as picture:
+        assert picture.width < picture.height
+    again = run(*asked, "heavy granite, green bar chart", ENCODER, tmp_path / "green.png")
+    assert "unchanged 1" in again
+    both = again.partition("\n1. ")[2].partition("\n2. ")[0]
+    assert both.startswith("charts.pdf, p. 2")
+    assert "found by chunk.lexical, number 1" in both
+    assert "found by page.multi, number 1" in both
+
+
+def chart_pdf(path: Path) -> Path:
+    """Three pages, each with some text and a bar chart in a colour that the text does not name."""
+    path.parent.mkdir()
+    canvas = Canvas(str(path), pagesize=(480, 640))
+    for subject, colour in (("the harbour wall", (0, 0, 1)), ("heavy granite", (0, 0.63, 0)), ("bread and salt", (1, 0, 0))):
+        for line in range(12):
+            canvas.drawString(60, 600 - 16 * line, f"Paragraph {line} of the report tells something of {subject}.")
+        canvas.setFillColorRGB(*colour)
+        for bar, high in enumerate((120, 260, 180)):
+            canvas.rect(80 + 110 * bar, 60, 80, high, stroke=0, fill=1)
+        canvas.showPage()
+    canvas.save()
+    return path
