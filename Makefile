@@ -43,7 +43,7 @@ demo: $(READY)  ## index an example corpus, ask it questions, print cited hits
 	@$(BIN)/python examples/visual/pages.py .demo/scans > /dev/null
 	$(BIN)/python pipelines/visual.py .demo/visual .demo/scans "purple star" "page about delivery" "where is the orange pie chart"
 	@echo
-	$(BIN)/ragkit show .demo/visual scans.pdf --query "orange square and purple triangle" --page 6 --output .demo/visual.png
+	$(BIN)/ragkit show .demo/visual scans.pdf --query "purple star" --output .demo/visual.png
 	@printf '\nAsk more: %s search .demo/library "..."\n' $(BIN)/ragkit
 
 test: $(READY)  ## run the default tests
