@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("mcp")
+
 from ragkit import Index
 from ragkit.serve import mcp as tools
 from ragkit.serve.service import Service
 from ragkit.testing import HashEncoder
 from tests.index.conftest import records
 from tests.serve.conftest import served
-
-mcp = pytest.importorskip("mcp")
 
 RUNNER = ["-p", "node@22", "-p", "@modelcontextprotocol/conformance@0.1.16", "conformance"]  # older ones of node it cannot read
 NO_REQUESTS = "asks the client something in the middle of a call, which takes a session: our tools ask nothing, and keep none"
