@@ -1,4 +1,5 @@
-"""The index as MCP tools: search, get_document, get_page_image, status; add and delete where that is allowed.
+"""The index as MCP tools: search, get_document, get_page_image, status; add and delete where that is allowed. Documents and pages
+are resources too.
 
 Over stdio (`ragkit mcp`) and, beside the HTTP API, at /mcp. What documents say is data: each passage comes as structured content,
 and as text between two lines that carry a number made for this answer, so that no document can write the closing one. Letters
@@ -17,7 +18,8 @@ from typing import Annotated, Any, Literal
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.exceptions import ResourceError, ToolError
+from mcp.server.mcpserver.resources import ResourceSecurity
 from mcp.types import CallToolResult, ImageContent, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 
@@ -118,6 +120,7 @@ def make_server(service: Service, *, writable: bool = False) -> MCPServer[Any]:
         "ragkit", title="ragkit", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING"
     )
     _add_reading_tools(server, service, writable=writable)
+    _add_resources(server, service)
     if writable:
         _add_writing_tools(server, service)
     return server
@@ -143,7 +146,7 @@ def _add_reading_tools(server: MCPServer[Any], service: Service, *, writable: bo
             within = narrowed(filters, key, depth=service.limits.filter_depth)
             hits = await service.run(found.search, query, k, mode=mode, filters=within)
         passages = [_passage(hit) for hit in hits]
-        heads = [f"[{i}] {one.citation}, key {one.key}{_flag(one)}" for i, one in enumerate(passages, 1)]
+        heads = [f"[{i}] {one.citation}, key {one.key}{_flag(one.unseen, one.hidden)}" for i, one in enumerate(passages, 1)]
         return _answer(Passages(passages=passages), [(head, one.text) for head, one in zip(heads, passages, strict=True)])
 
     @server.tool(annotations=READS)
@@ -170,7 +173,7 @@ def _add_reading_tools(server: MCPServer[Any], service: Service, *, writable: bo
             unseen=unseen,
             hidden=_hidden(fields["meta"]),
         )
-        head = f"{part.source}, characters {part.start} to {part.end} of {part.characters}{_flag(part)}"
+        head = f"{part.source}, characters {part.start} to {part.end} of {part.characters}{_flag(part.unseen, part.hidden)}"
         return _answer(part, [(head, text)])
 
     @server.tool(annotations=READS, structured_output=False)
@@ -204,6 +207,43 @@ def _add_reading_tools(server: MCPServer[Any], service: Service, *, writable: bo
         with _telling():
             rows = [await service.run(index_fields, name, service.indexes[name], key) for name in names]
         return Status(indexes=[IndexStatus(**row) for row in rows], writable=writable and key.allows("write"))
+
+
+def _add_resources(server: MCPServer[Any], service: Service) -> None:
+    """What a client may attach by itself: ragkit://INDEX/SOURCE, a document, and ragkit://INDEX/SOURCE/page/N, one of its pages.
+
+    Names are percent-encoded, the slashes in a source too. They are looked up in the catalog, and are paths nowhere.
+    """
+    names_only = ResourceSecurity(exempt_params={"index", "source"})
+
+    @server.resource(
+        "ragkit://{index}/{source}",
+        name="document",
+        description="A document's text, from its beginning; names percent-encoded",
+        mime_type="text/plain",
+        security=names_only,
+    )
+    async def document(index: str, source: str, ctx: Context[Any, Any]) -> str:
+        with _telling(ResourceError):
+            key = _key(ctx)
+            _, found = service.index(index, key)
+            fields = await service.run(document_fields, found, source, key, 0, CHARACTERS)
+        text, unseen = _seen(fields["text"])
+        flag = _flag(unseen, _hidden(fields["meta"]))
+        return _as_data([(f"{fields['id']}, characters 0 to {fields['end']} of {fields['characters']}{flag}", text)])
+
+    @server.resource(
+        "ragkit://{index}/{source}/page/{page}",
+        name="page",
+        description="A page as an image; names percent-encoded",
+        mime_type="image/png",
+        security=names_only,
+    )
+    async def page(index: str, source: str, page: int, ctx: Context[Any, Any]) -> bytes:
+        with _telling(ResourceError):
+            key = _key(ctx)
+            _, found = service.index(index, key)
+            return await service.run(marked_page, found, source, key, page=page, mark="none")
 
 
 def _add_writing_tools(server: MCPServer[Any], service: Service) -> None:
@@ -248,12 +288,12 @@ def _writer(ctx: Context[Any, Any]) -> Key:
 
 
 @contextmanager
-def _telling() -> Iterator[None]:
-    """A refusal, as the tool's error: its message is for the model to read."""
+def _telling(told: type[Exception] = ToolError) -> Iterator[None]:
+    """A refusal, as the tool's or the resource's error: its message is for the model to read."""
     try:
         yield
     except (Problem, RagkitError) as error:
-        raise ToolError(str(error)) from None
+        raise told(str(error)) from None
 
 
 def _passage(hit: Hit) -> Passage:
@@ -278,12 +318,12 @@ def _hidden(meta: Mapping[str, Any]) -> Hidden | None:
     return Hidden(characters=meta["hidden_characters"], pages=list(pages)) if pages else None
 
 
-def _flag(said: Passage | Text) -> str:
-    """What a reader of the passage is told of text that its document hides, letters or words."""
-    flags = [f"{said.unseen} invisible letters taken out"] if said.unseen else []
-    if said.hidden is not None:
-        pages = ", ".join(map(str, said.hidden.pages))
-        flags.append(f"the document hides {said.hidden.characters} characters from its readers on p. {pages}; left out")
+def _flag(unseen: int, hidden: Hidden | None) -> str:
+    """What a reader is told of text that a document hides, letters or words."""
+    flags = [f"{unseen} invisible letters taken out"] if unseen else []
+    if hidden is not None:
+        pages = ", ".join(map(str, hidden.pages))
+        flags.append(f"the document hides {hidden.characters} characters from its readers on p. {pages}; left out")
     return f" (beware: {'; '.join(flags)})" if flags else ""
 
 
@@ -293,10 +333,14 @@ def _seen(text: str) -> tuple[str, int]:
 
 
 def _answer(value: BaseModel, parts: Sequence[tuple[str, str]]) -> CallToolResult:
-    mark = secrets.token_hex(8)
-    texts = [f"{head}\n<<<data {mark}\n{text}\n{mark} data>>>" for head, text in parts]
-    content = "\n\n".join(texts) or "nothing was found"
+    content = _as_data(parts) or "nothing was found"
     return CallToolResult(content=[TextContent(type="text", text=content)], structured_content=value.model_dump())
+
+
+def _as_data(parts: Sequence[tuple[str, str]]) -> str:
+    """Texts of documents between lines that none of them can write, each below a line of ours."""
+    mark = secrets.token_hex(8)
+    return "\n\n".join(f"{head}\n<<<data {mark}\n{text}\n{mark} data>>>" for head, text in parts)
 
 
 def http_app(service: Service, *, writable: bool) -> tuple[Any, Callable[[], Any]]:

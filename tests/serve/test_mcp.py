@@ -150,6 +150,33 @@ def test_text_that_a_page_hides_is_flagged_and_never_told(tmp_path: Path) -> Non
         assert fields["mine"] == {"hidden": ["a field of mine"]}
 
 
+def test_documents_and_pages_are_resources(tmp_path: Path) -> None:
+    canvas = pytest.importorskip("reportlab.pdfgen.canvas")
+    (tmp_path / "in" / "a b").mkdir(parents=True)
+    drawing = canvas.Canvas(str(tmp_path / "in" / "a b" / "report.pdf"))
+    drawing.drawString(72, 700, "The harbour sells fish on Fridays.")
+    drawing.save()
+    with Index.open(tmp_path / "pdfs", model=HashEncoder(64)) as index:
+        index.add(tmp_path / "in")
+
+        async def test(client: Any) -> None:
+            templates = (await client.list_resource_templates()).resource_templates
+            assert {one.uri_template for one in templates} == {
+                "ragkit://{index}/{source}",
+                "ragkit://{index}/{source}/page/{page}",
+            }
+            [text] = (await client.read_resource("ragkit://library/a%20b%2Freport.pdf")).contents
+            assert "The harbour sells fish on Fridays." in text.text
+            assert re.search(r"^<<<data (\w+)$", text.text, re.M)
+            [page] = (await client.read_resource("ragkit://library/a%20b%2Freport.pdf/page/1")).contents
+            assert base64.b64decode(page.blob).startswith(b"\x89PNG")
+            for wrong in ("nobody/x", "library/nobody", "library/..%2F..%2Fetc%2Fpasswd", "library/a%20b%2Freport.pdf/page/7"):
+                with pytest.raises(mcp.MCPError):
+                    await client.read_resource(f"ragkit://{wrong}")
+
+        within(index, test)
+
+
 def test_over_stdio(index: Index, tmp_path: Path) -> None:
     from mcp.client.stdio import StdioServerParameters, stdio_client
 
@@ -182,6 +209,9 @@ def test_over_http_behind_keys(index: Index, tmp_path: Path) -> None:
         found = (await client.call_tool("search", {"query": QUERY, "k": 50})).structured_content["passages"]
         assert {one["source"] for one in found} == {"bridge", "bread"}
         assert (await client.call_tool("get_document", {"source": "otter"})).is_error
+        assert NOTES["bread"] in (await client.read_resource("ragkit://library/bread")).contents[0].text
+        with pytest.raises(mcp.MCPError):
+            await client.read_resource("ragkit://library/otter")
         assert (await client.call_tool("status", {})).structured_content["indexes"][0]["documents"] == 2
         refused = await client.call_tool("add", {"text": "a", "source": "b"})
         assert "needs write" in refused.content[0].text
