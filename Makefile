@@ -15,7 +15,7 @@ BENCHES := encode dense maxsim render safety serve
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long crash kill flip fuzz conformance hostile lint types bench docs clean
+.PHONY: help demo test test-long crash kill flip fuzz fuzz-load conformance hostile lint types bench docs clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 20
@@ -63,6 +63,9 @@ kill: $(READY)  ## kill a writer a thousand times, at any moment
 
 fuzz: $(READY)  ## ask a server over 10,000 requests that its OpenAPI document allows, or does not
 	CASES=16000 $(BIN)/python -m pytest -s --timeout 0 tests/serve/test_openapi.py $(ARGS)
+
+fuzz-load: $(READY)  ## random input to what reads documents and what children say, fifty times as much as in the tests
+	RAGKIT_FUZZ=50 $(BIN)/python -m pytest -s --timeout 0 tests/load -k "any or plain_reading or covers" $(ARGS)
 
 conformance: $(READY)  ## ask the MCP server what npm's conformance runner asks
 	$(BIN)/python -m pytest -s -m slow tests/serve/test_conformance.py $(ARGS)

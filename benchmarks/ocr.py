@@ -7,7 +7,8 @@ at 300, 200, 150 and 100 dots an inch, clean; and at 200, grainy, turned by a de
 PDF of pictures, which `ragkit.load.pdf` reads.
 
 - error: Levenshtein's distance to the text that was drawn over its length, blanks squeezed.
-- words: the share of the drawn words that come back, each in its place: more than half of its width within the box.
+- words: the share of the drawn words that come back letter by letter, each in its place: the middle of its box within the word,
+  on its line.
 - seconds: processor time a page, ours and Tesseract's.
 """
 
@@ -123,9 +124,7 @@ def scanned(drawn: Path, path: Path, dpi: int, change: Callable[[Image.Image], I
 
 def in_place(word: Drawn, text: str, spans: list[list[int]], boxes: list[list[float]]) -> bool:
     return any(
-        text[start:end] == word.text
-        and y0 - 2 < word.y - 3 < y1 + 2
-        and min(x1, word.x1) - max(x0, word.x0) > (word.x1 - word.x0) / 2
+        text[start:end] == word.text and y0 - 2 < word.y - 3 < y1 + 2 and word.x0 - 1 < (x0 + x1) / 2 < word.x1 + 1
         for (start, end), (x0, y0, x1, y1) in zip(spans, boxes, strict=True)
     )
 

@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from ragkit.load import Limits, Source
 from ragkit.load.limits import Options
 from ragkit.load.pdf import ENGINES, load
 from ragkit.load.records import check
 from ragkit.types import Document
+
+FUZZ = int(os.environ.get("RAGKIT_FUZZ", "1"))  # times as many random inputs as usual: `make fuzz-load`
+if FUZZ > 1:
+    settings.register_profile("fuzz", max_examples=100 * FUZZ, deadline=None)
+    settings.load_profile("fuzz")
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 

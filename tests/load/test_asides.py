@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from reportlab.pdfgen.canvas import Canvas
 
 from ragkit.types import Document
+from tests.load.conftest import FUZZ
 from tests.load.pages import Text, draw
 from tests.load.rawpdf import pdf, show, simple, stream
 from tests.load.test_pdf import words_of
@@ -64,7 +65,7 @@ def test_hidden_text_is_kept_apart_and_flagged(read: Read, tmp_path: Path, way: 
 STEPS = st.sampled_from([b"1 g", b"0 g", b"3 Tr", b"0 Tr", b"1 1 1 rg", b"0 0 0 0 k", b"q", b"Q", b"show", b"show"])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40 * FUZZ, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEPS, max_size=14))
 def test_a_word_is_hidden_where_a_plain_reading_of_the_operators_says_so(read: Read, tmp_path: Path, steps: list[bytes]) -> None:
     white, unseen, outer = False, False, []

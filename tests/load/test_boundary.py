@@ -14,6 +14,7 @@ from ragkit.load.asides import with_asides
 from ragkit.load.pdf_text import Aside, PageWords, assemble
 from ragkit.load.records import check
 from ragkit.types import Document
+from tests.load.conftest import FUZZ
 
 WORDS = st.text(alphabet="abc-\u00ad1.中文かאبﬁลำ\u0301\x07", min_size=1, max_size=6)
 SIDES = st.floats(-50, 700, width=32) | st.sampled_from([0.0, 100.0, 1e30, -1e30])
@@ -36,7 +37,7 @@ def pages(draw: st.DrawFn) -> PageWords:
     return PageWords(texts, boxes, lines, draw(side), draw(side), 0, draw(st.none() | WORDS), glued, tuple(notes))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150 * FUZZ, deadline=None)
 @given(st.lists(pages(), min_size=1, max_size=4))
 def test_any_words_at_any_places_make_a_lawful_document(drawn: list[PageWords]) -> None:
     text, made, blocks = assemble([with_asides(page) for page in drawn], on_page=lambda _: None)
@@ -48,7 +49,7 @@ def test_any_words_at_any_places_make_a_lawful_document(drawn: list[PageWords]) 
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300 * FUZZ, deadline=None)
 @given(st.binary(max_size=200), st.binary(max_size=60))
 def test_any_bytes_from_a_child_are_refused_or_lawful(data: bytes, payload: bytes) -> None:
     with contextlib.suppress(wire.BrokenFrame, LimitExceeded):

@@ -18,6 +18,7 @@ from ragkit.load.docling import from_docling
 from ragkit.load.records import check
 from ragkit.testing import HashEncoder
 from ragkit.types import Document
+from tests.load.conftest import FUZZ
 
 
 def prov(left: float, top: float, right: float, bottom: float, *, span: tuple[int, int], page: int = 1) -> dict[str, Any]:
@@ -208,7 +209,7 @@ TEXTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100 * FUZZ, deadline=None)
 @given(st.lists(TEXTS, min_size=2, max_size=6))
 def test_any_places_and_references_make_a_lawful_document_or_a_reason(texts: list[dict[str, Any]]) -> None:
     with contextlib.suppress(LoadError):
