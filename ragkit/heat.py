@@ -22,11 +22,11 @@ from ragkit.types import Box, Floats, Ints, Patches
 Map = npt.NDArray[np.float64]  # (rows, columns), a number a cell
 Image = Any  # PIL.Image.Image: naming the type would import Pillow
 
-# Chosen by benchmarks/visual.py --boxes, on pages with known marks (docs/measurements.md).
+# Chosen by benchmarks/visual.py boxes, on pages with known marks (docs/measurements.md).
 SIGMA = 1.0  # cells: how far relevance is smoothed
 THRESHOLD = 0.25  # of the map's highest value: what lies above it hangs together
 MOST_BOXES = 4
-LEAST = 0.1  # of the relevance on the page: what a box must hold
+LEAST = 0.2  # of the relevance on the page: what a box after the first must hold
 # Light to dark without a step back, so that more is darker for every eye; never so dark that black print is lost in it.
 COLOURS = ((255, 244, 178), (254, 201, 92), (250, 146, 52), (228, 84, 42), (190, 32, 52))
 OPACITY = 0.75  # of the darkest
@@ -99,8 +99,8 @@ def evidence_boxes(found: Relevance) -> list[tuple[Box, float]]:
     """Where on the page the score comes from: up to MOST_BOXES boxes in fractions of the page, with the relevance inside.
 
     Winning cells that hang together on the smoothed map (above THRESHOLD of its highest value) are one box, the bounds of
-    their cells; boxes that overlap are joined. Those with the most come first; with less than LEAST of it all, none. What a
-    score lost (negative shares) shows nowhere. Clipped to the page.
+    their cells; boxes that overlap are joined. The one with the most comes first, then others with at least LEAST of it all.
+    What a score lost (negative shares) shows nowhere. Clipped to the page.
     """
     cells = np.maximum(found.cells, 0)
     total = float(cells.sum())
@@ -115,8 +115,9 @@ def evidence_boxes(found: Relevance) -> list[tuple[Box, float]]:
             bounds.append((*at.min(axis=0).tolist(), *(at.max(axis=0) + 1).tolist()))
     weighed = [(rectangle, _inside(cells, rectangle)) for rectangle in _joined(bounds)]
     weighed.sort(key=lambda pair: (-pair[1], pair[0]))
-    boxes = [(_on_page(found, rectangle), mass) for rectangle, mass in weighed if mass >= LEAST * total]
-    return [(box, mass) for box, mass in boxes if box.area > 0][:MOST_BOXES]
+    boxes = [(_on_page(found, rectangle), mass) for rectangle, mass in weighed]
+    boxes = [(box, mass) for box, mass in boxes if box.area > 0]
+    return [(box, mass) for at, (box, mass) in enumerate(boxes[:MOST_BOXES]) if at == 0 or mass >= LEAST * total]
 
 
 Rectangle = tuple[int, int, int, int]  # first row, first column, and those behind the last
