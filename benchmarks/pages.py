@@ -1,13 +1,13 @@
 """Page images beside the text: what they do to the ranking, which pages are seen, what they cost, and long files.
 
-    python benchmarks/pages.py hybrid FOLDER [--encoder FOLDER]    # questions.jsonl and pdfs/; pages by noise, colours, a model
-    python benchmarks/pages.py drawn [--encoder FOLDER] [--pages 100]   # on pages of examples/visual, captioned with their words
+    python benchmarks/pages.py hybrid FOLDER       # questions.jsonl and pdfs/; pages seen by noise, by colours, by a small model
+    python benchmarks/pages.py drawn [--pages 100] [--each 2]      # on pages of examples/visual, captioned with their words
     python benchmarks/pages.py kept FOLDER         # which pages "auto" and "figures" see, and which of the gold ones
-    python benchmarks/pages.py cost FOLDER [--encoder FOLDER]      # pages a second, where the time goes, bytes
+    python benchmarks/pages.py cost FOLDER         # pages a second, where the time goes, bytes
     python benchmarks/pages.py long [--sizes 500 5000]             # one PDF of so many pages: memory, and its last pages' speed
 
-`hybrid` and `drawn` need the encoder that examples/visual/train.py makes; without it they leave it out. Times compare only within
-a run; those of the processor count when the machine is shared.
+--encoder names another model than that of examples/visual. Times compare only within a run; those of the processor count when
+the machine is shared.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ragkit.encode import load_encoder
 from ragkit.encode.contract import Encoding, Patches
 from ragkit.evaluate import compare, evaluate, read_pages, table
 from ragkit.evaluate.judged import Judged, page_id
-from ragkit.load import Parser, WantedPage
+from ragkit.load import Parser, RenderedPage, WantedPage, discover
 from ragkit.page_images import FIGURE, SCANT, figure_share
 from ragkit.ragged import MultiVectors, unit_rows
 from ragkit.retrieve import PAGES
@@ -47,6 +47,7 @@ MODES = ("lexical", "dense", "text", "pages", "hybrid")
 MEASURES = ("hit@1", "hit@5", "RR@10", "nDCG@10")
 WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0)
 DIMS, MULTI_DIMS = 64, 32
+SIZES = (72_128, 200_704, 602_112)  # pixels of a page: examples/visual, the test encoder, jina-embeddings-v4
 
 
 class Noise:
@@ -54,7 +55,7 @@ class Noise:
 
     def __init__(self) -> None:
         self._sizes = HashEncoder(DIMS, multi_dims=MULTI_DIMS, images=True)
-        self.card = replace(self._sizes.card, name="noise")
+        self.card = replace(self._sizes.card, name="noise of 64 and 32 dims")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sizes, name)
@@ -70,6 +71,9 @@ class Noise:
 
     def encode_document(self, items: Sequence[Any], **_: Any) -> Encoding:
         return self._encode(items, "document")
+
+    def encode(self, items: Sequence[Any], *, task: str, **_: Any) -> Encoding:
+        return self._encode(items, task.rpartition(".")[2])
 
     def _encode(self, items: Sequence[Any], role: str) -> Encoding:
         rows = [self._rows(item, role) for item in items]
@@ -121,14 +125,14 @@ def hybrid(folder: Path, options: argparse.Namespace) -> None:
 def drawn(options: argparse.Namespace) -> None:
     """Pages of which the text tells the words, and the picture everything."""
     with tempfile.TemporaryDirectory() as scratch:
-        judged = captioned(Path(scratch) / "pdfs", options.pages)
+        judged = captioned(Path(scratch) / "pdfs", options.pages, each=options.each)
         for name, encoder in page_encoders(options.encoder).items():
             judge(judged, encoder, name, Path(scratch), options.cache or Path(scratch) / "embeddings.db")
 
 
-def captioned(folder: Path, count: int) -> Judged:
-    """`count` drawn pages, four to a PDF, each as a picture with its words set beneath as text; two queries a page, and all the
-    pages that each is true of."""
+def captioned(folder: Path, count: int, *, each: int) -> Judged:
+    """`count` drawn pages, four to a PDF, each as a picture with its words set beneath as text; `each` queries a page, and all
+    the pages that each is true of."""
     sys.path.insert(0, str(ROOT / "examples" / "visual"))
     from pages import draw_page, make_page, queries_of  # type: ignore[import-not-found]
     from reportlab.lib.utils import ImageReader
@@ -148,7 +152,7 @@ def captioned(folder: Path, count: int) -> Judged:
             canvas.showPage()
         canvas.save()
     queries, qrels = {}, {}
-    for number, (_, query) in enumerate(queries_of(pages, seed=2_000_000, each=2)):
+    for number, (_, query) in enumerate(queries_of(pages, seed=2_000_000, each=each)):
         queries[str(number)] = query.text
         qrels[str(number)] = {page_id(*names[n]): 1 for n, page in enumerate(pages) if query.true_of(page)}
     return Judged(name="drawn", documents=folder, queries=queries, qrels=qrels, level="page")
@@ -162,30 +166,33 @@ def kept(folder: Path) -> None:
     for line in (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         gold |= {(one["doc"], one["page"] + 1): row["kind"] for one in row["gold"]}
-    rows = [
-        (path.name, number, share, letters)
-        for path in sorted((folder / "pdfs").glob("*.pdf"))
-        for number, share, letters in shares(path)
-    ]
-    for name, number, share, letters in rows:
-        seen = "figures" if share >= FIGURE else "auto" if letters < SCANT else "-"
-        print(f"{name:32} {number:3}  {share:.4f}  {letters:6} characters  {seen:8} {gold.get((name, number), '')}")
-    for least in (0.005, 0.01, 0.02, 0.03, 0.05, 0.1):
-        drawn = {(name, number) for name, number, share, _ in rows if share >= least}
-        auto = drawn | {(name, number) for name, number, _, letters in rows if letters < SCANT}
-        by_kind = {kind: [key in auto for key, one in gold.items() if one == kind] for kind in sorted(set(gold.values()))}
-        told = ", ".join(f"{kind} {sum(own)}/{len(own)}" for kind, own in by_kind.items())
-        print(f"FIGURE {least}: figures {len(drawn)}, auto {len(auto)} of {len(rows)} pages; gold pages in auto: {told}")
+    for pixels in SIZES:
+        rows = [
+            (path.name, number, share, letters)
+            for path in sorted((folder / "pdfs").glob("*.pdf"))
+            for number, share, letters in shares(path, pixels)
+        ]
+        print(f"\nrendered at up to {pixels:,} pixels")
+        for name, number, share, letters in sorted(rows, key=lambda row: row[2]):
+            print(f"{name:32} {number:3}  {share:.4f}  {letters:6} characters  {gold.get((name, number), '')}")
+        for least in (0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1):
+            drawn = {(name, number) for name, number, share, _ in rows if share >= least}
+            auto = drawn | {(name, number) for name, number, _, letters in rows if letters < SCANT}
+            by_kind = {kind: [key in auto for key, one in gold.items() if one == kind] for kind in sorted(set(gold.values()))}
+            told = ", ".join(f"{kind} {sum(own)}/{len(own)}" for kind, own in by_kind.items())
+            here = " (as it is)" if least == FIGURE else ""
+            print(f"FIGURE {least}{here}: figures {len(drawn)}, auto {len(auto)} of {len(rows)} pages; gold in auto: {told}")
 
 
-def shares(path: Path) -> Iterator[tuple[int, float, int]]:
+def shares(path: Path, pixels: int) -> Iterator[tuple[int, float, int]]:
     """Of each page its number, the share that is no text, and the characters of its text."""
-    encoder = HashEncoder(images=True)
+    encoder = HashEncoder(images=True, max_pixels=pixels)
     with Parser() as parser:
-        _, document = next(iter(parser.parse([path])))
+        _, document = next(iter(parser.parse(discover(path))))
         assert isinstance(document, Document), document
         wanted = [WantedPage(page.number, *encoder.image_size(page.width, page.height)) for page in document.pages]
         for page, one in zip(document.pages, parser.render_pages(path, wanted), strict=True):
+            assert isinstance(one, RenderedPage), one
             yield page.number, figure_share(one.image, page), len(page.span.of(document.text).strip())
 
 
@@ -313,6 +320,7 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, default=ENCODER)
     parser.add_argument("--cache", type=Path, help="a file of embeddings to keep, so that another run need not make them")
     parser.add_argument("--pages", type=int, default=100)
+    parser.add_argument("--each", type=int, default=2, help="queries a page, of drawn")
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 5000])
     options = parser.parse_args()
     if options.what in ("hybrid", "kept", "cost") and options.folder is None:
