@@ -39,7 +39,7 @@ from ragkit.widen import CatalogReader
 
 NO_PAGES = "this index has no page images. Make one that has: Index.open(path, pages='auto', page_model=...)"
 RRF = 15.0  # from benchmarks/main_job.py; the paper's 60 is worse on both collections tried
-PAGES = 0.5  # weight of a space of page images: of .25, .5 and 1 the best in benchmarks/visual.py
+PAGES = 0.5  # weight of a space of page images: at .25 good ones bring nothing, at 1 bad ones cost all (docs/decisions/pages.md)
 NO_MULTI = "this index keeps no multi-vectors for MaxSim. Make one that does: Index.open(path, multi=True)"
 DEPTH = 100  # candidates per space before fusing, at least: a reciprocal rank beyond it adds under a seventh of the first's
 SCALES = {DENSE: "cosine", LEXICAL: "bm25", MULTI: "maxsim", PAGE_DENSE: "cosine", PAGE_MULTI: "maxsim"}
