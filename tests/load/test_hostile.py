@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from ragkit.errors import LoadError
-from ragkit.load import Limits, Parser
+from ragkit.load import Limits, Parser, RenderedPage, WantedPage, can_render, office
 from ragkit.load.pdf import ENGINES
 from ragkit.load.records import check
 from ragkit.types import Document
@@ -118,6 +118,25 @@ def test_two_thousand_hostile_files_end_with_a_result_each(
 ) -> None:
     pytest.importorskip(engine_name)
     assert_survived(list(cases(int(os.environ.get("RAGKIT_HOSTILE", "2000")))), tmp_path, engine=engine_name, capsys=capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("engine_name", ENGINES)
+def test_the_pages_of_hostile_files_are_pictures_or_reasons(tmp_path: Path, engine_name: str) -> None:
+    pytest.importorskip(engine_name)
+    wanted = [WantedPage(number, 200, 300) for number in (1, 2, 3)]
+    # Office files are LibreOffice's to read: seconds each, and no code of ours.
+    drawable = [one for one in families() if can_render(f"a{one[1]}") and not office.convertible(f"a{one[1]}")]
+    assert len(drawable) > 100
+    with Parser(limits=LIMITS, pdf_engine=engine_name) as parser:
+        for name, suffix, maker in drawable:
+            path = tmp_path / f"a{suffix}"
+            path.write_bytes(maker())
+            results = list(parser.render_pages(path, wanted))
+            assert len(results) == 3, name
+            for result in results:
+                assert isinstance(result, RenderedPage) or (str(result).strip() and str(result).isprintable()), (name, result)
 
 
 def test_the_generator_gives_the_same_files_every_time() -> None:
