@@ -159,9 +159,11 @@ class MaxSimIndex:
             prepared = [_prepared(key, row, replaced.get(key)) for key, row in self._added.items()]
             gone = [version for key, version in known.items() if key not in replaced]
             if prepared or gone:
-                writer.commit("add" if prepared else "delete", prepared, delete=gone)
+                commit = writer.commit("add" if prepared else "delete", prepared, delete=gone)
+            else:
+                commit = self._store.snapshot().commit
             self._added, self._deleted = {}, set()
-            return self._store.snapshot().commit.number
+            return commit.number
 
     def compact(self, *, lock_timeout: float = LOCK_TIMEOUT) -> None:
         """Commit, and rewrite all segments as one without deleted rows. No score changes."""

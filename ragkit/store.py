@@ -59,6 +59,7 @@ PAGE_MULTI = "page.multi"
 SMALL = 1 << 20  # bytes; segments below this are one tier, and are merged into the next commit at once
 FANOUT = 4  # segments of one tier, four times as large each, before they are merged into the next
 DEAD = 0.5  # share of deleted rows at which a segment is rewritten by the next commit
+AHEAD = 256  # ids reserved at once for rows that are no units
 ROWS = 4096  # rows copied at a time when segments are merged
 
 Mask = npt.NDArray[np.bool_]
@@ -202,7 +203,9 @@ class Snapshot:
         deleted: Ints,
         missing: Sequence[str] = (),
         recipe: Mapping[str, Any] | None = None,
+        live: Sequence[Mask] | None = None,
     ) -> None:
+        """live: per segment the rows that `deleted` leaves visible, where they are known."""
         self.commit = commit
         self.recipe = recipe  # what made its vectors
         self.segments = tuple(segments)
@@ -210,7 +213,30 @@ class Snapshot:
         self.missing = tuple(missing)  # what `Store.intact` left out
         self.deleted = deleted  # document versions, ascending
         self._lexical_pin = lexical_pin
-        self._live = [~np.isin(segment.documents, deleted) for segment in segments]
+        self._live = [~np.isin(segment.documents, deleted) for segment in segments] if live is None else list(live)
+
+    def after(
+        self, change: Change, commit: Commit, *, fresh: Sequence[Segment], lexical: LexicalReader | None, pin: Pin | None
+    ) -> Snapshot:
+        """What the next commit sees: this snapshot and what the commit changed, with nothing read from the catalog."""
+        gone = np.array(change.deleted_documents, dtype=np.int64)
+        kept = [
+            (segment, live & ~np.isin(segment.documents, gone) if len(gone) else live)
+            for segment, live in zip(self.segments, self._live, strict=True)
+            if segment.row.id not in change.retired_segments
+        ]
+        kept += [(segment, np.ones(segment.row.rows, dtype=np.bool_)) for segment in fresh]
+        segments, live = [segment for segment, _ in kept], [live for _, live in kept]
+        deleted = np.union1d(self.deleted, gone)
+        return Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, recipe=self.recipe, live=live)
+
+    def without(self, purged: Ints) -> Snapshot:
+        """The same where these deleted versions, of which no segment holds rows, are gone from the catalog."""
+        deleted = np.setdiff1d(self.deleted, purged, assume_unique=True)
+        return Snapshot(
+            self.commit, self.segments, lexical=self.lexical, lexical_pin=self._lexical_pin, deleted=deleted,
+            recipe=self.recipe, live=self._live,
+        )  # fmt: skip
 
     def sees(self, document: int) -> bool:
         """Whether a document version, which the catalog has, was not deleted as of this commit."""
@@ -418,6 +444,8 @@ class Store:
         self._snapshot: Snapshot | None = None
         self._intact: Snapshot | None = None
         self._wrote = self._thorough = False  # since it was opened: anything at all; all of it
+        self._tidy = 0  # the commit at which nothing was left to remove
+        self._ahead = (0, 0)  # document ids that were reserved and not given out yet
 
     @classmethod
     def create(cls, path: Path, settings: Mapping[str, Any], *, lexical: bool = True) -> None:
@@ -469,7 +497,7 @@ class Store:
             pin = Pin(self.path / "lexical" / commit.lexical) if commit.lexical else None
             segments = [known.get(row.id) or self._open_segment(row) for row in rows]
             deleted = self.catalog.deleted_documents(commit.number)
-            lexical = self._open_lexical(commit) if commit.lexical else None
+            lexical = self._open_lexical(commit, self.catalog.files(commit.lexical)) if commit.lexical else None
             recipe = self.catalog.setting("recipe")
             if self.catalog.latest().number != commit.number:
                 return None
@@ -515,13 +543,13 @@ class Store:
         recipe = self.catalog.setting("recipe")
         return Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, missing=missing, recipe=recipe)
 
-    def _open_lexical(self, commit: Commit) -> LexicalReader:
-        records = self.catalog.files(commit.lexical)
+    def _open_lexical(self, commit: Commit, records: Sequence[FileRecord]) -> LexicalReader:
         mend = f"ragkit repair {self.path}"
         return LexicalReader(CheckedFolder(self.path / "lexical" / commit.lexical, records, mend=mend))
 
-    def _open_segment(self, row: SegmentRow) -> Segment:
-        return Segment(self.path / "segments" / row.id, row, self.catalog.files(row.id), device=self.device)
+    def _open_segment(self, row: SegmentRow, records: Sequence[FileRecord] | None = None) -> Segment:
+        records = self.catalog.files(row.id) if records is None else records
+        return Segment(self.path / "segments" / row.id, row, records, device=self.device)
 
     @contextmanager
     def writer(self, *, timeout: float, mending: bool = False) -> Iterator[Writer]:
@@ -535,7 +563,7 @@ class Store:
             with writer_lock(self.path / "LOCK", timeout=timeout):
                 self._wrote = True
                 if not mending:
-                    self._remove_unused()
+                    self._remove_unused(self.catalog.latest())
                 try:
                     yield Writer(self, mending=mending)
                 finally:
@@ -549,14 +577,17 @@ class Store:
         with suppress(StorageError):
             self.catalog.settle()
 
-    def _remove_unused(self) -> None:
+    def _remove_unused(self, latest: Commit) -> None:
         """Remove folders that the latest commit does not see and nobody reads; then the rows of dead documents."""
-        latest = self.catalog.latest()
-        live = {row.id for row in self.catalog.segments(latest.number)} | ({latest.lexical} - {""})
-        kept = set(live)
+        opened = self._opened(latest)
+        rows = self.catalog.segments(latest.number) if opened is None else [segment.row for segment in opened.segments]
+        live = {row.id for row in rows} | ({latest.lexical} - {""})
         with writing(self.path):
             folders = [*(self.path / "segments").iterdir(), *(self.path / "lexical").iterdir()]
-        if {folder.name for folder in folders} - self.catalog.folders():
+        if self._tidy == latest.number and live == {folder.name for folder in folders}:
+            return
+        kept, recorded = set(live), self.catalog.folders()
+        if {folder.name for folder in folders} - recorded:
             # A commit that failed at its sync may have left its frames in the write-ahead log, and a crash of the machine
             # would revive them, without their folders. This writes over them.
             self.catalog.reserve(documents=1, units=1)
@@ -565,24 +596,58 @@ class Store:
                 if folder.name not in live and folder.is_dir() and not remove_unused(folder):
                     kept.add(folder.name)
         # All that is recorded and not there, so that what a crash kept this from forgetting is forgotten now.
-        gone = sorted(self.catalog.folders() - kept)
+        gone = sorted(recorded - kept)
         if gone:
-            self.catalog.forget_files(gone)
-            if not latest.lexical:  # then no folder stands for a commit, and a snapshot once opened reads nothing more here
-                self.catalog.forget_commits(before=latest.number)
-            self.catalog.purge(before=self.catalog.oldest_commit(), keep=self._still_in_segments(latest))
+            # Without lexical generations no folder stands for a commit, and a snapshot once opened reads nothing more here.
+            before = 0 if latest.lexical else latest.number
+            purged = self.catalog.forget(gone, commits_before=before, keep=self._still_in_segments(latest))
+            with self._lock:
+                if opened := self._opened(latest):
+                    self._snapshot = opened.without(purged)
+        self._tidy = latest.number if kept == live else 0
+
+    def _opened(self, commit: Commit) -> Snapshot | None:
+        """The commit's snapshot, where it is this process's own already."""
+        snapshot = self._snapshot
+        return snapshot if snapshot is not None and snapshot.commit == commit else None
 
     def _still_in_segments(self, commit: Commit) -> Ints:
         """Deleted document versions of which a live segment still holds rows: their tombstones must stay."""
-        dead = self.catalog.deleted_documents(commit.number)
-        segments = self.snapshot().segments
-        held = [np.intersect1d(segment.documents, dead) for segment in segments] if len(dead) else []
-        return np.unique(np.concatenate(held)) if held else np.empty(0, dtype=np.int64)
+        opened = self._opened(commit)
+        if len(self.catalog.deleted_documents(commit.number) if opened is None else opened.deleted) == 0:
+            return np.empty(0, dtype=np.int64)
+        snapshot = opened or self.snapshot()
+        dead = [np.asarray(segment.documents)[~snapshot.live(at)] for at, segment in enumerate(snapshot.segments)]
+        return np.unique(np.concatenate(dead)) if dead else np.empty(0, dtype=np.int64)
+
+    def advance(self, change: Change, commit: Commit) -> None:
+        """Move this process's own snapshot to the commit that it just made, and remove what no snapshot holds any more."""
+        with self._lock, suppress(OSError, StorageError):  # what cannot be opened here is told by `snapshot`
+            base = self._snapshot
+            if base is not None and base.commit.number == commit.number - 1 and not change.settings:
+                self._snapshot = self._after(base, change, commit)
+            del base
+        self._remove_unused((self._opened(commit) or self.snapshot()).commit)
+
+    def _after(self, base: Snapshot, change: Change, commit: Commit) -> Snapshot:
+        pin = Pin(self.path / "lexical" / commit.lexical) if commit.lexical else None
+        fresh = [self._open_segment(row, files) for row, files in sorted(change.segments, key=lambda one: one[0].id)]
+        lexical = self._open_lexical(commit, change.lexical_files) if commit.lexical else None
+        return base.after(change, commit, fresh=fresh, lexical=lexical, pin=pin)
 
     def refresh(self) -> None:
         """Move this process's own snapshot forward, and remove what no snapshot holds any more."""
-        self.snapshot()
-        self._remove_unused()
+        self._remove_unused(self.snapshot().commit)
+
+    def reserve_documents(self, count: int) -> int:
+        """The first of as many fresh document ids, for rows that are no units. They are reserved AHEAD at a time, which saves
+        small commits a transaction and a sync each; those left when the process ends are never given out."""
+        first, stop = self._ahead
+        if stop - first < count:
+            first, _ = self.numbers.reserve(documents=count + AHEAD, units=0)
+            stop = first + count + AHEAD
+        self._ahead = (first + count, stop)
+        return first
 
 
 class Writer:
@@ -605,7 +670,7 @@ class Writer:
         settings: Mapping[str, Any] | None = None,
         dims: int | None = None,
         unmade: Sequence[str] = (),
-    ) -> None:
+    ) -> Commit:
         """Make documents and deletions visible, all at once. `delete` are ids of versions; `merge` all segments into one.
 
         salvaged: damaged segments to retire, by id, each with the rows that were saved of it. fresh_words: make the lexical
@@ -636,23 +701,29 @@ class Writer:
             unmade=unmade,
         )
         with writing(store.path):
+            # Damage may be in what the snapshot holds to be deleted, so while mending only the catalog's word counts.
+            dead = store.catalog.deleted_documents(snapshot.commit.number) if self.mending else snapshot.deleted
             for rows in fresh:
                 kept: list[Segment | Salvaged] = [*absorbed[rows.kind], *(one for one in saved if one.kind == rows.kind)]
                 if len(rows.keys) or kept:
-                    change = self._write_segment(change, kept, rows, dims=dims)
+                    change = self._write_segment(change, kept, rows, dead=np.union1d(dead, deleted), dims=dims)
             if change.lexical:
                 change = self._write_lexical(change, snapshot, fresh=fresh_words or snapshot.lexical is None)
-        store.catalog.commit(change)
+        commit = store.catalog.commit(change)
         store._thorough |= merge
-        del snapshot, absorbed, saved  # they hold the folders that refresh is about to remove
+        del snapshot, absorbed, saved  # they hold the folders that are about to be removed
         if not self.mending:
-            store.refresh()
+            store.advance(change, commit)
+        return commit
 
     def _reserve(self, prepared: Sequence[Prepared]) -> tuple[list[NewDocument], list[Rows]]:
         """The documents under fresh ids, their units under fresh keys or the caller's own, and by kind their rows in that
         order."""
         count = sum(len(one.chunks) + len(one.seen.pages if one.seen else ()) for one in prepared)
-        document, key = self._store.numbers.reserve(documents=len(prepared), units=count) if prepared else (0, 0)
+        if all(one.key is not None for one in prepared):
+            document, key = self._store.reserve_documents(len(prepared)), 0
+        else:
+            document, key = self._store.numbers.reserve(documents=len(prepared), units=count)
         documents = []
         for one in prepared:
             units = _units(one, document, key)
@@ -685,10 +756,9 @@ class Writer:
         return [segments[position] for position in chosen if shares[position] == 1 or segments[position].readable()]
 
     def _write_segment(
-        self, change: Change, absorbed: Sequence[Segment | Salvaged], fresh: Rows, *, dims: int | None = None
+        self, change: Change, absorbed: Sequence[Segment | Salvaged], fresh: Rows, *, dead: Ints, dims: int | None = None
     ) -> Change:
         store = self._store
-        dead = np.union1d(store.catalog.deleted_documents(change.number - 1), np.array(change.deleted_documents, dtype=np.int64))
         live = [np.flatnonzero(~np.isin(segment.documents, dead)) for segment in absorbed]
         # Nothing of a damaged segment is read once all of it is dead.
         kept = [(segment, positions) for segment, positions in zip(absorbed, live, strict=True) if len(positions)]

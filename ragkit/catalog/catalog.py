@@ -26,11 +26,17 @@ from urllib.parse import quote
 import numpy as np
 from sqlalchemy import (
     URL,
+    Column,
     ColumnElement,
     Connection,
+    Delete,
+    Insert,
     RowMapping,
+    Select,
     Table,
+    Update,
     and_,
+    bindparam,
     create_engine,
     delete,
     event,
@@ -179,6 +185,24 @@ def origin_of(row: DocumentRow) -> Origin:
     )
 
 
+# Statements of every commit, built once: building one costs three times as much as running it.
+LATEST = select(s.commits).order_by(s.commits.c.number.desc()).limit(1)
+SETTING = select(s.settings).where(s.settings.c.name == bindparam("wanted"))
+COUNTER = select(s.counters).where(s.counters.c.name == bindparam("wanted"))
+COUNT_ON = (
+    update(s.counters).where(s.counters.c.name == bindparam("wanted")).values(next=bindparam("to"), sum=bindparam("to_sum"))
+)
+FILES = select(s.files).where(s.files.c.folder == bindparam("wanted")).order_by(s.files.c.name)
+FOLDERS = select(s.files.c.folder).distinct()
+BY_IDENTITY = select(s.documents).where(
+    s.documents.c.identity.in_(bindparam("wanted", expanding=True)), s.documents.c.deleted.is_(None)
+)
+FORGET_COMMITS = delete(s.commits).where(s.commits.c.number < bindparam("before"), s.commits.c.lexical == "")
+OLDEST = select(func.min(s.commits.c.number))
+DEAD = select(s.documents.c.id).where(s.documents.c.deleted <= bindparam("before"))
+PURGE_SEGMENTS = delete(s.segments).where(s.segments.c.deleted <= bindparam("before"))
+
+
 class Catalog:
     """catalog.db. Thread-safe: every call takes its own connection."""
 
@@ -199,9 +223,11 @@ class Catalog:
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction that writes, committed at the end of the block unless that raises."""
-        with self._errors(), self._engine.connect().execution_options(ragkit_write=True) as connection, connection.begin():
+    def writing(self, *, synced: bool = True) -> Iterator[Connection]:
+        """A transaction that writes, committed at the end of the block unless that raises. Not `synced`, power loss may undo it,
+        until the next that is: what is written again where it is missing needs no wait for the disk."""
+        options = {"ragkit_write": "FULL" if synced else "NORMAL"}
+        with self._errors(), self._engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
             _stamp_state(connection)
 
@@ -226,7 +252,7 @@ class Catalog:
     def setting(self, name: str) -> Any:
         """A setting, decoded from JSON; None where it was never set."""
         with self.reading() as connection:
-            row = connection.execute(select(s.settings).where(s.settings.c.name == name)).mappings().first()
+            row = connection.execute(SETTING, {"wanted": name}).mappings().first()
             return None if row is None else json.loads(s.checked(s.settings, row)["value"])
 
     def check_format(self) -> None:
@@ -244,12 +270,12 @@ class Catalog:
         first = []
         with self.writing() as connection:
             for name, count in (("document", documents), ("key", units)):
-                row = connection.execute(select(s.counters).where(s.counters.c.name == name)).mappings().first()
+                row = connection.execute(COUNTER, {"wanted": name}).mappings().first()
                 if row is None:
                     raise Damaged(f"it has no counter {name!r}")
                 value = s.checked(s.counters, row)["next"]
                 fresh = s.summed(s.counters, {"name": name, "next": value + count})
-                connection.execute(update(s.counters).where(s.counters.c.name == name).values(**fresh))
+                connection.execute(COUNT_ON, {"wanted": name, "to": fresh["next"], "to_sum": fresh["sum"]})
                 first.append(value)
         return first[0], first[1]
 
@@ -325,20 +351,16 @@ class Catalog:
     def latest(self) -> Commit:
         """The newest commit. This is what makes a writer's work visible to readers."""
         with self.reading() as connection:
-            row = connection.execute(select(s.commits).order_by(s.commits.c.number.desc()).limit(1)).mappings().first()
-            if row is None:
-                raise Damaged("it has no commit")
-            s.checked(s.commits, row)
-        return Commit(row["number"], row["lexical"], row["documents"], row["units"])
+            return _latest(connection)
 
-    def commit(self, change: Change) -> None:
+    def commit(self, change: Change) -> Commit:
         """Make a change visible: one transaction."""
-        before = self.latest()
-        if change.number != before.number + 1:
-            raise StorageError(
-                f"commit {change.number} was prepared on top of {change.number - 1}, but the index is at {before.number}"
-            )
         with self.writing() as connection:
+            before = _latest(connection)
+            if change.number != before.number + 1:
+                raise StorageError(
+                    f"commit {change.number} was prepared on top of {change.number - 1}, but the index is at {before.number}"
+                )
             gone = end_lives(connection, s.documents, change.deleted_documents, change.number)
             end_lives(connection, s.segments, change.retired_segments, change.number)
             if change.settings:
@@ -357,40 +379,23 @@ class Catalog:
             }
             insert_rows(connection, s.commits, [commit_row(change.number, change.kind, change.lexical, **totals)])
             _clear_failures(connection, [document.origin.identity for document in change.documents])
+        return Commit(change.number, change.lexical, **totals)
 
-    def purge(self, *, before: int, keep: Ints) -> None:
-        """Remove what was deleted at or before a commit that every reader has left behind.
+    def forget(self, folders: Sequence[str], *, commits_before: int = 0, keep: Ints) -> Ints:
+        """Forget folders that are gone: their files, the commits whose lexical generation they were, those before
+        `commits_before` that had none, and what was deleted at or before the oldest commit left, since those before it can
+        have no readers. The ids of the document versions whose rows are gone.
 
-        `keep` are document versions of which a live segment still holds rows: they lose their text, pages and units, but
-        their row stays as the tombstone that hides those rows.
+        `keep` are versions of which a live segment still holds rows: they lose their text, pages and units, but their row
+        stays as the tombstone that hides those rows. Not synced: after a crash it is only done again.
         """
-        with self.writing() as connection:
-            dead = list(connection.execute(select(s.documents.c.id).where(s.documents.c.deleted <= before)).scalars())
-            kept = set(keep.tolist())
-            for batch in in_batches(dead):
-                for table in parts(connection):
-                    connection.execute(delete(table).where(table.c.document.in_(batch)))
-            for batch in in_batches([id for id in dead if id not in kept]):
-                connection.execute(delete(s.documents).where(s.documents.c.id.in_(batch)))
-            connection.execute(delete(s.segments).where(s.segments.c.deleted <= before))
-
-    def forget_files(self, folders: Sequence[str]) -> None:
-        """Remove the file records of folders that are gone, and the commits whose lexical generation they were."""
-        if folders:
-            with self.writing() as connection:
-                for names in in_batches(folders):
-                    connection.execute(delete(s.files).where(s.files.c.folder.in_(names)))
-                    connection.execute(delete(s.commits).where(s.commits.c.lexical.in_(names)))
-
-    def forget_commits(self, *, before: int) -> None:
-        """Remove the commits before one, of an index without lexical generations."""
-        with self.writing() as connection:
-            connection.execute(delete(s.commits).where(s.commits.c.number < before, s.commits.c.lexical == ""))
-
-    def oldest_commit(self) -> int:
-        """The oldest commit that is still recorded: those before it can have no readers."""
-        with self.reading() as connection:
-            return int(connection.execute(select(func.min(s.commits.c.number))).scalar_one())
+        with self.writing(synced=False) as connection:
+            for names in in_batches(folders):
+                connection.execute(_delete(s.files.c.folder), {"wanted": names})
+                connection.execute(_delete(s.commits.c.lexical), {"wanted": names})
+            if commits_before:
+                connection.execute(FORGET_COMMITS, {"before": commits_before})
+            return _purge(connection, int(connection.execute(OLDEST).scalar_one()), keep)
 
     # Segments and files
 
@@ -404,14 +409,13 @@ class Catalog:
     def files(self, folder: str) -> list[FileRecord]:
         """The records of a folder's files, by name."""
         with self.reading() as connection:
-            query = select(s.files).where(s.files.c.folder == folder).order_by(s.files.c.name)
-            rows = [s.checked(s.files, row) for row in connection.execute(query).mappings()]
+            rows = [s.checked(s.files, row) for row in connection.execute(FILES, {"wanted": folder}).mappings()]
         return [FileRecord(row["name"], row["size"], row["block"], row["sums"]) for row in rows]
 
     def folders(self) -> set[str]:
         """Every folder that has file records."""
         with self.reading() as connection:
-            return set(connection.execute(select(s.files.c.folder).distinct()).scalars())
+            return set(connection.execute(FOLDERS).scalars())
 
     # Documents and units
 
@@ -429,8 +433,12 @@ class Catalog:
 
     def live_ids(self, identities: Iterable[str]) -> list[tuple[str, int]]:
         """Identity and id of the live versions of those documents that there are."""
-        rows = self._by(s.documents, s.documents.c.identity, identities)
-        return [(row["identity"], row["id"]) for row in rows if row["deleted"] is None]
+        found: list[tuple[str, int]] = []
+        with self.reading() as connection:
+            for batch in in_batches(list(identities)):
+                rows = connection.execute(BY_IDENTITY, {"wanted": batch}).mappings()
+                found += [(row["identity"], row["id"]) for row in rows if s.checked(s.documents, row)]
+        return found
 
     def by_content(self, hashes: Iterable[str], *, recipe_hash: str) -> dict[str, list[DocumentRow]]:
         """The live documents made by a recipe from contents with the given hashes, by hash, oldest first."""
@@ -754,7 +762,37 @@ def _configure_read_only(connection: Any, record: Any) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("ragkit_write") else "BEGIN")
+    synchronous = connection.get_execution_options().get("ragkit_write")
+    if synchronous is None:
+        connection.exec_driver_sql("BEGIN")
+        return
+    connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")  # has no effect within a transaction
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _latest(connection: Connection) -> Commit:
+    row = connection.execute(LATEST).mappings().first()
+    if row is None:
+        raise Damaged("it has no commit")
+    s.checked(s.commits, row)
+    return Commit(row["number"], row["lexical"], row["documents"], row["units"])
+
+
+def _purge(connection: Connection, before: int, keep: Ints) -> Ints:
+    dead = np.array(connection.execute(DEAD, {"before": before}).scalars().all(), dtype=np.int64)
+    for batch in in_batches(dead.tolist()):
+        for table in parts(connection):
+            connection.execute(_delete(table.c.document), {"wanted": batch})
+    gone = np.setdiff1d(dead, keep)
+    for batch in in_batches(gone.tolist()):
+        connection.execute(_delete(s.documents.c.id), {"wanted": batch})
+    connection.execute(PURGE_SEGMENTS, {"before": before})
+    return gone
+
+
+@cache
+def _delete(column: Column[Any]) -> Delete:
+    return delete(column.table).where(column.in_(bindparam("wanted", expanding=True)))
 
 
 def _lives(connection: Connection, condition: ColumnElement[bool]) -> list[Any]:
@@ -804,7 +842,12 @@ def _visible(table: Table, commit: int) -> tuple[ColumnElement[bool], ColumnElem
 
 def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     if rows:
-        connection.execute(insert(table), [s.summed(table, row) for row in rows])
+        connection.execute(_insert(table), [s.summed(table, row) for row in rows])
+
+
+@cache
+def _insert(table: Table) -> Insert:
+    return insert(table)
 
 
 def insert_segment(connection: Connection, row: SegmentRow, files: Sequence[FileRecord], *, commit: int) -> None:
@@ -832,7 +875,7 @@ def state_of(connection: Connection) -> int | None:
 
 
 def _stamp_state(connection: Connection) -> None:
-    connection.execute(delete(s.counters).where(s.counters.c.name == STATE))
+    connection.execute(_delete(s.counters.c.name), {"wanted": [STATE]})
     insert_rows(connection, s.counters, [{"name": STATE, "next": secrets.randbits(62)}])
 
 
@@ -850,7 +893,7 @@ def store_settings(connection: Connection, settings: Mapping[str, Any]) -> None:
 
 def _clear_failures(connection: Connection, identities: Sequence[str]) -> None:
     for batch in in_batches(identities):
-        connection.execute(delete(s.failures).where(s.failures.c.identity.in_(batch)))
+        connection.execute(_delete(s.failures.c.identity), {"wanted": batch})
 
 
 def commit_row(number: int, kind: str, lexical: str, **totals: int) -> dict[str, Any]:
@@ -859,18 +902,29 @@ def commit_row(number: int, kind: str, lexical: str, **totals: int) -> dict[str,
 
 def end_lives(connection: Connection, table: Table, ids: Sequence[int | str], commit: int) -> list[RowMapping]:
     ended: list[RowMapping] = []
+    living, end = _lives_of(table)
     for batch in in_batches(ids):
-        rows = connection.execute(select(table).where(table.c.id.in_(batch), table.c.deleted.is_(None))).mappings().all()
-        for row in rows:
-            s.checked(table, row)
-            values = {"deleted": commit, "life_sum": s.life_sum(row["id"], row["added"], commit)}
-            connection.execute(update(table).where(table.c.id == row["id"]).values(**values))
+        rows = connection.execute(living, {"wanted": batch}).mappings().all()
+        ends = [
+            {"one": s.checked(table, row)["id"], "end": commit, "end_sum": s.life_sum(row["id"], row["added"], commit)}
+            for row in rows
+        ]
+        if ends:
+            connection.execute(end, ends)
         ended += rows
     if len(ended) != len(ids):
         raise StorageError(
             f"{len(ids) - len(ended)} of {len(ids)} {table.name} to replace are not live any more; nothing was changed"
         )
     return ended
+
+
+@cache
+def _lives_of(table: Table) -> tuple[Select[Any], Update]:
+    """What selects live rows of a table, and what ends the life of one."""
+    living = select(table).where(table.c.id.in_(bindparam("wanted", expanding=True)), table.c.deleted.is_(None))
+    end = update(table).where(table.c.id == bindparam("one")).values(deleted=bindparam("end"), life_sum=bindparam("end_sum"))
+    return living, end
 
 
 def _document_fields(new: NewDocument, change: Change) -> dict[str, Any]:

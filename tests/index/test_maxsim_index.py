@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ragkit import Index, MaxSimIndex, MultiVectors
+from ragkit.catalog.catalog import Catalog
 from ragkit.errors import Damaged, IndexLocked, NotAnIndex, RecipeMismatch
 from ragkit.ragged import unit_rows
+from ragkit.store import Store
 from ragkit.testing import HashEncoder
 from ragkit.types import Floats
 
@@ -30,6 +32,20 @@ def item(seed: int, size: int | None = None) -> Floats:
 def naive(query: Floats, items: dict[int, Floats]) -> dict[int, float]:
     """The definition, in float64."""
     return {key: float((query.astype(np.float64) @ rows.T.astype(np.float64)).max(axis=1).sum()) for key, rows in items.items()}
+
+
+def assert_snapshot_of_the_catalog(store: Store) -> None:
+    """A writer moves its snapshot without reading the catalog; it must come to what a reader finds there."""
+    own = store.snapshot()
+    other = Store(store.path, Catalog(store.path / "catalog.db"), recall=store.recall, multi=store.multi)
+    read = other.snapshot()
+    assert own.commit == read.commit
+    assert own.recipe == read.recipe
+    assert own.deleted.tolist() == read.deleted.tolist()
+    assert [segment.row for segment in own.segments] == [segment.row for segment in read.segments]
+    for at in range(len(own.segments)):
+        np.testing.assert_array_equal(own.live(at), read.live(at))
+    other.close()
 
 
 def pairs(found: Any) -> list[tuple[int, float]]:
@@ -136,6 +152,11 @@ class AgainstADictionary(RuleBasedStateMachine):
         allowed = [key for key in self.held if key % 2]
         assert {key for key, _ in pairs(self.index.search(item(1000, 5), k=50, allowed=allowed))} == set(allowed)
 
+    @invariant()
+    def holds_what_the_catalog_says(self) -> None:
+        if hasattr(self, "index"):
+            assert_snapshot_of_the_catalog(self.index._store)
+
     def teardown(self) -> None:
         if hasattr(self, "index"):
             self.index.close()
@@ -214,6 +235,20 @@ def test_a_flipped_bit_is_an_error_and_only_where_it_is_touched(tmp_path: Path) 
         with pytest.raises(Damaged, match=r"chunk\.multi\.npy"):
             again.search(item(9))
         assert again.verify()
+
+
+def test_two_writers_in_turn_never_share_a_version(tmp_path: Path) -> None:
+    with MaxSimIndex.open(tmp_path / "v", dim=DIM) as one, MaxSimIndex.open(tmp_path / "v") as two:
+        for key in range(6):
+            writer = (one, two)[key % 2]
+            writer.add([key], [item(key)])
+            writer.commit()
+        ids = [id for _, id in Catalog(tmp_path / "v" / "catalog.db").live_ids([f"key:{key}" for key in range(6)])]
+        assert len(set(ids)) == 6
+        assert sorted(one.search(item(9), k=9)[0].tolist()) == list(range(6))
+        for index in (one, two):
+            assert_snapshot_of_the_catalog(index._store)
+        assert one.verify() == []
 
 
 def test_many_single_additions_leave_few_segments(tmp_path: Path) -> None:

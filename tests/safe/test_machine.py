@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ragkit import Index
 from ragkit.testing import HashEncoder
+from tests.index.test_maxsim_index import assert_snapshot_of_the_catalog
 
 NAMES = st.sampled_from([f"d{n}" for n in range(8)])
 WORDS = ("otter", "granite", "bread", "river", "salt", "tower", "whale", "arch")
@@ -95,6 +96,11 @@ class Machine(RuleBasedStateMachine):
         best = sorted(cosines.values(), reverse=True)[:k]
         np.testing.assert_allclose([hit.score for hit in hits], best, atol=2e-3)
         np.testing.assert_allclose([hit.score for hit in hits], [cosines[hit.document_id] for hit in hits], atol=2e-3)
+
+    @invariant()
+    def holds_what_the_catalog_says(self) -> None:
+        if hasattr(self, "index"):
+            assert_snapshot_of_the_catalog(self.index._store)
 
     @invariant()
     def holds_what_the_dictionary_holds(self) -> None:
