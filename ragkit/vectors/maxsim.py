@@ -4,8 +4,9 @@
     (Khattab & Zaharia 2020)
 
 Three precisions: float32, float16 (exact: widened, multiplied in float32) and int8. For int8, rows are rotated, which
-spreads what they hold evenly over the dimensions, and rounded to multiples of **one** step, the same for all rows and
-dimensions: so integer products compare across items and segments, and times one factor they are float scores.
+spreads what they hold evenly over the dimensions, and rounded to 127 steps either way of their own largest value. A row's step
+is its weight, a byte behind its codes, times one step that all rows share: so integer products times weights compare across
+items and segments, and times one factor they are float scores.
 
 Rules. A score is a whole number of units, and the unit a number of few bits, so scores are exact in float64, in every order of
 adding: threads, blocks and neighbours change nothing, and an explanation's shares sum to the score exactly. For int8 the
@@ -34,6 +35,8 @@ try:
     from ragkit.vectors import _maxsim  # type: ignore[attr-defined, unused-ignore]
 except ImportError:  # installed without a compiler
     _maxsim = None
+if not hasattr(_maxsim, "interface") or _maxsim.interface() != 2:  # built from other sources than these: run setup.py build_ext
+    _maxsim = None
 
 Codes = npt.NDArray[np.uint8]
 Scores = npt.NDArray[np.float64]
@@ -44,8 +47,10 @@ PRECISIONS = {np.dtype(np.uint8): 0, np.dtype(np.float16): 1, np.dtype(np.float3
 ZERO = 128  # the code of 0: the kernel's byte products want one side unsigned
 LONGEST = 1e15  # length of a row; beyond it float32 products and sums could overflow
 WIDEST = 32768  # dimensions; below it no sum of byte products leaves 32 bits
-SPREAD = 5.0  # standard deviations of a rotated unit row that codes cover; rarer values are clipped, and counted in Loss
-STEP_BITS, QUERY_BITS = 8, 7  # of the steps; their product times a total then fits the 53 bits of a float64
+HEAVIEST = 255  # weight of a token, a byte
+ROOM = 1.01  # times the length that a quantiser is for, the longest row that it need not clip
+STEP_BITS = 8  # of a step; ours has one, and its product times a total fits the 53 bits of a float64
+QUERY_WEIGHT = 1023  # of the heaviest row of a query
 SHARE_BITS = 36  # of a float share: finer than float32, and 2,048 of them still sum exactly
 LARGEST_SHARE = 2.0**51  # in units; only rows some 2 ** 15 times longer than the query's reach it
 TILE = 1 << 18  # bytes of query rows scanned at once; packed, they stay in the second-level cache
@@ -59,11 +64,15 @@ EXACT = 512  # dimensions; 255 * 127 * 512 < 2 ** 24, so float32 sums of byte pr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantiser:
-    """How rows become codes: rotate with `seed`, divide by `step`, round. What compares must share one."""
+    """How rows become codes: rotate with `seed`, divide by `step` times the row's weight, round. What is merged must share one.
+
+    Not `weighed`, all weights are 1 and none is stored: so were rows quantised before there were weights.
+    """
 
     dims: int
     step: float
     seed: int = 0
+    weighed: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.dims <= WIDEST or not 1e-30 < self.step < 1e30 or self.step != _few_bits(self.step, STEP_BITS):
@@ -71,13 +80,18 @@ class Quantiser:
 
     @classmethod
     def of(cls, dims: int, *, length: float = 1.0, seed: int = 0) -> Quantiser:
-        """For rows about as long as `length`: after rotation a dimension has standard deviation length / sqrt(dims)."""
-        return cls(dims=dims, step=_few_bits(length * min(SPREAD / math.sqrt(dims), 1.0) / 127, STEP_BITS), seed=seed)
+        """For rows no longer than `length`, give or take a hundredth."""
+        return cls(dims=dims, step=_few_bits(ROOM * length / (127 * HEAVIEST), 1), seed=seed, weighed=True)
 
     @property
     def width(self) -> int:
-        """Bytes of a row of codes: dims up to a multiple of 4."""
+        """Codes of a row: dims up to a multiple of 4."""
         return -(-self.dims // 4) * 4
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row: its codes, and its weight."""
+        return self.width + self.weighed
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +109,7 @@ class Loss:
 class Items:
     """n stored items: item i has key `keys[i]` and tokens `values[offsets[i]:offsets[i + 1]]`, at least one.
 
-    values (sum_t, d) float32 or float16, or (sum_t, quantiser.width) uint8 codes; offsets (n + 1,) and keys (n,) int64. All
+    values (sum_t, d) float32 or float16, or (sum_t, quantiser.row_bytes) uint8; offsets (n + 1,) and keys (n,) int64. All
     C-contiguous; read-only maps are fine. Offsets are checked item by item when they are used, so opening reads nothing.
     """
 
@@ -109,7 +123,7 @@ class Items:
         if values.ndim != 2 or dtype not in PRECISIONS or (dtype == np.uint8) != (self.quantiser is not None):
             kinds = "float32 or float16, or uint8 and its quantiser"
             raise ValueError(f"items need values (sum_t, d) of {kinds}, got {values.shape} {dtype} and {self.quantiser}")
-        if values.shape[1] != (self.quantiser.width if self.quantiser else values.shape[1]) or not 1 <= values.shape[1] <= WIDEST:
+        if values.shape[1] != (self.quantiser.row_bytes if self.quantiser else min(max(values.shape[1], 1), WIDEST)):
             raise ValueError(f"values {values.shape} do not fit {self.quantiser or f'1 to {WIDEST} dims'}")
         if self.offsets.dtype != np.int64 or self.keys.dtype != np.int64 or self.offsets.shape != (len(self.keys) + 1,):
             raise ValueError(f"items need offsets (n + 1,) and keys (n,) int64, got {self.offsets.shape} and {self.keys.shape}")
@@ -143,19 +157,20 @@ def kernel_name() -> str:
 
 
 def quantise(values: Floats, quantiser: Quantiser) -> tuple[Codes, Loss]:
-    """Rows (t, d) float32 as codes (t, quantiser.width) uint8, 128 for 0. ValueError: not finite, too long, another width.
+    """Rows (t, d) float32 as codes, 128 for 0, and weights: (t, quantiser.row_bytes) uint8. ValueError: not finite, too long,
+    another width.
 
     The same codes on every machine, with and without the compiled kernel.
     """
     values = np.ascontiguousarray(values, dtype=np.float32)
     if values.ndim != 2 or values.shape[1] != quantiser.dims:
         raise ValueError(f"rows must be (t, {quantiser.dims}), got {values.shape}")
-    codes = np.full((len(values), quantiser.width), ZERO, dtype=np.uint8)
+    codes = np.full((len(values), quantiser.row_bytes), ZERO, dtype=np.uint8)
     if _maxsim is None:
         residual, longest = _numpy_quantise(values, quantiser, codes)
     else:
-        signs = _signs(quantiser.dims, quantiser.seed)
-        residual, longest = _maxsim.quantise(values, quantiser.dims, quantiser.width, signs, quantiser.step, codes)
+        signs, how = _signs(quantiser.dims, quantiser.seed), (quantiser.step, quantiser.weighed)
+        residual, longest = _maxsim.quantise(values, quantiser.dims, quantiser.width, signs, *how, codes)
     return codes, Loss(math.sqrt(residual), math.sqrt(longest))
 
 
@@ -167,14 +182,40 @@ def _numpy_quantise(values: Floats, quantiser: Quantiser, codes: Codes) -> tuple
         lengths = np.einsum("td,td->t", block, block, dtype=np.float64)
         if not (lengths <= LONGEST**2).all():
             raise ValueError(f"row {start + int((lengths <= LONGEST**2).argmin())} is not finite, or longer than 1e15")
-        rotated = _rotate(block, quantiser)
-        step = np.float32(quantiser.step)
-        whole = np.rint(np.clip(rotated / step, -127, 127))
-        codes[start : start + BLOCK, : quantiser.dims] = (whole + ZERO).astype(np.uint8)
-        lost = rotated - step * whole
+        lost = _round(_rotate(block, quantiser), quantiser, codes[start : start + BLOCK])
         residual = max(residual, float(np.einsum("td,td->t", lost, lost, dtype=np.float64).max()))
         longest = max(longest, float(lengths.max()))
     return residual, longest
+
+
+def _round(rotated: Floats, quantiser: Quantiser, codes: Codes) -> Floats:
+    """Fill `codes` with rotated rows; return what that lost, (t, d)."""
+    step = np.full((len(rotated), 1), quantiser.step, dtype=np.float32)
+    if quantiser.weighed:
+        largest = np.abs(rotated).max(axis=1, keepdims=True)
+        weights = np.clip(np.ceil(largest / (np.float32(127) * step)), 1, HEAVIEST)
+        codes[:, quantiser.width] = weights[:, 0].astype(np.uint8)
+        step *= weights
+    whole = np.rint(np.clip(rotated / step, -127, 127))
+    codes[:, : quantiser.dims] = (whole + ZERO).astype(np.uint8)
+    lost: Floats = rotated - step * whole
+    return lost
+
+
+def signed_rows(codes: Codes, quantiser: Quantiser) -> Ints:
+    """What codes stand for, (t, dims) int64, in steps of the quantiser."""
+    weights = codes[:, quantiser.width :].astype(np.int64) if quantiser.weighed else 1
+    return (codes[:, : quantiser.dims].astype(np.int64) - ZERO) * weights
+
+
+def requantise(codes: Codes, old: Quantiser, new: Quantiser) -> tuple[Codes, Loss]:
+    """Codes of another quantiser with the same rotation. What each lost adds up: the loss here is only of the second."""
+    if (old.dims, old.seed) != (new.dims, new.seed):
+        raise ValueError(f"codes of {old} have another rotation than {new}: quantise the vectors themselves")
+    rotated = (signed_rows(codes, old) * old.step).astype(np.float32)
+    fresh = np.full((len(codes), new.row_bytes), ZERO, dtype=np.uint8)
+    lost = _round(rotated, new, fresh)
+    return fresh, Loss(float(np.linalg.norm(lost, axis=1).max(initial=0.0)))
 
 
 def error_bound(query: Floats, quantiser: Quantiser, loss: Loss) -> float:
@@ -185,7 +226,7 @@ def error_bound(query: Floats, quantiser: Quantiser, loss: Loss) -> float:
     """
     tile = _tile([query], quantiser)
     rotated = _rotate(query, quantiser).astype(np.float64)
-    rounded = tile.rows[:, : quantiser.dims] * (tile.units[0] / quantiser.step)
+    rounded = tile.rows[:, : quantiser.dims] * (tile.weights[:, None] * (tile.units[0] / quantiser.step))
     length, lost = np.linalg.norm(query.astype(np.float64), axis=1), np.linalg.norm(rounded - rotated, axis=1)
     rounding = length * loss.longest * math.log2(2 * quantiser.dims) * 2**-20
     return float((length * loss.residual + lost * (loss.longest + loss.residual) + rounding).sum())
@@ -235,12 +276,13 @@ def _hadamard(rows: Floats, size: int) -> Floats:
 class _Tile:
     """Queries made ready: `rows` (r, width) int8 or float32, query j being rows bounds[j] to bounds[j + 1].
 
-    A total of query j counts `units[j]`.
+    A match of row i counts `weights[i]` times, and a total of query j `units[j]`.
     """
 
     rows: npt.NDArray[Any]
     bounds: Ints
     units: Scores
+    weights: Ints
 
     def __len__(self) -> int:
         return len(self.units)
@@ -248,28 +290,31 @@ class _Tile:
     @property
     def split(self) -> _Tile:
         """Every row a query of its own, in the units it had."""
-        return _Tile(self.rows, np.arange(len(self.rows) + 1), np.repeat(self.units, np.diff(self.bounds)))
+        return _Tile(self.rows, np.arange(len(self.rows) + 1), np.repeat(self.units, np.diff(self.bounds)), self.weights)
 
 
 def _tile(queries: Sequence[Floats], quantiser: Quantiser | None) -> _Tile:
     ready = [_codes_of(query, quantiser) if quantiser else _floats_of(query) for query in queries]
     bounds = np.cumsum([0, *(len(query) for query in queries)], dtype=np.int64)
-    return _Tile(np.concatenate([rows for rows, _ in ready]), bounds, np.array([unit for _, unit in ready]))
+    rows, weights = (np.concatenate([one[part] for one in ready]) for part in (0, 1))
+    return _Tile(rows, bounds, np.array([unit for _, _, unit in ready]), weights)
 
 
-def _codes_of(query: Floats, quantiser: Quantiser) -> tuple[npt.NDArray[np.int8], float]:
-    """A query never clips: its step is its own, since all that is compared shares it."""
+def _codes_of(query: Floats, quantiser: Quantiser) -> tuple[npt.NDArray[np.int8], Ints, float]:
+    """Codes, the rows' weights, and the unit. A query never clips: its steps are its own, as all that is compared shares them."""
     rotated = _rotate(query, quantiser)
-    largest = float(np.abs(rotated).max())
-    step = _few_bits(max(largest, 1e-30) / 127, QUERY_BITS)
+    largest = np.abs(rotated).max(axis=1, keepdims=True)
+    step = _few_bits(max(float(largest.max()), 1e-30) / (127 * QUERY_WEIGHT), 1)
+    weights = np.maximum(np.ceil(largest / np.float32(127 * step)), 1)
     codes = np.zeros((len(query), quantiser.width), dtype=np.int8)
-    codes[:, : quantiser.dims] = np.rint(rotated / np.float32(step))
-    return codes, step * quantiser.step
+    codes[:, : quantiser.dims] = np.rint(rotated / (np.float32(step) * weights))
+    return codes, weights[:, 0].astype(np.int64), step * quantiser.step
 
 
-def _floats_of(query: Floats) -> tuple[Floats, float]:
+def _floats_of(query: Floats) -> tuple[Floats, Ints, float]:
     longest = float(np.sqrt(np.einsum("qd,qd->q", query, query, dtype=np.float64).max()))
-    return np.ascontiguousarray(query), math.ldexp(1.0, math.frexp(max(longest, 1e-30))[1] - SHARE_BITS)
+    unit = math.ldexp(1.0, math.frexp(max(longest, 1e-30))[1] - SHARE_BITS)
+    return np.ascontiguousarray(query), np.ones(len(query), dtype=np.int64), unit
 
 
 def _checked(queries: Sequence[Floats], items: Items) -> list[Floats]:
@@ -363,8 +408,10 @@ def _chosen(kernel: str | None) -> str:
 
 def _call(name: str, tile: _Tile, items: Items) -> tuple[Any, ...]:
     """The arguments that the compiled functions share."""
-    values = items.values
-    return name, PRECISIONS[values.dtype], values.shape[1], values, items.offsets, tile.rows, tile.bounds, 1 / tile.units
+    values, quantiser = items.values, items.quantiser
+    width, weighed = (quantiser.width, quantiser.weighed) if quantiser else (values.shape[1], False)
+    form = (PRECISIONS[values.dtype], int(weighed), width)
+    return name, *form, values, items.offsets, tile.rows, tile.bounds, 1 / tile.units, tile.weights
 
 
 def _compiled_scan(name: str, tile: _Tile, items: Items, k: int, allowed: Mask | None, threads: int) -> list[tuple[Ints, Ints]]:
@@ -420,7 +467,7 @@ def _numpy_scan(tile: _Tile, items: Items, k: int, allowed: Mask | None) -> list
 
 def _each(tile: _Tile) -> Iterator[_Tile]:
     for query, (begin, end) in enumerate(zip(tile.bounds[:-1], tile.bounds[1:], strict=True)):
-        yield _Tile(tile.rows[begin:end], np.array([0, end - begin]), tile.units[query : query + 1])
+        yield _Tile(tile.rows[begin:end], np.array([0, end - begin]), tile.units[query : query + 1], tile.weights[begin:end])
 
 
 def _numpy_float_scan(tile: _Tile, items: Items, k: int, positions: Ints) -> tuple[Ints, Ints]:
@@ -442,42 +489,45 @@ def _numpy_float_scan(tile: _Tile, items: Items, k: int, positions: Ints) -> tup
 
 def _numpy_totals(tile: _Tile, items: Items, positions: Ints) -> Ints:
     totals = np.empty((len(tile), len(positions)), dtype=np.int64)
-    surplus = tile.rows.astype(np.int64).sum(axis=1) * ZERO if items.quantiser else None
-    multiply = _code_products(tile.rows) if items.quantiser else _float_products(tile.rows)
+    multiply = _code_products(tile.rows, items.quantiser) if items.quantiser else _float_products(tile.rows)
     for place, rows, starts in _blocks(items, positions):
         products = multiply(rows)
         maxima = np.maximum.reduceat(products, starts, axis=0)
-        if surplus is None:
+        if items.quantiser is None:
             counted = np.rint(maxima / np.repeat(tile.units, np.diff(tile.bounds)))
             shares = np.clip(counted, -LARGEST_SHARE, LARGEST_SHARE).astype(np.int64)
         else:
-            shares = maxima.astype(np.int64) - surplus
+            shares = maxima.astype(np.int64) * tile.weights
         totals[:, place] = np.add.reduceat(shares, tile.bounds[:-1], axis=1).T
     return totals
 
 
-def _code_products(rows: npt.NDArray[np.int8]) -> Callable[[Codes], npt.NDArray[Any]]:
-    """A function from codes as they are stored (t, width) to their exact products with the rows, (t, r).
+def _code_products(rows: npt.NDArray[np.int8], quantiser: Quantiser) -> Callable[[Codes], Floats]:
+    """A function from codes as they are stored (t, row_bytes) to their exact products with the rows, times the weights, (t, r).
 
     In float32 as far as it holds them, the parts added in float64. Its arrays are used again: new ones cost as much as filling.
     """
-    parts = [slice(at, at + EXACT) for at in range(0, rows.shape[1], EXACT)]
+    parts = [slice(at, min(at + EXACT, quantiser.width)) for at in range(0, quantiser.width, EXACT)]
     factors = [np.ascontiguousarray(rows[:, part].T, dtype=np.float32) for part in parts]
+    surplus = rows.astype(np.int64).sum(axis=1) * ZERO
     wide, products = np.empty((0, len(factors[0])), np.float32), np.empty((0, len(rows)), np.float32)
 
-    def multiply(codes: Codes) -> npt.NDArray[Any]:
+    def multiply(codes: Codes) -> Floats:
         nonlocal wide, products
         if len(codes) > len(wide):
             wide, products = np.empty((len(codes), wide.shape[1]), np.float32), np.empty((len(codes), len(rows)), np.float32)
-        total: npt.NDArray[Any] = np.zeros((1, 1))
+        found: Floats = products[: len(codes)]
+        total: npt.NDArray[Any] = found
         for part, factor in zip(parts, factors, strict=True):
             some = wide[: len(codes), : len(factor)]
             np.copyto(some, codes[:, part])
-            np.matmul(some, factor, out=products[: len(codes)])
-            if len(parts) == 1:
-                return products[: len(codes)]
-            total = total + products[: len(codes)]
-        return total
+            np.matmul(some, factor, out=found)
+            if len(parts) > 1:
+                total = found.astype(np.float64) if part.start == 0 else total + found
+        np.copyto(found, total - surplus, casting="same_kind")
+        if quantiser.weighed:
+            found *= codes[:, quantiser.width :].astype(np.float32)
+        return found
 
     return multiply
 

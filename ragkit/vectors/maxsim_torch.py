@@ -8,6 +8,7 @@ in TOLERANCE. Items stay on the card where they take at most half of what is fre
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,13 +64,18 @@ class TorchItems:
         tile = _tile([query], self.items.quantiser)
         rows = torch.from_numpy(np.ascontiguousarray(tile.rows, dtype=np.float32)).to(self.device)
         scores = np.empty(len(positions), dtype=np.float64)
-        parts = [slice(at, at + EXACT) for at in range(0, rows.shape[1], EXACT)] if self.items.quantiser else [slice(None)]
+        ends = [*range(0, rows.shape[1], EXACT if self.items.quantiser else rows.shape[1]), rows.shape[1]]
+        parts = [slice(at, to) for at, to in pairwise(ends)]
+        weights, quantiser = torch.from_numpy(tile.weights).to(self.device).double(), self.items.quantiser
         for place, lengths, tokens in self._blocks(positions, rows=len(rows)):
-            wide = tokens.to(torch.float32) - (ZERO if self.items.quantiser else 0)
+            wide = tokens.to(torch.float32) - (ZERO if quantiser else 0)
             products = sum((wide[:, part] @ rows[:, part].T).double() for part in parts)
+            if quantiser:  # in float32, as the kernel rounds
+                weighed = tokens[:, quantiser.width :].float() if quantiser.weighed else 1
+                products = (products.float() * weighed).double()
             maxima = torch.segment_reduce(products, "max", lengths=lengths, axis=0)
-            if self.items.quantiser is None:  # in the query's units, as the kernel counts
-                maxima = torch.round(maxima / float(tile.units[0]))
+            # Floats in the query's units, as the kernel counts.
+            maxima = maxima * weights if quantiser else torch.round(maxima / float(tile.units[0]))
             scores[place] = maxima.sum(dim=1).cpu().numpy() * tile.units[0]
         return scores
 

@@ -2,13 +2,13 @@
 
 A segment's multi-vectors are three files in its folder, ordinary NumPy and JSON:
 
-    <name>.npy           (sum_t, w) uint8 codes, float16 or float32: the tokens of all rows, one row after the other
+    <name>.npy           (sum_t, w) uint8 codes and weight, float16 or float32: the tokens of all rows, one row after the other
     <name>.offsets.npy   (n + 1,) int64: row i is tokens offsets[i] to offsets[i + 1], at least one
     <name>.json          MultiStats: precision, the quantiser, and what quantising lost
 
 Rules. All segments of an index share one `Layout`, so scores compare across them and merging copies codes without rounding
-them again: a row's score never changes. Bytes are compared with their checksums when they are first touched, and only the
-blocks that a search touches are read.
+them again: a row's score never changes, unless it was written before codes had weights (`MultiReader.stored`). Bytes are
+compared with their checksums when they are first touched, and only the blocks that a search touches are read.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Precision = Literal["int8", "float16", "float32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 DTYPES: dict[str, np.dtype[Any]] = {"int8": np.dtype("u1"), "float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 PARALLEL = 1 << 18  # tokens; a scan of fewer takes a few milliseconds, and threads would cost a good part of them
-UNIT = 1.01  # length; the quantiser's one step covers unit rows, and would clip longer ones
+UNIT = maxsim.ROOM  # length; the quantiser covers unit rows, and would clip longer ones
 COPIED = 1 << 16  # tokens copied at a time when segments are merged
 
 Values = npt.NDArray[Any]
@@ -62,7 +62,7 @@ class Layout:
     @property
     def width(self) -> int:
         """Stored components of a token."""
-        return self.quantiser.width if self.quantiser else self.dims
+        return self.quantiser.row_bytes if self.quantiser else self.dims
 
     @property
     def token_bytes(self) -> int:
@@ -109,7 +109,8 @@ class Stored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultiStats:
-    """What a segment's multi-vectors are: `residual` and `longest` as in `maxsim.Loss`, `step` and `seed` of the quantiser."""
+    """What a segment's multi-vectors are: `residual` and `longest` as in `maxsim.Loss`; `step`, `seed` and `weighed` of the
+    quantiser."""
 
     rows: int
     tokens: int
@@ -117,6 +118,7 @@ class MultiStats:
     precision: Precision
     step: float = 0.0
     seed: int = 0
+    weighed: bool = False
     residual: float = 0.0
     longest: float = 0.0
 
@@ -139,6 +141,7 @@ def write_multi(folder: Path, name: str, layout: Layout, parts: Iterable[Stored]
     stats = MultiStats(
         rows=len(offsets) - 1, tokens=tokens, dims=layout.dims, precision=layout.precision, residual=loss.residual,
         longest=loss.longest, step=quantiser.step if quantiser else 0.0, seed=quantiser.seed if quantiser else 0,
+        weighed=quantiser is not None and quantiser.weighed,
     )  # fmt: skip
     (folder / f"{name}.json").write_text(json.dumps(asdict(stats), indent=1) + "\n")
     return stats
@@ -166,16 +169,18 @@ class MultiReader:
         folder.verify(f"{name}.json")
         self.stats = MultiStats(**json.loads(folder.file(f"{name}.json").read_text()))
         self.layout = Layout(self.stats.dims, self.stats.precision)
+        stats = self.stats
+        made = Quantiser(dims=stats.dims, step=stats.step, seed=stats.seed, weighed=stats.weighed) if stats.step else None
         path = folder.file(f"{name}.npy")
-        self._start = path.stat().st_size - self.stats.tokens * self.layout.token_bytes
+        self._token_bytes = made.row_bytes if made else self.layout.token_bytes
+        self._start = path.stat().st_size - stats.tokens * self._token_bytes
         folder.verify(path.name, 0, self._start)
         folder.verify(f"{name}.offsets.npy")
         offsets = np.load(folder.file(f"{name}.offsets.npy"), mmap_mode="r", allow_pickle=False)
-        quantiser = Quantiser(dims=self.stats.dims, step=self.stats.step, seed=self.stats.seed) if self.stats.step else None
-        if quantiser != self.layout.quantiser or len(offsets) != len(keys) + 1:
-            raise Damaged(f"{path} does not fit its segment: quantiser {quantiser}, {len(offsets)} offsets, {len(keys)} keys")
+        if (made is None) != (self.layout.quantiser is None) or len(offsets) != len(keys) + 1:
+            raise Damaged(f"{path} does not fit its segment: quantiser {made}, {len(offsets)} offsets, {len(keys)} keys")
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-        self.items = Items(values.view(np.ndarray), offsets.view(np.ndarray), np.ascontiguousarray(keys), quantiser)
+        self.items = Items(values.view(np.ndarray), offsets.view(np.ndarray), np.ascontiguousarray(keys), made)
         record = folder.records[path.name]
         self._seen = np.zeros(-(-record.size // record.block), dtype=np.bool_)
         self._block = record.block
@@ -227,13 +232,24 @@ class MultiReader:
         return maxsim.explain(query, self.items, position)
 
     def stored(self, positions: Ints) -> Iterator[Stored]:
-        """The rows at positions (m,) as they are stored, in order, about COPIED tokens at a time."""
+        """The rows at positions (m,) as they are to be stored, in order, about COPIED tokens at a time.
+
+        As they are; but codes without weights are given some, which rounds them again, by half as much as the first time.
+        """
         self._verify(positions)
         begins, ends = self.items.offsets[positions], self.items.offsets[positions + 1]
         turns = np.cumsum(ends - begins) // COPIED
         for some in np.split(np.arange(len(positions)), np.flatnonzero(np.diff(turns)) + 1):
             pieces = [self.items.values[begin:end] for begin, end in zip(begins[some], ends[some], strict=True)]
-            yield Stored(np.concatenate(pieces), ends[some] - begins[some], self.loss)
+            values, loss = self._current(np.concatenate(pieces))
+            yield Stored(values, ends[some] - begins[some], loss)
+
+    def _current(self, values: Values) -> tuple[Values, Loss]:
+        made, wanted = self.items.quantiser, self.layout.quantiser
+        if made is None or wanted is None or made == wanted:
+            return values, self.loss
+        codes, again = maxsim.requantise(values, made, wanted)
+        return codes, Loss(self.loss.residual + again.residual, self.loss.longest)
 
     def _verify(self, positions: Ints | None) -> None:
         """Compare the checksums of the blocks that hold these rows, or all, unless that was done before."""
@@ -244,7 +260,7 @@ class MultiReader:
             self._folder.verify(name)
             self._seen[:] = True
             return
-        width = self.layout.token_bytes
+        width = self._token_bytes
         first = (self._start + self.items.offsets[positions] * width) // self._block
         last = (self._start + self.items.offsets[positions + 1] * width - 1) // self._block
         edges = np.zeros(len(self._seen) + 1, dtype=np.int64)

@@ -25,7 +25,8 @@ from ragkit.vectors.maxsim import Items, Loss, Quantiser, error_bound, explain, 
 SOURCES = Path(maxsim.__file__).parent / "kernel"
 COMPILED = [name for name in kernels() if name != "numpy"]
 HEADERS = Path(sysconfig.get_paths()["include"])
-FORMS = ("float32", "float16", "int8")
+FORMS = ("float32", "float16", "int8", "unweighed")
+CODES = ("int8", "unweighed")
 
 
 def naive(query: Any, items: list[Any]) -> list[float]:
@@ -46,11 +47,16 @@ def stored(tokens: Floats, lengths: Ints, form: str = "int8", *, keys: Ints | No
     """Items of these lengths over (t, d) rows, in a precision."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     keys = np.arange(len(lengths), dtype=np.int64) if keys is None else keys
-    if form != "int8":
+    if form not in CODES:
         return Items(tokens.astype(form), offsets, keys), Loss()
-    quantiser = Quantiser.of(tokens.shape[1])
+    quantiser = Quantiser.of(tokens.shape[1]) if form == "int8" else unweighed(tokens.shape[1])
     codes, loss = quantise(tokens, quantiser)
     return Items(codes, offsets, keys, quantiser), loss
+
+
+def unweighed(dims: int) -> Quantiser:
+    """As rows were quantised before they had weights: one step, for five standard deviations."""
+    return Quantiser(dims=dims, step=maxsim._few_bits(min(5 / math.sqrt(dims), 1.0) / 127, 8))
 
 
 def cut(rows: Any, items: Items) -> list[Any]:
@@ -71,12 +77,15 @@ def query_of(size: int, dims: int = 128, seed: int = 1) -> Floats:
     return unit_rows(np.random.default_rng(seed).normal(size=(size, dims)))
 
 
-def of_codes(items: Items, query: Floats) -> tuple[list[Any], Any, float]:
-    """What the int8 score is defined on: signed codes of items and query, and the unit."""
+def totals_of(items: Items, query: Floats) -> tuple[Ints, float]:
+    """The int8 score as it is defined: products of codes, times the token's weight in float32, the best times the row's; and what
+    they count."""
     assert items.quantiser is not None
-    signed = items.values.astype(np.int64) - 128
-    tile = maxsim._tile([query], items.quantiser)
-    return cut(signed, items), tile.rows, float(tile.units[0])
+    width, tile = items.quantiser.width, maxsim._tile([query], items.quantiser)
+    products = (items.values[:, :width].astype(np.int64) - 128) @ tile.rows.astype(np.int64).T
+    weights = items.values[:, width:] if items.quantiser.weighed else np.ones((len(products), 1))
+    weighed = (products.astype(np.float32) * weights.astype(np.float32)).astype(np.int64)
+    return np.array([int((part.max(axis=0) * tile.weights).sum()) for part in cut(weighed, items)], dtype=np.int64), tile.units[0]
 
 
 def ranked(scores: Any, keys: Ints, k: int) -> list[tuple[int, float]]:
@@ -96,9 +105,9 @@ def test_scores_are_the_triple_loops(kernel: str, form: str) -> None:
     items, loss, tokens = corpus(dims=20, count=6, longest=9, form=form)
     query = query_of(5, 20)
     scores = scores_of([query], items, np.arange(6), kernel=kernel)[0]
-    if form == "int8":
-        codes, rows, unit = of_codes(items, query)
-        assert scores.tolist() == [total * unit for total in naive(rows, codes)]
+    if form in CODES:
+        totals, unit = totals_of(items, query)
+        assert scores.tolist() == (totals * unit).tolist()
         assert np.abs(scores - naive(query, cut(tokens, items))).max() <= error_bound(query, items.quantiser, loss)
     else:
         np.testing.assert_allclose(scores, naive(query, cut(items.values, items)), rtol=0, atol=1e-5)
@@ -126,15 +135,16 @@ def searches(draw: st.DrawFn) -> tuple[Floats, Ints, list[Floats], Ints, int, An
 
 
 @settings(max_examples=60, deadline=None)
-@given(searches())
-def test_int8_is_the_same_whole_numbers_on_every_kernel(case: tuple[Floats, Ints, list[Floats], Ints, int, Any]) -> None:
+@given(searches(), st.sampled_from(CODES))
+def test_int8_is_the_same_whole_numbers_on_every_kernel(
+    case: tuple[Floats, Ints, list[Floats], Ints, int, Any], form: str
+) -> None:
     tokens, lengths, queries, keys, k, allowed = case
-    items, loss = stored(tokens, lengths, keys=keys)
+    items, loss = stored(tokens, lengths, form, keys=keys)
     among = np.flatnonzero(allowed) if allowed is not None else np.arange(len(keys))
     found = {name: scan(queries, items, k=k, allowed=allowed, kernel=name) for name in kernels()}
     for number, query in enumerate(queries):
-        codes, rows, unit = of_codes(items, query)
-        totals = np.array([(item @ rows.T.astype(np.int64)).max(axis=0).sum() for item in codes], dtype=np.int64)
+        totals, unit = totals_of(items, query)
         for name in kernels():
             assert pairs(found[name][number]) == ranked(totals[among] * unit, keys[among], k)
             assert scores_of([query], items, np.arange(len(keys)), kernel=name)[0].tolist() == (totals * unit).tolist()
@@ -189,20 +199,22 @@ def test_a_query_of_2048_tokens_and_an_item_of_3000() -> None:
     rng = np.random.default_rng(4)
     items, _ = stored(unit_rows(rng.normal(size=(3010, 24))), np.array([7, 3000, 3]))
     query = query_of(2048, 24)
-    codes, rows, unit = of_codes(items, query)
-    totals = [int((item @ rows.astype(np.int64).T).max(axis=0).sum()) * unit for item in codes]
+    totals, unit = totals_of(items, query)
     for name in kernels():
-        assert scores_of([query], items, np.arange(3), kernel=name)[0].tolist() == totals
+        assert scores_of([query], items, np.arange(3), kernel=name)[0].tolist() == (totals * unit).tolist()
 
 
 @pytest.mark.parametrize("kernel", kernels())
 def test_the_widest_rows_do_not_overflow(kernel: str) -> None:
     quantiser = Quantiser.of(maxsim.WIDEST, length=1.0)
-    codes = np.array([[255], [1]], dtype=np.uint8).repeat(maxsim.WIDEST, axis=1)  # +127 and -127 everywhere
+    codes = np.full((2, quantiser.row_bytes), 255, dtype=np.uint8)  # +127 everywhere, and the heaviest weight
+    codes[1, : quantiser.width] = 1  # -127 everywhere
     items = Items(codes, np.array([0, 1, 2]), np.array([0, 1]), quantiser)
-    tile = maxsim._Tile(np.full((1, maxsim.WIDEST), 127, dtype=np.int8), np.array([0, 1]), np.array([1.0]))
+    heaviest = np.array([maxsim.QUERY_WEIGHT])
+    tile = maxsim._Tile(np.full((1, maxsim.WIDEST), 127, dtype=np.int8), np.array([0, 1]), np.array([1.0]), heaviest)
     totals = maxsim._totals(kernel, tile, items, np.array([0, 1]))
-    assert totals.tolist() == [[127 * 127 * maxsim.WIDEST, -127 * 127 * maxsim.WIDEST]]
+    largest = 127 * 127 * maxsim.WIDEST * 255 * maxsim.QUERY_WEIGHT
+    assert totals.tolist() == [[largest, -largest]]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -259,7 +271,7 @@ def test_shares_sum_exactly_to_the_score_in_any_order(kernel: str, form: str) ->
         winners, shares = explain(query, items, int(key), kernel=kernel)
         assert shares.sum() == score == sum(rng.permutation(shares)) == math.fsum(shares)
         item = items.values[items.offsets[key] : items.offsets[key + 1]].astype(np.float64)
-        if form != "int8":
+        if form not in CODES:
             assert (winners == (query.astype(np.float64) @ item.T).argmax(axis=1)).all()
 
 
@@ -280,8 +292,9 @@ def test_codes_do_not_depend_on_the_kernel(dims: int, seed: int, length: float) 
     other = np.full_like(codes, 128)
     residual, longest = maxsim._numpy_quantise(rows, quantiser, other)
     assert (codes == other).all()
-    assert (codes[:, dims:] == 128).all()
+    assert (codes[:, dims : quantiser.width] == 128).all()
     assert codes.min() >= 1
+    assert (np.abs(codes[:, :dims].astype(int) - 128).max(axis=1) >= 63).all()  # no weight is larger than the row needs
     assert math.isclose(loss.residual, math.sqrt(residual), rel_tol=1e-9)
     assert math.isclose(loss.longest, math.sqrt(longest), rel_tol=1e-6)
 
@@ -299,7 +312,7 @@ def test_the_loss_is_that_of_the_worst_row() -> None:
     rows = query_of(200)
     quantiser = Quantiser.of(128)
     codes, loss = quantise(rows, quantiser)
-    lost = maxsim._rotate(rows, quantiser).astype(np.float64) - (codes.astype(np.float64) - 128) * quantiser.step
+    lost = maxsim._rotate(rows, quantiser).astype(np.float64) - maxsim.signed_rows(codes, quantiser) * quantiser.step
     assert math.isclose(loss.residual, np.linalg.norm(lost, axis=1).max(), rel_tol=1e-5)
     assert math.isclose(loss.longest, 1, rel_tol=1e-5)
     assert loss | Loss(2.0, 0.5) == Loss(2.0, loss.longest)
@@ -309,10 +322,23 @@ def test_the_loss_is_that_of_the_worst_row() -> None:
 def test_a_query_is_rounded_and_never_clipped(size: int) -> None:
     quantiser, query = Quantiser.of(128), query_of(size, seed=size) * np.float32(3 + size)
     tile = maxsim._tile([query], quantiser)
-    step = tile.units[0] / quantiser.step
+    steps = tile.weights[:, None] * (tile.units[0] / quantiser.step)
     rotated = maxsim._rotate(query, quantiser)
-    assert np.abs(tile.rows * step - rotated).max() <= 0.5001 * step
-    assert 127 * step <= np.abs(rotated).max() * (1 + 2**-5)  # and no more range than it needs
+    assert (np.abs(tile.rows * steps - rotated) <= 0.5001 * steps).all()
+    assert (127 * steps <= np.abs(rotated).max(axis=1, keepdims=True) * (1 + 2**-7)).all()  # and no more range than a row needs
+
+
+def test_codes_without_weights_are_given_some_at_less_than_they_had_lost() -> None:
+    items, loss, tokens = corpus(9, form="unweighed")
+    old, new = items.quantiser, Quantiser.of(128)
+    assert old is not None
+    codes, again = maxsim.requantise(items.values, old, new)
+    assert 0 < again.residual < loss.residual
+    rotated = maxsim._rotate(tokens, new).astype(np.float64)
+    lost = np.linalg.norm(rotated - maxsim.signed_rows(codes, new) * new.step, axis=1)
+    assert lost.max() <= loss.residual + again.residual
+    with pytest.raises(ValueError, match="another rotation"):
+        maxsim.requantise(items.values, old, Quantiser.of(128, seed=1))
 
 
 def test_rounding_costs_little_on_average() -> None:
@@ -399,8 +425,10 @@ def test_the_extension_checks_its_arguments() -> None:
         (*call, items.keys, None, 0, 4, 2, best),
         (*call, items.keys, None, -1, 3, 2, best),
         (*call, items.keys, None, 0, 3, 3, best),
-        (*call[:2], 130, *call[3:], items.keys, None, 0, 3, 2, best),
-        (*call[:5], tile.rows[:3], *call[6:], items.keys, None, 0, 3, 2, best),
+        (*call[:2], 2, *call[3:], items.keys, None, 0, 3, 2, best),
+        (*call[:3], 130, *call[4:], items.keys, None, 0, 3, 2, best),
+        (*call[:6], tile.rows[:3], *call[7:], items.keys, None, 0, 3, 2, best),
+        (*call[:9], tile.weights[:3], items.keys, None, 0, 3, 2, best),
         ("mmx", *call[1:], items.keys, None, 0, 3, 2, best),
     ]:
         with pytest.raises(ValueError):
@@ -411,4 +439,4 @@ def test_the_extension_checks_its_arguments() -> None:
         with pytest.raises(ValueError):
             extension.totals(*call, np.array([position]), np.empty(1, np.int64))
     with pytest.raises(ValueError):
-        extension.quantise(query_of(2), 128, 128, np.ones((2, 128), np.float32), 0.1, np.empty((2, 128), np.uint8))
+        extension.quantise(query_of(2), 128, 128, np.ones((2, 128), np.float32), 0.1, False, np.empty((2, 128), np.uint8))

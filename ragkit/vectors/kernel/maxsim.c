@@ -1,8 +1,9 @@
 /* See maxsim.h. From the inside out: inner loops per instruction set, the table of them, packing, the scan, quantising.
  *
  * Codes are unsigned (128 means zero) because the instruction that multiplies bytes wants one side unsigned. With u = c + 128,
- * u . q = c . q + 128 * sum(q): the surplus belongs to the query row, not to the token, so it does not change which token
- * wins, and is taken off once per item. No step saturates; a sum reaches at most 255 * 127 * width, hence WIDEST in module.c.
+ * u . q = c . q + 128 * sum(q): the surplus belongs to the query row, so its sums begin with minus that. No step saturates; a
+ * sum reaches at most 255 * 127 * width, hence WIDEST in module.c. Times its token's weight, a byte, it is a float32: one
+ * rounding, the same wherever it is done, of whole numbers from 2 ** 24 on, and none below.
  */
 #include "maxsim.h"
 
@@ -55,30 +56,49 @@ static float one_float(const char *p) {
     return value;
 }
 
+/* Tokens as a panel reads them: `rows`, `stride` bytes apart, of which `length` hold dimensions; their weights, `apart` bytes. */
+typedef struct {
+    const void *rows;
+    int64_t count, width, length, stride;
+    const uint8_t *weights;
+    int64_t apart;
+} Tokens;
+
+#define FOUR(n) n, n + 1, n + 2, n + 3
+#define SIXTEEN(n) FOUR(n), FOUR(n + 4), FOUR(n + 8), FOUR(n + 12)
+#define SIXTY_FOUR(n) SIXTEEN(n), SIXTEEN(n + 16), SIXTEEN(n + 32), SIXTEEN(n + 48)
+
+/* Every weight as a float: a load, where converting would take the places of products. */
+static const float WEIGHTS[256] = {SIXTY_FOUR(0), SIXTY_FOUR(64), SIXTY_FOUR(128), SIXTY_FOUR(192)};
+static const uint8_t ONE = 1;
+
 /* --- portable ------------------------------------------------------------------------------------------------------ */
 
 /* Rows of 16-bit integers in plain order: the loop that every compiler turns into multiply-and-add of pairs. */
-static void portable_codes(const void *tokens, int64_t count, int64_t width, const void *query, int vectors, void *maxima) {
-    const int16_t *token = tokens;
-    int32_t *best = maxima;
-    for (; count > 0; count--, token += width) {
+static void portable_codes(const Tokens *tokens, const void *query, const void *firsts, int vectors, void *maxima) {
+    const int16_t *token = tokens->rows;
+    const int32_t *first = firsts;
+    float *best = maxima;
+    for (int64_t i = 0; i < tokens->count; i++, token += tokens->width) {
         const int16_t *row = query;
-        for (int v = 0; v < vectors; v++, row += width) {
+        for (int v = 0; v < vectors; v++, row += tokens->width) {
             int32_t sum = 0;
-            for (int64_t j = 0; j < width; j++) sum += (int32_t)token[j] * row[j];
-            if (sum > best[v]) best[v] = sum;
+            for (int64_t j = 0; j < tokens->width; j++) sum += (int32_t)token[j] * row[j];
+            const float weighed = (float)(sum + first[v]) * WEIGHTS[tokens->weights[i * tokens->apart]];
+            if (weighed > best[v]) best[v] = weighed;
         }
     }
 }
 
 /* Sixteen rows side by side: each lane sums its dimensions in order, as the other paths do. */
-static void portable_floats(const void *tokens, int64_t count, int64_t width, const void *query, int vectors, void *maxima) {
-    const float *token = tokens;
+static void portable_floats(const Tokens *tokens, const void *query, const void *firsts, int vectors, void *maxima) {
+    const float *token = tokens->rows;
     float *best = maxima;
-    for (; count > 0; count--, token += width) {
+    (void)firsts;
+    for (int64_t i = 0; i < tokens->count; i++, token += tokens->width) {
         for (int v = 0; v < vectors; v++) {
             float sum[16] = {0};
-            for (int64_t j = 0; j < width; j++) {
+            for (int64_t j = 0; j < tokens->width; j++) {
                 const float *rows = (const float *)query + (j * vectors + v) * 16;
                 for (int lane = 0; lane < 16; lane++) sum[lane] += token[j] * rows[lane];
             }
@@ -115,8 +135,8 @@ static void portable_halves(const uint16_t *halves, float *floats, int64_t count
 #define DOT(sum, token, q) _mm512_dpbusd_epi32(sum, token, q)
 #define LOAD(p) _mm512_loadu_si512((const void *)(p))
 #define STORE(p, x) _mm512_storeu_si512((void *)(p), x)
-#define ZERO _mm512_setzero_si512()
-#define GREATER(a, b) _mm512_max_epi32(a, b)
+#define WEIGH(sum, weight) _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(*(weight))))
+#define GREATER(a, b) _mm512_castps_si512(_mm512_max_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b)))
 #define TALL1 12
 #define TALL2 12
 #define TALL3 8
@@ -132,7 +152,7 @@ static void portable_halves(const uint16_t *halves, float *floats, int64_t count
 #define DOT(sum, token, q) _mm512_fmadd_ps(token, q, sum)
 #define LOAD(p) _mm512_loadu_ps((const void *)(p))
 #define STORE(p, x) _mm512_storeu_ps((void *)(p), x)
-#define ZERO _mm512_setzero_ps()
+#define WEIGH(sum, weight) ((void)(weight), sum)
 #define GREATER(a, b) _mm512_max_ps(a, b)
 #define TALL1 12
 #define TALL2 12
@@ -150,8 +170,8 @@ static void portable_halves(const uint16_t *halves, float *floats, int64_t count
 #define DOT(sum, token, q) _mm256_dpbusd_epi32(sum, token, q)
 #define LOAD(p) _mm256_loadu_si256((const void *)(p))
 #define STORE(p, x) _mm256_storeu_si256((void *)(p), x)
-#define ZERO _mm256_setzero_si256()
-#define GREATER(a, b) _mm256_max_epi32(a, b)
+#define WEIGH(sum, weight) _mm256_castps_si256(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(*(weight))))
+#define GREATER(a, b) _mm256_castps_si256(_mm256_max_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)))
 #define TALL1 12
 #define TALL2 6
 #define TALL3 0
@@ -169,8 +189,8 @@ static void portable_halves(const uint16_t *halves, float *floats, int64_t count
 #define DOT(sum, token, q) _mm256_dpbusd_avx_epi32(sum, token, q)
 #define LOAD(p) _mm256_loadu_si256((const void *)(p))
 #define STORE(p, x) _mm256_storeu_si256((void *)(p), x)
-#define ZERO _mm256_setzero_si256()
-#define GREATER(a, b) _mm256_max_epi32(a, b)
+#define WEIGH(sum, weight) _mm256_castps_si256(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(*(weight))))
+#define GREATER(a, b) _mm256_castps_si256(_mm256_max_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)))
 #define TALL1 12
 #define TALL2 6
 #define TALL3 0
@@ -188,8 +208,8 @@ static void portable_halves(const uint16_t *halves, float *floats, int64_t count
 #define DOT(sum, token, q) _mm256_add_epi32(sum, _mm256_madd_epi16(token, q))
 #define LOAD(p) _mm256_loadu_si256((const void *)(p))
 #define STORE(p, x) _mm256_storeu_si256((void *)(p), x)
-#define ZERO _mm256_setzero_si256()
-#define GREATER(a, b) _mm256_max_epi32(a, b)
+#define WEIGH(sum, weight) _mm256_castps_si256(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(*(weight))))
+#define GREATER(a, b) _mm256_castps_si256(_mm256_max_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)))
 #define TALL1 6
 #define TALL2 4
 #define TALL3 0
@@ -205,7 +225,7 @@ static void portable_halves(const uint16_t *halves, float *floats, int64_t count
 #define DOT(sum, token, q) _mm256_fmadd_ps(token, q, sum)
 #define LOAD(p) _mm256_loadu_ps((const void *)(p))
 #define STORE(p, x) _mm256_storeu_ps((void *)(p), x)
-#define ZERO _mm256_setzero_ps()
+#define WEIGH(sum, weight) ((void)(weight), sum)
 #define GREATER(a, b) _mm256_max_ps(a, b)
 #define TALL1 12
 #define TALL2 6
@@ -295,8 +315,8 @@ static int runs_avxvnni(void) {
 #define DOT(sum, token, q) vdotq_s32(sum, token, vreinterpretq_s8_s32(q))
 #define LOAD(p) vreinterpretq_s32_u8(vld1q_u8((const void *)(p)))
 #define STORE(p, x) vst1q_u8((void *)(p), vreinterpretq_u8_s32(x))
-#define ZERO vdupq_n_s32(0)
-#define GREATER(a, b) vmaxq_s32(a, b)
+#define WEIGH(sum, weight) vreinterpretq_s32_f32(vmulq_n_f32(vcvtq_f32_s32(sum), *(weight)))
+#define GREATER(a, b) vreinterpretq_s32_f32(vmaxq_f32(vreinterpretq_f32_s32(a), vreinterpretq_f32_s32(b)))
 #define TALL1 12
 #define TALL2 6
 #define TALL3 6
@@ -312,7 +332,7 @@ static int runs_avxvnni(void) {
 #define DOT(sum, token, q) vfmaq_f32(sum, token, q)
 #define LOAD(p) vreinterpretq_f32_u8(vld1q_u8((const void *)(p)))
 #define STORE(p, x) vst1q_u8((void *)(p), vreinterpretq_u8_f32(x))
-#define ZERO vdupq_n_f32(0)
+#define WEIGH(sum, weight) ((void)(weight), sum)
 #define GREATER(a, b) vmaxq_f32(a, b)
 #define TALL1 12
 #define TALL2 6
@@ -341,7 +361,7 @@ static int runs_sdot(void) {
 
 static int runs_always(void) { return 1; }
 
-typedef void (*Panel)(const void *tokens, int64_t count, int64_t width, const void *query, int vectors, void *maxima);
+typedef void (*Panel)(const Tokens *tokens, const void *query, const void *firsts, int vectors, void *maxima);
 
 /* How a precision is laid out: registers of `lanes` query rows, `most` of them in a panel, `unit` dimensions of a row side by
  * side (0: all of them). */
@@ -396,8 +416,7 @@ typedef struct {
     int64_t vectors;    /* registers of query rows, over all panels */
     int64_t chunk;      /* tokens at a time */
     int64_t panel_bytes; /* of one register's worth of packed rows */
-    char *memory, *packed, *maxima, *wide;
-    int64_t *surplus;   /* (queries,) what every item's total holds too much */
+    char *memory, *packed, *firsts, *maxima, *wide;
 } Work;
 
 static char *aligned(char *p) { return p + (-(uintptr_t)p & (ALIGNMENT - 1)); }
@@ -428,15 +447,14 @@ static void pack_rows(Work *work, int64_t rows) {
     }
 }
 
-static void count_surplus(Work *work) {
-    const Queries *queries = work->queries;
-    for (int64_t j = 0; j < queries->count; j++) {
-        int64_t sum = 0;
-        if (work->items->precision == CODES) {
-            const int8_t *rows = queries->rows;
-            for (int64_t i = queries->bounds[j] * work->items->width; i < queries->bounds[j + 1] * work->items->width; i++) sum += rows[i];
-        }
-        work->surplus[j] = sum * work->path->surplus;
+/* What the sums of each row begin with: see the head of this file. */
+static void set_firsts(Work *work, int64_t rows) {
+    if (work->items->precision != CODES) return;
+    for (int64_t i = 0; i < rows; i++) {
+        const int8_t *row = (const int8_t *)work->queries->rows + i * work->items->width;
+        int32_t sum = 0;
+        for (int64_t j = 0; j < work->items->width; j++) sum += row[j];
+        ((int32_t *)work->firsts)[i] = -sum * work->path->surplus;
     }
 }
 
@@ -449,16 +467,17 @@ static int prepare(Work *work, const Path *path, const Items *items, const Queri
     work->panel_bytes = work->shape.lanes * items->width * element;
     work->chunk = ceiling(CHUNK, items->width * element * 12) * 12;
     const int64_t packed = work->vectors * work->panel_bytes, maxima = work->vectors * work->shape.lanes * 4;
-    const int64_t wide = work->chunk * items->width * element, surplus = queries->count * (int64_t)sizeof(int64_t);
-    work->memory = malloc((size_t)(packed + maxima + wide + surplus + 4 * ALIGNMENT));
+    const int64_t wide = work->chunk * items->width * element;
+    work->memory = malloc((size_t)(packed + 2 * maxima + wide + 4 * ALIGNMENT));
     if (!work->memory) return NO_MEMORY;
     work->packed = aligned(work->memory);
-    work->maxima = aligned(work->packed + packed);
+    work->firsts = aligned(work->packed + packed);
+    work->maxima = aligned(work->firsts + maxima);
     work->wide = aligned(work->maxima + maxima);
-    work->surplus = (int64_t *)aligned(work->wide + wide);
     memset(work->packed, 0, (size_t)packed);
+    memset(work->firsts, 0, (size_t)maxima);
     pack_rows(work, rows);
-    count_surplus(work);
+    set_firsts(work, rows);
     return 0;
 }
 
@@ -468,24 +487,38 @@ static int prepare(Work *work, const Path *path, const Items *items, const Queri
 static int64_t counted(double share) { return (int64_t)rint(fmin(fmax(share, -LARGEST_SHARE), LARGEST_SHARE)); }
 
 /* Tokens as the panel reads them: in place where it can, else converted. */
-static const void *readable(const Work *work, int64_t token, int64_t count) {
-    const int64_t width = work->items->width, first = token * width;
-    if (work->items->precision == FLOATS) return (const float *)work->items->values + first;
-    if (work->items->precision == HALVES) {
-        work->path->halves((const uint16_t *)work->items->values + first, (float *)work->wide, count * width);
-        return work->wide;
+static Tokens readable(const Work *work, int64_t token, int64_t count) {
+    const Items *items = work->items;
+    const int64_t width = items->width, stride = width + items->weighed;
+    Tokens tokens = {.count = count, .width = width, .length = width * 4, .stride = width * 4, .weights = &ONE};
+    if (items->precision == FLOATS) {
+        tokens.rows = (const float *)items->values + token * width;
+        return tokens;
     }
-    if (!work->path->widen) return (const uint8_t *)work->items->values + first;
-    work->path->widen((const uint8_t *)work->items->values + first, (int16_t *)work->wide, count * width);
-    return work->wide;
+    tokens.rows = work->wide;
+    if (items->precision == HALVES) {
+        work->path->halves((const uint16_t *)items->values + token * width, (float *)work->wide, count * width);
+        return tokens;
+    }
+    const uint8_t *codes = (const uint8_t *)items->values + token * stride;
+    if (items->weighed) {
+        tokens.weights = codes + width;
+        tokens.apart = stride;
+    }
+    if (work->path->widen) {
+        for (int64_t i = 0; i < count; i++) work->path->widen(codes + i * stride, (int16_t *)work->wide + i * width, width);
+        tokens.length = tokens.stride = width * 2;
+        return tokens;
+    }
+    tokens.rows = codes;
+    tokens.length = width;
+    tokens.stride = stride;
+    return tokens;
 }
 
 static void lowest(Work *work) {
     const int64_t rows = work->vectors * work->shape.lanes;
-    for (int64_t i = 0; i < rows; i++) {
-        if (work->items->precision == CODES) ((int32_t *)work->maxima)[i] = INT32_MIN;
-        else ((float *)work->maxima)[i] = -INFINITY;
-    }
+    for (int64_t i = 0; i < rows; i++) ((float *)work->maxima)[i] = -INFINITY;
 }
 
 /* Every query row's best match in one item, into work->maxima. Returns 0 or an error. */
@@ -496,13 +529,14 @@ static int64_t match(Work *work, int64_t item) {
     lowest(work);
     for (int64_t token = begin; token < end; token += work->chunk) {
         const int64_t count = end - token < work->chunk ? end - token : work->chunk;
-        const void *tokens = readable(work, token, count);
-        const char *packed = work->packed;
+        const Tokens tokens = readable(work, token, count);
+        const char *packed = work->packed, *firsts = work->firsts;
         char *maxima = work->maxima;
         for (int p = 0; p < work->panels; p++) {
             const int tall = height(work, p);
-            work->shape.panel(tokens, count, items->width, packed, tall, maxima);
+            work->shape.panel(&tokens, packed, firsts, tall, maxima);
             packed += tall * work->panel_bytes;
+            firsts += tall * work->shape.lanes * 4;
             maxima += tall * work->shape.lanes * 4;
         }
     }
@@ -511,9 +545,10 @@ static int64_t match(Work *work, int64_t item) {
 
 static int64_t total_of(const Work *work, int64_t query) {
     const int64_t begin = work->queries->bounds[query], end = work->queries->bounds[query + 1];
-    int64_t total = -work->surplus[query];
+    int64_t total = 0;
     if (work->items->precision == CODES) {
-        for (int64_t i = begin; i < end; i++) total += ((const int32_t *)work->maxima)[i];
+        const int64_t *weights = work->queries->weights;
+        for (int64_t i = begin; i < end; i++) total += (int64_t)((const float *)work->maxima)[i] * weights[i];
     } else {
         const double per_unit = work->queries->per_unit[query];
         for (int64_t i = begin; i < end; i++) total += counted(((const float *)work->maxima)[i] * per_unit);
@@ -620,15 +655,23 @@ static double squared_length(const float *row, int64_t dims) {
     return sum;
 }
 
+/* How many steps a row's own step must be for its largest value to be within 127 of them: 1 to 255. */
+static float weight_of(const float *row, int64_t dims, float step) {
+    float largest = 0;
+    for (int64_t j = 0; j < dims; j++) largest = fabsf(row[j]) > largest ? fabsf(row[j]) : largest;
+    const float weight = ceilf(largest / (127 * step));
+    return weight < 1 ? 1 : weight > 255 ? 255 : weight;
+}
+
 int64_t maxsim_quantise(const float *values, int64_t rows, int64_t dims, int64_t width, const float *signs, float step,
-                        uint8_t *codes, double worst[2]) {
+                        int weighed, uint8_t *codes, double worst[2]) {
     int64_t size = 1;
     while (size * 2 <= dims) size *= 2;
     const float scale = (float)(1 / sqrt((double)size));
     float *row = malloc((size_t)(2 * dims) * sizeof(float)), *spare = row + dims;
     if (!row) return NO_MEMORY;
     worst[0] = worst[1] = 0;
-    for (int64_t i = 0; i < rows; i++, values += dims, codes += width) {
+    for (int64_t i = 0; i < rows; i++, values += dims, codes += width + weighed) {
         const double length = squared_length(values, dims);
         if (!(length <= LONGEST * LONGEST)) {
             free(row);
@@ -636,14 +679,16 @@ int64_t maxsim_quantise(const float *values, int64_t rows, int64_t dims, int64_t
         }
         memcpy(row, values, (size_t)dims * sizeof(float));
         rotate(row, spare, dims, size, signs, scale);
+        const float weight = weighed ? weight_of(row, dims, step) : 1.0f, own = step * weight;
         for (int64_t j = 0; j < dims; j++) {
-            float code = row[j] / step;
+            float code = row[j] / own;
             code = code > 127 ? 127 : code;
             code = nearest(code < -127 ? -127 : code);
             codes[j] = (uint8_t)((int)code + 128);
-            row[j] -= step * code;
+            row[j] -= own * code;
         }
         memset(codes + dims, 128, (size_t)(width - dims));
+        if (weighed) codes[width] = (uint8_t)weight;
         const double lost = squared_length(row, dims);
         if (lost > worst[0]) worst[0] = lost;
         if (length > worst[1]) worst[1] = length;

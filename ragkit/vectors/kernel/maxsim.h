@@ -2,8 +2,8 @@
  *
  * score(query, item) = sum over query rows of the largest dot product with any of the item's tokens.
  *
- * Every result is an int64 total, so sums are exact in any order: for codes the integer dot products themselves, for
- * floats each row's maximum rounded to a multiple of 1 / per_unit. This file knows nothing of Python.
+ * Every result is an int64 total, so sums are exact in any order: for codes the integer dot products, times the weights of
+ * token and query row; for floats each row's maximum rounded to a multiple of 1 / per_unit. This file knows nothing of Python.
  */
 #ifndef RAGKIT_MAXSIM_H
 #define RAGKIT_MAXSIM_H
@@ -15,6 +15,7 @@ typedef enum { CODES = 0, HALVES = 1, FLOATS = 2 } Precision;
 typedef struct {
     Precision precision;
     const void *values;     /* (tokens, width): uint8 codes about 128, width a multiple of 4; or float16; or float32 */
+    int weighed;            /* 1: behind each row of codes stands a byte more, its weight; 0: it is 1 */
     int64_t tokens, width;
     const int64_t *offsets; /* (count + 1,): item i is tokens offsets[i] to offsets[i + 1], at least one */
     int64_t count;
@@ -25,6 +26,7 @@ typedef struct {
     const int64_t *bounds;  /* (count + 1,): query j is rows bounds[j] to bounds[j + 1] */
     int64_t count;
     const double *per_unit; /* (count,), of each query; floats only */
+    const int64_t *weights; /* (bounds[count],), of each row; codes only */
 } Queries;
 
 typedef struct { int64_t total, key; } Ranked;
@@ -46,11 +48,11 @@ int64_t maxsim_scan(const Path *path, const Items *items, const Queries *queries
 int64_t maxsim_totals(const Path *path, const Items *items, const Queries *queries, const int64_t *positions, int64_t count,
                       int64_t *totals);
 
-/* Rotate rows and round them to codes. values (rows, dims); signs (3, dims) of -1 and 1; codes (rows, width).
- * worst[0], worst[1]: the largest squared length of what rounding lost, and of a row. Returns 0, NO_MEMORY, or BAD_ITEM - i
+/* Rotate rows and round them to codes. values (rows, dims); signs (3, dims) of -1 and 1; codes (rows, width), or (rows,
+ * width + 1) where `weighed`: then each row's step is a multiple of `step`, and the last byte says which. worst[0], worst[1]: the largest squared length of what rounding lost, and of a row. Returns 0, NO_MEMORY, or BAD_ITEM - i
  * for a row that is not finite. */
 int64_t maxsim_quantise(const float *values, int64_t rows, int64_t dims, int64_t width, const float *signs, float step,
-                        uint8_t *codes, double worst[2]);
+                        int weighed, uint8_t *codes, double worst[2]);
 
 /* Multiply and add in registers alone, `rounds` times: the most this core can do. Returns the operations done (a product and
  * a sum are two), 0 where the path has no such loop. */

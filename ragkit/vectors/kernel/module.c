@@ -30,30 +30,33 @@ static const char BAD_OFFSETS[] = "item %lld is not there, or its offsets are no
 
 /* The arguments that scan and totals share. */
 typedef struct {
-    Py_buffer values, offsets, rows, bounds, per_unit;
+    Py_buffer values, offsets, rows, bounds, per_unit, weights;
     Items items;
     Queries queries;
     const Path *path;
 } Call;
 
-static int is_sound(Call *call, const char *name, int precision, long long width) {
+static int is_sound(Call *call, const char *name, int precision, int weighed, long long width) {
     static const int SIZES[] = {1, 2, 4};
     call->path = path_named(name);
     if (!call->path) return 0;
-    if (precision < CODES || precision > FLOATS || width < 1 || width > WIDEST || (precision == CODES && width % 4)) {
+    if (precision < CODES || precision > FLOATS || width < 1 || width > WIDEST || (precision == CODES && width % 4) ||
+        weighed < 0 || weighed > (precision == CODES)) {
         PyErr_Format(PyExc_ValueError, "precision %d with width %lld: codes need a multiple of 4, at most %d", precision, width, WIDEST);
         return 0;
     }
     const Py_ssize_t row_bytes = (Py_ssize_t)width * (precision == CODES ? 1 : 4);
-    call->items = (Items){precision, call->values.buf, call->values.len / (width * SIZES[precision]), width,
+    call->items = (Items){precision, call->values.buf, weighed, call->values.len / ((width + weighed) * SIZES[precision]), width,
                           call->offsets.buf, call->offsets.len / 8 - 1};
     call->queries.rows = call->rows.buf;
     call->queries.bounds = call->bounds.buf;
     call->queries.count = call->bounds.len / 8 - 1;
     call->queries.per_unit = call->per_unit.buf;
+    call->queries.weights = call->weights.buf;
     if (call->items.count < 0 || call->queries.count < 1 || call->queries.bounds[0] != 0 ||
-        call->queries.bounds[call->queries.count] != call->rows.len / row_bytes || call->per_unit.len / 8 != call->queries.count) {
-        PyErr_SetString(PyExc_ValueError, "offsets, rows, bounds and per_unit do not fit");
+        call->queries.bounds[call->queries.count] != call->rows.len / row_bytes || call->per_unit.len / 8 != call->queries.count ||
+        call->weights.len / 8 != call->rows.len / row_bytes) {
+        PyErr_SetString(PyExc_ValueError, "offsets, rows, bounds, per_unit and weights do not fit");
         return 0;
     }
     for (int64_t j = 0; j < call->queries.count; j++) {
@@ -71,6 +74,7 @@ static void release(Call *call) {
     PyBuffer_Release(&call->rows);
     PyBuffer_Release(&call->bounds);
     PyBuffer_Release(&call->per_unit);
+    PyBuffer_Release(&call->weights);
 }
 
 static PyObject *scan(PyObject *self, PyObject *args) {
@@ -79,12 +83,12 @@ static PyObject *scan(PyObject *self, PyObject *args) {
     Py_buffer keys, best, allowed = {0};
     PyObject *mask, *result = NULL;
     const char *name;
-    int precision;
+    int precision, weighed;
     long long width, start, stop, k;
-    if (!PyArg_ParseTuple(args, "siLy*y*y*y*y*y*OLLLw*", &name, &precision, &width, &call.values, &call.offsets, &call.rows,
-                          &call.bounds, &call.per_unit, &keys, &mask, &start, &stop, &k, &best)) return NULL;
+    if (!PyArg_ParseTuple(args, "siiLy*y*y*y*y*y*y*OLLLw*", &name, &precision, &weighed, &width, &call.values, &call.offsets,
+                          &call.rows, &call.bounds, &call.per_unit, &call.weights, &keys, &mask, &start, &stop, &k, &best)) return NULL;
     if (mask != Py_None && PyObject_GetBuffer(mask, &allowed, PyBUF_SIMPLE) < 0) goto done;
-    if (!is_sound(&call, name, precision, width)) goto done;
+    if (!is_sound(&call, name, precision, weighed, width)) goto done;
     if (keys.len / 8 != call.items.count || (mask != Py_None && allowed.len != call.items.count) || start < 0 ||
         stop > call.items.count || k < 0 || k > best.len / (Py_ssize_t)sizeof(Ranked) / call.queries.count) {
         PyErr_Format(PyExc_ValueError, "%lld items: keys, allowed, start, stop, k and best do not fit", (long long)call.items.count);
@@ -109,11 +113,11 @@ static PyObject *totals(PyObject *self, PyObject *args) {
     Py_buffer positions, out;
     PyObject *result = NULL;
     const char *name;
-    int precision;
+    int precision, weighed;
     long long width;
-    if (!PyArg_ParseTuple(args, "siLy*y*y*y*y*y*w*", &name, &precision, &width, &call.values, &call.offsets, &call.rows,
-                          &call.bounds, &call.per_unit, &positions, &out)) return NULL;
-    if (!is_sound(&call, name, precision, width)) goto done;
+    if (!PyArg_ParseTuple(args, "siiLy*y*y*y*y*y*y*w*", &name, &precision, &weighed, &width, &call.values, &call.offsets, &call.rows,
+                          &call.bounds, &call.per_unit, &call.weights, &positions, &out)) return NULL;
+    if (!is_sound(&call, name, precision, weighed, width)) goto done;
     if (out.len / 8 / call.queries.count < positions.len / 8) {
         PyErr_SetString(PyExc_ValueError, "no room for the totals");
         goto done;
@@ -143,16 +147,18 @@ static PyObject *quantise(PyObject *self, PyObject *args) {
     PyObject *result = NULL;
     long long dims, width;
     float step;
+    int weighed;
     double worst[2];
-    if (!PyArg_ParseTuple(args, "y*LLy*fw*", &values, &dims, &width, &signs, &step, &codes)) return NULL;
+    if (!PyArg_ParseTuple(args, "y*LLy*fpw*", &values, &dims, &width, &signs, &step, &weighed, &codes)) return NULL;
     if (dims < 1 || width < dims || width > WIDEST || signs.len != 12 * dims || !(step > 0) ||
-        values.len / (4 * dims) * width != codes.len) {
+        values.len / (4 * dims) * (width + weighed) != codes.len) {
         PyErr_SetString(PyExc_ValueError, "values, signs, step and codes do not fit");
         goto done;
     }
     int64_t error;
     Py_BEGIN_ALLOW_THREADS
-    error = maxsim_quantise(values.buf, values.len / (4 * dims), dims, width, signs.buf, step, codes.buf, worst);
+    error = maxsim_quantise(values.buf, values.len / (4 * dims), dims, width, signs.buf, step, weighed,
+                            codes.buf, worst);
     Py_END_ALLOW_THREADS
     result = error ? fail(error, "row %lld is not finite, or longer than 1e15") : Py_BuildValue("dd", worst[0], worst[1]);
 done:
@@ -173,6 +179,12 @@ static PyObject *kernels(PyObject *self, PyObject *unused) {
     return names;
 }
 
+/* maxsim.py uses no extension that was built for other arguments than its own. */
+static PyObject *interface(PyObject *self, PyObject *unused) {
+    (void)self, (void)unused;
+    return PyLong_FromLong(2);
+}
+
 static PyObject *spin(PyObject *self, PyObject *args) {
     (void)self;
     const char *name;
@@ -189,12 +201,14 @@ static PyObject *spin(PyObject *self, PyObject *args) {
 
 static PyMethodDef METHODS[] = {
     {"scan", scan, METH_VARARGS,
-     "scan(kernel, precision, width, values, offsets, rows, bounds, per_unit, keys, allowed, start, stop, k, best) -> found"},
+     "scan(kernel, precision, weighed, width, values, offsets, rows, bounds, per_unit, weights, keys, allowed, start, stop, k, best)"
+     " -> found"},
     {"totals", totals, METH_VARARGS,
-     "totals(kernel, precision, width, values, offsets, rows, bounds, per_unit, positions, out) -> None"},
+     "totals(kernel, precision, weighed, width, values, offsets, rows, bounds, per_unit, weights, positions, out) -> None"},
     {"quantise", quantise, METH_VARARGS,
-     "quantise(values, dims, width, signs, step, codes) -> (largest squared loss, largest squared length)"},
+     "quantise(values, dims, width, signs, step, weighed, codes) -> (largest squared loss, largest squared length)"},
     {"kernels", kernels, METH_NOARGS, "kernels() -> the names this machine runs, best first"},
+    {"interface", interface, METH_NOARGS, "interface() -> the number that maxsim.py must expect"},
     {"spin", spin, METH_VARARGS, "spin(kernel, rounds) -> operations done, in registers alone; 0 where there is no such loop"},
     {NULL, NULL, 0, NULL},
 };
