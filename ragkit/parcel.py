@@ -4,9 +4,9 @@
     documents.jsonl          a document a line; or documents.parquet, a document a row
     <space>.keys.npy         (n,) int64: the unit of each row, in no order
     chunk.dense.npy          (n, d) float16 unit rows
-    chunk.multi.npy          (sum_t, w) uint8 codes, float16 or float32: the token vectors of one unit after the other's
+    chunk.multi.npy          (sum_t, w) uint8, float16 or float32: the token vectors of one unit after the other's
     chunk.multi.offsets.npy  (n + 1,) int64: unit i has the token vectors offsets[i] to offsets[i + 1]
-    chunk.multi.json         rows, tokens, dims, precision; step and seed of the quantiser: see docs/format.md
+    chunk.multi.json         rows, tokens, dims, precision; step, seed, weighed of the quantiser: see docs/format.md
     <space>.parquet          instead of its npy files: `key`, and `vector` (d float32) or `vectors` (a list of w uint8 or float32)
 
 Vectors are those of the index, bit for bit. Both ways they pass through memory in parts. Everything read is checked: it may
@@ -32,7 +32,7 @@ from ragkit.checked import write_array
 from ragkit.errors import Damaged, StorageError
 from ragkit.store import Snapshot
 from ragkit.types import Floats, Ints
-from ragkit.vectors.maxsim import LONGEST, ZERO, Loss, Quantiser
+from ragkit.vectors.maxsim import LONGEST, ZERO, Loss, signed_rows
 from ragkit.vectors.multi import DTYPES, UNIT, Layout, MultiStats, Stored, write_multi
 
 VERSION = 2
@@ -96,11 +96,8 @@ def _write_multi(folder: Path, snapshot: Snapshot, space: str, form: Form) -> di
             yield keys[-1], stored.values, stored.lengths
 
     parquet.write_multi(folder / f"{space}.parquet", layout.width, DTYPES[layout.precision], columns())
-    rows, quantiser = sum(map(len, keys)), layout.quantiser
-    stats = MultiStats(
-        rows=rows, tokens=tokens, dims=layout.dims, precision=layout.precision, residual=loss.residual, longest=loss.longest,
-        step=quantiser.step if quantiser else 0.0, seed=quantiser.seed if quantiser else 0,
-    )  # fmt: skip
+    rows = sum(map(len, keys))
+    stats = MultiStats.of(layout, loss, rows=rows, tokens=tokens)
     (folder / f"{space}.json").write_text(json.dumps(asdict(stats), indent=1) + "\n")
     return {"rows": rows, "tokens": tokens}
 
@@ -187,15 +184,15 @@ def _positions(rows: DenseRows | MultiRows, keys: Sequence[int]) -> npt.NDArray[
 
 
 def _lawful(values: Any, layout: Layout) -> bool:
-    """Whether values are such as a layout stores: of bounded length, codes never 0, and their padding the code of 0."""
+    """Whether values are such as a layout stores: of bounded length, codes and weights never 0, their padding the code of 0."""
     if (quantiser := layout.quantiser) is None:
         squares = np.einsum("td,td->t", values, values, dtype=np.float64)
         return bool((squares <= LONGEST**2).all())
-    steps = values[:, : quantiser.dims].astype(np.int64) - ZERO
-    lengths = quantiser.step * np.sqrt((steps**2).sum(axis=1))
-    # Rounding moves each dimension by half a step at most.
-    most = UNIT + quantiser.step * np.sqrt(quantiser.dims) / 2
-    return bool(values.min(initial=1) >= 1 and (values[:, quantiser.dims :] == ZERO).all() and (lengths <= most).all())
+    lengths = quantiser.step * np.sqrt((signed_rows(values, quantiser) ** 2).sum(axis=1))
+    # Rounding moves each dimension by half a step of the row at most.
+    most = UNIT + quantiser.step * values[:, quantiser.width] * np.sqrt(quantiser.dims) / 2
+    padding = values[:, quantiser.dims : quantiser.width]
+    return bool(values.min(initial=1) >= 1 and (padding == ZERO).all() and (lengths <= most).all())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -261,8 +258,7 @@ def _multi(folder: Path, space: str, told: Mapping[str, Any], files: Mapping[str
     _named(files, f"{space}.json")
     stats = MultiStats(**json.loads((folder / f"{space}.json").read_text()))
     layout, loss = Layout(stats.dims, stats.precision), Loss(float(stats.residual), float(stats.longest))
-    quantiser = Quantiser(dims=stats.dims, step=stats.step, seed=stats.seed) if stats.step else None
-    if quantiser != layout.quantiser or not (0 <= loss.residual <= 2 and 0 <= loss.longest <= LONGEST):
+    if stats.quantiser != layout.quantiser or not (0 <= loss.residual <= 2 and 0 <= loss.longest <= LONGEST):
         raise Damaged(f"{folder / space}.json says what no index stores: {stats}")
     if told["form"] == "parquet":
         _named(files, f"{space}.parquet")

@@ -17,7 +17,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -122,6 +122,20 @@ class MultiStats:
     residual: float = 0.0
     longest: float = 0.0
 
+    @classmethod
+    def of(cls, layout: Layout, loss: Loss, *, rows: int, tokens: int) -> MultiStats:
+        """Of rows stored in a layout."""
+        found = cls(
+            rows=rows, tokens=tokens, dims=layout.dims, precision=layout.precision, residual=loss.residual, longest=loss.longest
+        )
+        made = layout.quantiser
+        return replace(found, step=made.step, seed=made.seed, weighed=made.weighed) if made else found
+
+    @property
+    def quantiser(self) -> Quantiser | None:
+        """What made the codes; None of floats."""
+        return Quantiser(dims=self.dims, step=self.step, seed=self.seed, weighed=self.weighed) if self.step else None
+
 
 def write_multi(folder: Path, name: str, layout: Layout, parts: Iterable[Stored]) -> MultiStats:
     """Write the rows of all parts, streamed; the files are garbage until a commit records them."""
@@ -137,12 +151,7 @@ def write_multi(folder: Path, name: str, layout: Layout, parts: Iterable[Stored]
         file.write(_header(layout, tokens))
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype("<i8")
     write_array(folder / f"{name}.offsets.npy", offsets)
-    quantiser = layout.quantiser
-    stats = MultiStats(
-        rows=len(offsets) - 1, tokens=tokens, dims=layout.dims, precision=layout.precision, residual=loss.residual,
-        longest=loss.longest, step=quantiser.step if quantiser else 0.0, seed=quantiser.seed if quantiser else 0,
-        weighed=quantiser is not None and quantiser.weighed,
-    )  # fmt: skip
+    stats = MultiStats.of(layout, loss, rows=len(offsets) - 1, tokens=tokens)
     (folder / f"{name}.json").write_text(json.dumps(asdict(stats), indent=1) + "\n")
     return stats
 
@@ -169,8 +178,7 @@ class MultiReader:
         folder.verify(f"{name}.json")
         self.stats = MultiStats(**json.loads(folder.file(f"{name}.json").read_text()))
         self.layout = Layout(self.stats.dims, self.stats.precision)
-        stats = self.stats
-        made = Quantiser(dims=stats.dims, step=stats.step, seed=stats.seed, weighed=stats.weighed) if stats.step else None
+        stats, made = self.stats, self.stats.quantiser
         path = folder.file(f"{name}.npy")
         self._token_bytes = made.row_bytes if made else self.layout.token_bytes
         self._start = path.stat().st_size - stats.tokens * self._token_bytes

@@ -37,7 +37,7 @@ def naive(query: Floats, items: dict[int, Floats]) -> dict[int, float]:
 def assert_snapshot_of_the_catalog(store: Store) -> None:
     """A writer moves its snapshot without reading the catalog; it must come to what a reader finds there."""
     own = store.snapshot()
-    other = Store(store.path, Catalog(store.path / "catalog.db"), recall=store.recall, multi=store.multi)
+    other = Store(store.path, Catalog(store.path / "catalog.db"), recall=store.recall, layouts=store.layouts)
     read = other.snapshot()
     assert own.commit == read.commit
     assert own.recipe == read.recipe
