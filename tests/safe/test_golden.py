@@ -7,12 +7,14 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from ragkit import Index
+from ragkit import Index, MaxSimIndex
 from ragkit.catalog import schema
 from ragkit.catalog.catalog import Catalog, store_settings
 from ragkit.errors import FormatTooNew
+from ragkit.ragged import unit_rows
 from ragkit.testing import HashEncoder
 from tests.safe.golden import make
 
@@ -55,6 +57,30 @@ def test_an_index_of_every_format_so_far_goes_on(tmp_path: Path, number: int) ->
         index.add([{"id": "new", "text": "New words of a later version."}])
         index.compact()
         assert index.search("later version", 1)[0].document_id == "new"
+        assert index.verify() == []
+
+
+def test_token_vectors_from_before_codes_had_weights_are_read_and_given_some_when_they_are_merged(tmp_path: Path) -> None:
+    with tarfile.open(make.HERE / "unweighed.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    expected = json.loads((make.HERE / "unweighed.json").read_text())
+    rng = np.random.default_rng(8)
+    items = {key: unit_rows(rng.normal(size=(int(size), 24))) for key, size in enumerate(rng.integers(1, 9, 12))}
+    with MaxSimIndex.open(tmp_path / "golden") as index:
+        assert index.verify() == []
+        keys, scores = index.search(items[5], k=20)
+        assert keys.tolist() == expected["keys"]
+        np.testing.assert_allclose(scores, expected["scores"], atol=0.02)  # the query has steps of its own now
+        assert index.explain(items[5], 5).score == scores[0]
+        assert [one["step"] for one in index.stats()] == [0.0079345703125]
+        index.add([3], [items[3]])
+        index.compact()
+        assert [one["step"] for one in index.stats()] == [2.0**-14]
+        again = dict(zip(*map(list, index.search(items[5], k=20)), strict=True))
+        exact = {key: float((items[5] @ rows.T).max(axis=1).sum()) for key, rows in items.items()}
+        assert again.keys() == exact.keys()
+        assert max(abs(again[key] - score) for key, score in zip(keys.tolist(), scores, strict=True)) < 0.03
+        assert max(abs(again[key] - exact[key]) for key in exact) < 0.05
         assert index.verify() == []
 
 
