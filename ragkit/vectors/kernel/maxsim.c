@@ -394,8 +394,12 @@ static const Path PATHS[] = {
 };
 
 const Path *maxsim_path(int place) {
+    /* Asked once: in a virtual machine the processor's answer takes longer than a search of few items. Threads that ask at the
+     * same time write the same. */
+    static signed char runs[sizeof PATHS / sizeof PATHS[0]]; /* 0: not asked yet; 1: yes; -1: no */
     for (size_t i = 0; i < sizeof PATHS / sizeof PATHS[0]; i++) {
-        if (PATHS[i].runs() && place-- == 0) return PATHS + i;
+        if (!runs[i]) runs[i] = PATHS[i].runs() ? 1 : -1;
+        if (runs[i] > 0 && place-- == 0) return PATHS + i;
     }
     return NULL;
 }
