@@ -15,7 +15,7 @@ BENCHES := encode dense maxsim render safety serve
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long crash kill flip fuzz fuzz-load conformance hostile lint types bench docs clean
+.PHONY: help demo test test-long crash kill flip sanitize fuzz fuzz-load conformance hostile lint types bench docs clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 20
@@ -60,6 +60,15 @@ flip: $(READY)  ## flip every byte of every file of a small index
 
 kill: $(READY)  ## kill a writer a thousand times, at any moment
 	$(BIN)/python -m pytest -s -m slow tests/safe/test_interrupted.py -k random $(ARGS)
+
+# Beside the tree, so that the extension in use stays as it is.
+sanitize: $(READY)  ## the MaxSim kernel's tests under the sanitizers of addresses and undefined behaviour
+	rm -rf .sanitize && mkdir .sanitize && cp -r ragkit tests pyproject.toml setup.py README.md LICENSE .sanitize/
+	cd .sanitize && CFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+		LDFLAGS="-fsanitize=address,undefined" ../$(BIN)/python setup.py build_ext --force --inplace
+	cd .sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		PYTHONPATH=. ../$(BIN)/python -m pytest tests/vectors/test_maxsim.py -k "not compiles and not without_the" $(ARGS)
+	rm -rf .sanitize
 
 fuzz: $(READY)  ## ask a server over 10,000 requests that its OpenAPI document allows, or does not
 	CASES=16000 $(BIN)/python -m pytest -s --timeout 0 tests/serve/test_openapi.py $(ARGS)
