@@ -6,11 +6,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ragkit import Index, Limits, page_images
 from ragkit.encode.contract import Encoding
@@ -21,6 +22,7 @@ from tests.index.test_pages import READS, SEES, papers_in, pdf
 from tests.load.rawpdf import bomb, show
 
 ROOT = Path(__file__).parents[2]
+SMALL = HashEncoder(dims=64, multi_dims=32, images=True, max_pixels=16 * 28 * 28)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,36 @@ def test_a_long_file_is_seen_in_batches_that_may_wait_on_the_disk(tmp_path: Path
         assert seeing.batches[-4:] == [8, 8, 8, 6]
     assert found[0] == found[1]
     assert {pages for pages, _ in found[0][:5]} == {(1,), (8,), (15,), (22,), (29,)}
+
+
+class Late(Counting):
+    """Makes multi-vectors and nothing else, as ColPali and its kin do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.card = replace(self.card, name="late", dims=0, outputs=("multi",))
+
+    def encode_query(self, queries: Sequence[Any], **options: Any) -> Encoding:
+        return replace(SMALL.encode_query(queries, truncate=True), dense=None)
+
+    def encode_document(self, documents: Sequence[Any], **options: Any) -> Encoding:
+        return replace(SMALL.encode_document(documents, truncate=True), dense=None)
+
+
+def test_a_model_of_multi_vectors_alone_sees_pages_beside_another_of_texts(tmp_path: Path) -> None:
+    image = Image.new("RGB", (480, 640), "white")
+    ImageDraw.Draw(image).rectangle((60, 300, 300, 540), fill="red")
+    image.save(tmp_path / "red.png")
+    with Index.open(tmp_path / "library", model=READS, pages="all", page_model=Late()) as index:
+        index.add(tmp_path / "red.png")
+        assert index.spaces == ("chunk.dense", "chunk.lexical", "page.multi")
+        assert [hit.via[0].space for hit in index.search("red")] == ["page.multi"]
+        assert index.search(("red", image), mode="pages")[0].explain().score > 0
+        with pytest.raises(ValueError, match="no single vector to compare"):
+            index.similar("red.png")
+        with pytest.raises(ValueError, match="not in this index"):
+            index.search("red", mode="page.dense")
+        assert index.verify() == []
 
 
 @pytest.mark.slow
