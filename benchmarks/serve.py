@@ -3,10 +3,9 @@
     python benchmarks/serve.py [--texts 512] [--clients 1 8 64]
 
 The server is a process of its own, `ragkit serve`, with one thread for arithmetic, and so is the loop it is compared with: the
-encoder called with the same texts, in lists of 64. Ratios of processor time change little with other work on the machine.
-Requests per second and latencies are of wall time: their ratios, to the encoder and to sentence-transformers called with the
-same requests one after the other in the same run, say more than they do. sentence-transformers is called as a naive server would:
-once for every request.
+encoder called with the same requests, one after the other. Ratios of processor time change little with other work on the machine.
+Requests per second and latencies are of wall time: their ratios to the encoder, called just before, say more than they do.
+sentence-transformers is called as a naive server would: once for every request.
 """
 
 from __future__ import annotations
@@ -47,11 +46,9 @@ def texts_of(count: int) -> list[str]:
 @contextmanager
 def server(*arguments: str) -> Any:
     """(address, process, seconds from its start to its first answer) of a `ragkit serve`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = time.perf_counter()
     child = subprocess.Popen(
-        [sys.executable, "-m", "ragkit.cli", "serve", *arguments, "--port", "0"],
-        env=environment,
+        [sys.executable, "-m", "ragkit.cli", "serve", *arguments, "--port", "0", "--limit", "seconds=3600"],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -121,9 +118,8 @@ def called(work: Callable[[Any], Any], jobs: Sequence[Any]) -> Called:
     return Called(time.process_time() - used, time.perf_counter() - began, sorted(each))
 
 
-def raw(jobs: Sequence[Any]) -> Called:
+def raw(encoder: Any, jobs: Sequence[Any]) -> Called:
     """The encoder by itself."""
-    encoder = load_encoder()
     return called(lambda texts: encoder.encode_document([texts] if isinstance(texts, str) else texts), jobs)
 
 
@@ -139,15 +135,12 @@ def naive(jobs: Sequence[Any]) -> Called:
 
 def embeddings(texts: list[str], clients: Sequence[int]) -> None:
     full = [texts[start : start + TOGETHER] for start in range(0, len(texts), TOGETHER)]
-    alone = {1: raw(texts), TOGETHER: raw(full)}
-    theirs = {1: naive(texts), TOGETHER: naive(full)}
-    loop = alone[TOGETHER].cpu
-    print(f"{len(texts)} texts; processor seconds: the encoder in lists of {TOGETHER} {loop:.2f}, one by one {alone[1].cpu:.2f};")
-    print(f"sentence-transformers in lists of {TOGETHER} {theirs[TOGETHER].cpu:.2f}, one by one {theirs[1].cpu:.2f}")
-    print("The server's, as ratios to the encoder (enc) and to sentence-transformers (st) asked one after the other:")
-    print(
-        "clients  texts  processor/enc in lists  /st one by one  rate/enc  /st  p50/enc  /st  p99/enc  requests/s  p50 ms  p99 ms"
-    )
+    encoder = load_encoder()
+    loop, theirs = raw(encoder, full), {1: naive(texts), TOGETHER: naive(full)}
+    print(f"{len(texts)} texts; processor seconds: the encoder in lists of {TOGETHER} {loop.cpu:.2f}; sentence-transformers")
+    print(f"in lists of {TOGETHER} {theirs[TOGETHER].cpu:.2f}, one by one {theirs[1].cpu:.2f}")
+    print("The server, as ratios to the encoder asked for the same one after the other just before (sentence-transformers: st):")
+    print("clients  texts  processor  /st  requests/s  p50  p99       requests/s  p50 ms  p99 ms")
     with server("--model", "default") as (url, process, since):
         with httpx.Client(base_url=url) as client:
             while True:
@@ -160,16 +153,14 @@ def embeddings(texts: list[str], clients: Sequence[int]) -> None:
         asked(embed, [texts[:TOGETHER]] * 2, 1, url)
         for jobs, size in ((texts, 1), (full, TOGETHER)):
             for count in clients:
-                before = cpu(process)
+                alone, before = raw(encoder, jobs), cpu(process)
                 seconds, latencies = asked(embed, jobs, min(count, len(jobs)), url)
-                used, enc, st = cpu(process) - before, alone[size], theirs[size]
-                p50, p99 = percentile(latencies, 0.5), percentile(latencies, 0.99)
+                used, p50, p99 = cpu(process) - before, percentile(latencies, 0.5), percentile(latencies, 0.99)
                 print(
-                    f"{count:7}  {size:5}  {used / loop:22.2f}  {used / theirs[1].cpu:14.2f}"
-                    f"  {enc.wall / seconds:8.2f}  {st.wall / seconds:3.2f}"
-                    f"  {p50 / percentile(enc.each, 0.5):7.2f}  {p50 / percentile(st.each, 0.5):3.2f}"
-                    f"  {p99 / percentile(enc.each, 0.99):7.2f}"
-                    f"  {len(jobs) / seconds:10.1f}  {p50:6.1f}  {p99:6.1f}"
+                    f"{count:7}  {size:5}  {used / alone.cpu:9.2f}  {used / theirs[size].cpu:3.2f}  {alone.wall / seconds:10.2f}"
+                    f"  {p50 / percentile(alone.each, 0.5):3.1f}  {p99 / percentile(alone.each, 0.99):3.1f}"
+                    f"  {len(jobs) / seconds:15.1f}  {p50:6.1f}  {p99:6.1f}",
+                    flush=True,
                 )
 
 
@@ -215,6 +206,7 @@ def main() -> None:
     options.add_argument("--texts", type=int, default=512)
     options.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     given = options.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the server
     texts = texts_of(given.texts)
     embeddings(texts, given.clients)
     searches(texts, given.clients)
