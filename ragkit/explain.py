@@ -189,7 +189,6 @@ def query_spans(encoder: Encoder, query: str, *, count: int) -> Spans:
         told = reader.query_tokens(query).tolist()
         return [(Span(start, end),) if end > start else () for start, end in told] if len(told) == count else []
     spans: Spans = [(Span(start, end),) for start, end in encoder.token_spans(query).tolist()]
-    spans = [()] * _prompted(encoder, query, count - len(spans)) + spans
     cut = len(spans) > count and int(encoder.count_tokens([query])[0]) > encoder.card.max_tokens
     return spans[:count] if cut or len(spans) == count else []
 
