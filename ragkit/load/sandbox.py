@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -274,11 +275,12 @@ class _Task(Generic[_R]):
             self._changed.notify_all()
             return not self._dropped
 
-    def fill(self, results: Iterator[_R]) -> None:
-        """Puts them in, until there are none or nobody wants them; what they raise is raised to who takes them."""
+    def fill(self, make: Callable[[], Iterator[_R]]) -> None:
+        """Makes results and puts them in, until there are none or nobody wants them; whatever is raised, is raised to who takes
+        them, who would wait for ever otherwise."""
         failure: BaseException | None = None
         try:
-            for result in results:
+            for result in make():
                 if not self.put(result):
                     return
         except BaseException as error:
@@ -391,7 +393,7 @@ class Parser:
                 if work is None:
                     return
                 source, task = work
-                task.fill(self._results(source, task))
+                task.fill(partial(self._results, source, task))
 
         threads: list[threading.Thread] = []
         exhausted = False
@@ -565,7 +567,7 @@ class Parser:
         largest = max((3 * page.width * page.height for page in wanted), default=1)
         task: _Task[Picture] = _Task(max(1, min(_WAITING, _AHEAD // largest)))
         thread = threading.Thread(
-            target=lambda: task.fill(self._pictures(path, wanted, name, task)), name="ragkit-renderer", daemon=True
+            target=task.fill, args=(partial(self._pictures, path, wanted, name, task),), name="ragkit-renderer", daemon=True
         )
         thread.start()
         try:

@@ -210,9 +210,9 @@ def test_a_file_that_changes_while_it_is_read_fails_and_is_read_again(
     write(folder / "b.txt", "The otter sleeps.")
     original = sandbox.Parser._results
 
-    def slow(self: Any, task: Any) -> Any:
-        for result in original(self, task):
-            if task.source.path == path and path.read_text() != "The otter is gone.":
+    def slow(self: Any, source: Any, task: Any) -> Any:
+        for result in original(self, source, task):
+            if source.path == path and path.read_text() != "The otter is gone.":
                 write(path, "The otter is gone.")
             yield result
 
