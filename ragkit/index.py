@@ -29,7 +29,7 @@ from ragkit.catalog.catalog import CHUNK, PAGE, Catalog, DocumentRow, Failure, U
 from ragkit.cite import cite
 from ragkit.encode import load_encoder, resolve_name
 from ragkit.encode.cache import EmbeddingCache, cached
-from ragkit.encode.contract import Encoder, Encoding
+from ragkit.encode.contract import Encoder, Encoding, ImageEncoder
 from ragkit.encode.given import PREFIX, embeds_text, unit_vectors
 from ragkit.errors import NotAnIndex, RecipeMismatch
 from ragkit.filters import FieldColumns, Filters
@@ -341,7 +341,7 @@ class Index:
             if not self._page_encoder_checked:
                 check_page_fingerprint(self.path, self._catalog, self._page_encoder, stage)
                 self._page_encoder_checked = True
-                if self._cache is not None:
+                if self._cache is not None and isinstance(self._page_encoder, ImageEncoder):  # a cache in front looks like one
                     self._page_encoder = cached(self._page_encoder, self._cache)
             return self._page_encoder
 
@@ -480,7 +480,7 @@ class Index:
         where the model itself became another. Raises ValueError, and StorageError where a document cannot be made by the
         new recipe: then nothing is changed.
         """
-        from ragkit.rebuild import RebuildReport, reach, rebuild_beside, rewrite, unmade
+        from ragkit.rebuild import RebuildReport, keep_sources, reach, rebuild_beside, rewrite, unmade
 
         if unknown := set(changes) - set(KEYWORDS):
             raise TypeError(f"rebuild() takes the settings {', '.join(KEYWORDS)}; got {sorted(unknown)[0]!r}")
@@ -530,6 +530,7 @@ class Index:
                     )
 
                 counts = rebuild_beside(self._store, old, new, settings, ingest=ingest, lock_timeout=lock_timeout)
+            unkept = keep_sources(self._store) if new.store.keep_sources and not old.store.keep_sources else ()
         self._chunker = chunker if callable(chunker) else self._chunker
         self._view()
         with self._encoder_lock:
@@ -537,6 +538,7 @@ class Index:
             self._page_encoder, self._page_encoder_checked = None if page_encoder is encoder else page_encoder, True
         to_parse = sum(row.mime in unmade(old, new) for row in self.documents())
         documents, units, lost = counts if done == "embedded" else (0, 0, ())
+        lost = (*lost, *unkept)
         return RebuildReport(done, documents, units, to_parse=to_parse, warnings=lost)
 
     def _encoder_for(self, recipe: Recipe, model: str | Encoder | None, given: Mapping[str, Any]) -> Encoder:
@@ -676,7 +678,10 @@ class Index:
         if questions.images is not None:
             options = answerable(options, questions, texts=self.encoder, pages=self.page_encoder)
         given = [vector] if vector is not None and one else vector
+        if refinement.rerank is not None and not questions.spoken:
+            raise ValueError("rerank orders hits by the words of a question, and a picture has none: leave rerank out")
         snapshot, vectors = self._asked(questions, options, given=given, multi=refinement.by_maxsim)
+        options = _as_embedded(options, vectors)
         allowed = None if filters is None else self._columns.allowed(filters, passages=True)
         found = search(
             snapshot,
@@ -764,14 +769,23 @@ class Index:
         if questions.images is not None:
             options = answerable(options, questions, texts=self.encoder, pages=self.page_encoder)
         snapshot, vectors = self._asked(questions, options)
+        options = _as_embedded(options, vectors)
         allowed = None if filters is None else self._columns.allowed(filters, passages=True)
         wanted = passage_test(filters, self._catalog)
         [(ranked, _)] = rank(snapshot, self._catalog, queries=vectors, k=k, allowed=allowed, options=options, wanted=wanted)
-        return self._stream(snapshot, ranked, options.scale)
+        why, multi = self._explainer(questions, vectors, options), vectors.pages.multi
+        reading = partial(
+            read_hits,
+            catalog=self._catalog,
+            scale=options.scale,
+            explain=None if why is None else partial(why, 0),
+            locate=None if multi is None else partial(snapshot.explain_multi, multi[0]),
+        )
+        return self._stream(snapshot, ranked, reading)
 
-    def _stream(self, snapshot: Snapshot, ranked: Sequence[Candidate], scale: str) -> Iterator[Hit]:
+    def _stream(self, snapshot: Snapshot, ranked: Sequence[Candidate], reading: Callable[..., list[Hit]]) -> Iterator[Hit]:
         for start in range(0, len(ranked), STREAMED):
-            yield from read_hits(ranked[start : start + STREAMED], self._catalog, scale=scale, first=start + 1)
+            yield from reading(ranked[start : start + STREAMED], first=start + 1)
         del snapshot  # held until here, so that nothing it sees was purged before it was read
 
     # Without blocking an event loop: each call runs in a thread
@@ -955,6 +969,10 @@ class Index:
         of the page, that it matched best and its share. The shares sum to the score exactly. ValueError for an index without
         such multi-vectors, or a unit that is gone."""
         questions, (unit, _) = _one_asked(query), self._unit(key)
+        if unit.kind == PAGE and PAGE_MULTI not in self.spaces:
+            raise ValueError(
+                "the model that saw the pages of this index keeps no multi-vectors of them, so nothing can be explained"
+            )
         options = SearchOptions(mode=f"{unit.kind}.multi", available=self.spaces)
         if questions.images is not None:
             options = answerable(options, questions, texts=self.encoder, pages=self.page_encoder)
@@ -1190,6 +1208,15 @@ class Retriever:
 
 def _name_of(model: str | Encoder | None) -> str:
     return resolve_name(model if model is None or isinstance(model, str) else model.card.name)
+
+
+def _as_embedded(options: SearchOptions, vectors: Queries) -> SearchOptions:
+    """Without the multi-vectors of pages where the model made none of a question, as of a text and a picture added up."""
+    if PAGE_MULTI not in options.spaces or vectors.pages.multi is not None or not vectors.texts:
+        return options
+    if options.spaces == (PAGE_MULTI,):
+        raise ValueError("the model that saw the pages makes no multi-vectors of text and picture together: ask with one of them")
+    return replace(options, available=tuple(space for space in options.available if space != PAGE_MULTI))
 
 
 def _one_asked(query: Query) -> Asked:

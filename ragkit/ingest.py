@@ -79,6 +79,7 @@ class _Item:
     dense: list[Floats | None] = field(default_factory=list)
     multi: list[Stored | None] = field(default_factory=list)
     seen: PageVectors | None = None
+    settled: bool = True  # False: not all of its pages could be seen, and the next `add` tries again
     failed: bool = False
     warnings: tuple[str, ...] = ()
     duplicate_of: str = ""
@@ -181,6 +182,8 @@ class Ingest:
         roots = pruned_roots(targets) if self._options.prune else []
         self._take_all(self._from_records(cast(Iterable[Any], target)) if targets is None else self._from_paths(targets))
         self._prune(roots)
+        if self._outcomes["updated"] or self._outcomes["pruned"]:
+            sources.remove_unused(self._store.path, self._catalog.contents())
         return self._told(started)
 
     def run_failed(self) -> AddReport:
@@ -476,7 +479,7 @@ class Ingest:
         elif not self._embeds and not item.dense:
             item.warnings += ("it brings no vector, so it is found by its words alone",)
         self._pool.append(item)
-        self._pool_units += len(item.chunks)
+        self._pool_units += len(item.chunks) + (len(item.document.pages) if self._sees(item) else 0)
         self._pool_characters += len(item.document.text)
         if (
             self._pool_units >= POOL
@@ -586,7 +589,8 @@ class Ingest:
         path = self._same_file(item)
         if path is None:
             problem = f"{item.file} has moved or changed, so its pages cannot be seen"
-            if self._former_store is not None:
+            item.settled = False
+            if self._had_pages(item):
                 raise LoadError(f"{problem}. Put it back, or add it again; keep_sources=True keeps a copy")
             item.warnings += (f"{problem}; add it again",)
             return
@@ -600,14 +604,21 @@ class Ingest:
         seen = reader.see(path, item.document, name=item.file)
         if file_hash(path) != item.origin.content_hash:
             raise LoadError(CHANGED)
-        if self._former_store is not None and len(seen.warnings) == len(item.document.pages):
+        if len(seen.warnings) == len(item.document.pages) and self._had_pages(item):
             raise LoadError(f"none of its pages can be seen again: {seen.warnings[0]}")  # what was seen before must not be lost
-        item.seen = seen.vectors
+        item.seen, item.settled = seen.vectors, not seen.warnings
         item.warnings += seen.warnings
-        if not item.chunks and not seen.vectors.pages:
+        if not item.chunks and not seen.vectors.pages and not seen.warnings:
             item.warnings += ("nothing was found in it: no text, and no page that is not blank",)
         self._pages += len(seen.vectors.pages)
         self._blank += seen.blank
+
+    def _had_pages(self, item: _Item) -> bool:
+        """Whether the index that is being rebuilt, if one is, holds page images of the document."""
+        row = None if self._former_store is None else self._former_store.catalog.find(item.origin.identity)
+        if row is None or self._former_store is None:
+            return False
+        return any(unit.kind == PAGE for unit in self._former_store.catalog.units_of(row.id))
 
     def _same_file(self, item: _Item) -> Path | None:
         """Where the bytes of a document still are: its file, or the copy that the index keeps."""
@@ -773,6 +784,7 @@ class Ingest:
         for item in ready:
             outcome = Outcome(item.origin.source, units=item.units, warnings=item.warnings, duplicate_of=item.duplicate_of)
             self._finish("added" if item.replaces is None else "updated", outcome)
+            item.seen = None  # a pool holds its documents longer than their pictures' vectors should take room
         self._report("write", self._done, self._total, "documents")
 
     def _keep_source(self, item: _Item) -> None:
@@ -816,6 +828,7 @@ def _prepared(item: _Item) -> Prepared:
         replaces=None if item.replaces is None else item.replaces.id,
         multi=Stored.join(cast(list[Stored], item.multi)) if item.multi and item.multi[0] is not None else None,
         seen=item.seen,
+        settled=item.settled,
     )
 
 

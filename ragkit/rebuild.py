@@ -17,18 +17,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ragkit import sources
 from ragkit.catalog.adopt import adopt
 from ragkit.catalog.catalog import Catalog, Change
 from ragkit.checked import CheckedFolder, sync_file, writing
-from ragkit.errors import Damaged, StorageError
+from ragkit.errors import Damaged, LoadError, StorageError
 from ragkit.ingest import Ingest
+from ragkit.load import office
 from ragkit.load.formats import format_of, supported
 from ragkit.page_images import NOT_SEEN
 from ragkit.recipe import Recipe
 from ragkit.store import Store, Writer, layouts_of
 
+
+def _laid_out_alone(name: str) -> bool:
+    """Whether a file has pages only as LibreOffice lays it out."""
+    return office.convertible(name) and not office.has_slides(name)
+
+
 STAGING = "rebuild"
 PDF = "application/pdf"
+OFFICE = tuple(sorted({kind.mime for name in supported() if (kind := format_of(f"a{name}")) and _laid_out_alone(f"a{name}")}))
 IMAGES = tuple(sorted({kind.mime for name in supported() if (kind := format_of(f"a{name}")) and kind.loader == "image"}))
 Settings = Mapping[str, Any]
 MakeIngest = Callable[[Store, Writer], Ingest]
@@ -52,16 +61,30 @@ def reach(old: Recipe, new: Recipe, *, width: int, same_model: bool) -> str:
     cut = (new.encode.dims or 0) == (old.encode.dims or 0) or new.encode.dims == width or fewer
     if not same_model or not same or old.chunk != new.chunk or old.multi != new.multi or old.pages != new.pages or not cut:
         return "embedded"
-    if new.encode.dims not in (old.encode.dims, width) or old.store != new.store:
+    if new.encode.dims not in (old.encode.dims, width) or old.store.recall != new.store.recall:
         return "rows"
     return "settings" if old != new else "nothing"
 
 
 def unmade(old: Recipe, new: Recipe) -> tuple[str, ...]:
     """MIME types of the documents that the new recipe would parse otherwise."""
+    laid_out = OFFICE if old.pages is None and new.pages is not None else ()  # texts without pages until they are asked for
     if old.load.ocr != new.load.ocr:
-        return (PDF, *IMAGES)
-    return (PDF,) if old.load != new.load else ()
+        return (PDF, *IMAGES, *laid_out)
+    return (*((PDF,) if old.load != new.load else ()), *laid_out)
+
+
+def keep_sources(store: Store) -> tuple[str, ...]:
+    """Copy the files of all documents into the index, as far as they are there as they were read; what is not, by document."""
+    missing = []
+    for row in store.catalog.documents(store.catalog.latest().number):
+        if row.path is None or row.path != row.identity:
+            continue
+        try:
+            sources.keep(store.path, Path(row.path), row.content_hash)
+        except LoadError as error:
+            missing.append(f"{row.source}: no copy of its file was kept: {error}")
+    return tuple(missing)
 
 
 def rewrite(store: Store, writer: Writer, old: Recipe, new: Recipe, settings: Settings, *, rows: bool) -> None:

@@ -105,15 +105,18 @@ def _ranked(hits: Sequence[Hit]) -> list[Hit]:
 def fuse_answers(answers: Sequence[Sequence[Hit]], *, constant: float, group_by: str | None = None) -> list[Hit]:
     """Every hit of several answers once, by the sum of 1 / (constant + rank) over the answers it is in; ties by key.
 
-    A hit keeps the reasons of the answer that ranked it best. group_by="document": the best hit of each document.
+    A page that one answer found as a chunk that stands on it is that chunk in the others. A hit keeps the reasons of the
+    answer that ranked it best. group_by="document": the best hit of each document.
     """
     scores: dict[int, float] = {}
     best: dict[int, Hit] = {}
+    found_as = {why.key: hit.key for hits in answers for hit in hits for why in hit.via if why.key is not None}
     for hits in answers:
         for hit in hits:
-            scores[hit.key] = scores.get(hit.key, 0.0) + 1.0 / (constant + hit.rank)
-            if hit.key not in best or hit.rank < best[hit.key].rank:
-                best[hit.key] = hit
+            key = found_as.get(hit.key, hit.key)
+            scores[key] = scores.get(key, 0.0) + 1.0 / (constant + hit.rank)
+            if key not in best or (hit.key == key, -hit.rank) > (best[key].key == key, -best[key].rank):
+                best[key] = hit
     fused = [replace(best[key], score=scores[key], scale="rrf") for key in sorted(scores, key=lambda key: (-scores[key], key))]
     if group_by is None:
         return _ranked(fused)

@@ -88,6 +88,7 @@ class Prepared:
     multi: Stored | None = None  # n rows
     key: int | None = None  # the caller's own, for a row that is no chunk; keys of chunks are reserved
     seen: PageVectors | None = None  # its page images
+    settled: bool = True  # False: it lacks something, and is made anew when it is next added
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -727,7 +728,7 @@ class Writer:
         documents = []
         for one in prepared:
             units = _units(one, document, key)
-            documents.append(NewDocument(document, one.origin, one.document, units))
+            documents.append(NewDocument(document, one.origin, one.document, units, one.settled))
             document, key = document + 1, key if one.key is not None else key + len(units)
         pairs = list(zip(prepared, documents, strict=True))
         embedded = [(one, new.units) for one, new in pairs if one.dense is not None or one.multi is not None]

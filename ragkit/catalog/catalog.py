@@ -140,6 +140,7 @@ class NewDocument:
     origin: Origin
     document: Document
     units: tuple[UnitRow, ...]
+    settled: bool = True  # False: it lacks something, and is made anew when it is next added
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -932,7 +933,7 @@ def _document_fields(new: NewDocument, change: Change) -> dict[str, Any]:
     return {
         "id": new.id,
         **asdict(new.origin),
-        "recipe_hash": change.recipe_hash,
+        "recipe_hash": change.recipe_hash if new.settled else "",
         "title": document.title,
         "mime": document.mime,
         "meta": json.dumps(dict(document.meta), ensure_ascii=False, sort_keys=True),

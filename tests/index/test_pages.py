@@ -17,8 +17,10 @@ from reportlab.pdfgen.canvas import Canvas
 
 from ragkit import Index
 from ragkit.cli import app
-from ragkit.errors import FingerprintMismatch, RecipeMismatch, StorageError
+from ragkit.errors import EncodeError, FingerprintMismatch, RecipeMismatch, StorageError
+from ragkit.refine import fuse_answers
 from ragkit.testing import HashEncoder
+from ragkit.types import Citation, Hit, Reason, Span
 
 WIDTH, HEIGHT = 480.0, 640.0
 SEES = HashEncoder(dims=64, multi_dims=32, images=True)
@@ -415,3 +417,68 @@ def test_the_command_line_sees_pages(folder: Path, tmp_path: Path, capsys: pytes
     assert "1 boxes" in run("show", library, str(hit["key"]), "--query", "red", "-o", str(png))
     with Image.open(png) as image:
         assert image.size == (733, 978)  # 110 dots an inch
+
+
+def test_pages_that_could_not_be_seen_are_tried_again(tmp_path: Path) -> None:
+    folder = tmp_path / "papers"
+    folder.mkdir()
+    pdf(folder / "a.pdf", [("Otters", "red")])
+    seen = HashEncoder(dims=64, multi_dims=32, images=True)
+    original, broken = seen.encode_document, True
+
+    def moody(items: Any, **options: Any) -> Any:
+        if broken and not isinstance(items[0], str):
+            raise EncodeError("out of sorts")
+        return original(items, **options)
+
+    with Index.open(tmp_path / "library", model=READS, pages="all", page_model=seen) as index:
+        assert index.page_encoder is seen
+        seen.encode_document = moody  # type: ignore[method-assign]
+        [outcome] = index.add(folder).added
+        assert any("page 1 was not seen: out of sorts" in warning for warning in outcome.warnings)
+        assert index.search("otters", 1)[0].kind == "chunk"  # the text is there meanwhile
+        broken = False
+        assert index.add(folder).pages == 1
+        assert len(index.add(folder).unchanged) == 1
+        assert pages_of(index.search("red", 1, mode="pages")) == [("a.pdf", 1)]
+
+
+def test_copies_go_with_the_versions_they_are_of(folder: Path, tmp_path: Path) -> None:
+    with Index.open(tmp_path / "library", model=READS) as index:
+        index.add(folder)
+        report = index.rebuild(keep_sources=True)
+        assert (report.done, report.warnings) == ("settings", ())
+        copies = tmp_path / "library" / "sources"
+        assert len(list(copies.iterdir())) == 3  # of what was there already
+        pdf(folder / "signals.pdf", [("Otters", "green")])
+        index.add(folder)
+        assert len(list(copies.iterdir())) == 3
+        (folder / "plain.pdf").unlink()
+        index.add(folder, prune=True)
+        assert len(list(copies.iterdir())) == 2
+        assert index.verify() == []
+
+
+def test_streamed_page_hits_are_cited_and_explained_as_searched_ones(index: Index) -> None:
+    [hit] = index.search("green", 1, mode="page.multi")
+    streamed = next(index.stream("green", mode="page.multi"))
+    assert streamed.boxes == hit.boxes
+    assert streamed.explain().score == hit.explain().score
+
+
+def test_phrasings_fuse_a_page_with_the_chunk_it_was_found_as() -> None:
+    def found(key: int, rank: int, *, page: int | None) -> Hit:
+        via = (Reason("page.multi", rank, 1.0, page),)
+        cited = Citation("a.pdf", Span(0, 1), (1,))
+        kind = "page" if key == 7 else "chunk"
+        return Hit(rank, 1.0, "rrf", key, kind, "", "a.pdf", "", cited, (), {}, via)
+
+    answers = [[found(3, 1, page=7)], [found(7, 2, page=None)]]
+    [hit] = fuse_answers(answers, constant=15)
+    assert (hit.key, hit.kind) == (3, "chunk")
+    assert math.isclose(hit.score, 1 / 16 + 1 / 17)
+
+
+def test_a_picture_is_not_reranked_by_words_it_does_not_have(index: Index) -> None:
+    with pytest.raises(ValueError, match="leave rerank out"):
+        index.search(Image.new("RGB", (64, 64), "red"), 1, rerank=lambda query, texts: [1.0] * len(texts))
