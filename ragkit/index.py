@@ -912,10 +912,10 @@ class Index:
             return []
         kind = CHUNK if any(unit.kind == CHUNK for unit in units) else PAGE
         units = [unit for unit in units if unit.kind == kind]
-        known = snapshot.known_rows([unit.key for unit in units])
-        if not known:
-            raise ValueError(f"{reference!r} has no single vector to compare, in {kind}.dense")
-        options = SearchOptions(mode=f"{kind}.dense", available=self.spaces, dims=self._checked_dims(dims), group_by="document")
+        space, known = f"{kind}.dense", snapshot.known_rows([unit.key for unit in units])
+        if not known and (kind == PAGE or space in self.spaces):
+            raise ValueError(f"{reference!r} has no vector to compare, in {space}")
+        options = SearchOptions(mode=space, available=self.spaces, dims=self._checked_dims(dims), group_by="document")
         vector = mean_vector(np.stack([known[key] for key in sorted(known)]))
         mine = units[0].document
         return search(

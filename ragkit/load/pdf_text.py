@@ -299,7 +299,7 @@ def _blocks(read: Sequence[_Read], pages: Sequence[Page]) -> tuple[Block, ...]:
     heading = (height >= _HEADING_RATIO * body) & (length <= _HEADING_CHARACTERS) & (tag == layout.BODY)
     sizes: list[float] = []
     for size in np.unique(np.round(height[heading] * 2))[::-1] / 2:
-        if not sizes or sizes[-1] / size > 1.06:  # sizes closer than that are one, seen through two fonts
+        if not sizes or sizes[-1] > 1.06 * size:  # sizes closer than that are one, seen through two fonts
             sizes.append(float(size))
     blocks = []
     for (start, end), tall, is_heading, role in zip(span.tolist(), height.tolist(), heading.tolist(), tag.tolist(), strict=True):

@@ -168,7 +168,7 @@ def test_a_model_of_multi_vectors_alone_sees_pages_beside_another_of_texts(tmp_p
         assert index.spaces == ("chunk.dense", "chunk.lexical", "page.multi")
         assert [hit.via[0].space for hit in index.search("red")] == ["page.multi"]
         assert index.search(("red", image), mode="pages")[0].explain().score > 0
-        with pytest.raises(ValueError, match="no single vector to compare"):
+        with pytest.raises(ValueError, match="no vector to compare"):
             index.similar("red.png")
         with pytest.raises(ValueError, match="not in this index"):
             index.search("red", mode="page.dense")
