@@ -567,7 +567,7 @@ class Ingest:
         with Parser(limits=limits, pdf_engine=engine, password=options.password) as parser:
             for item in pool:
                 known = first.setdefault(item.origin.content_hash, item)
-                item.seen = known.seen
+                item.seen, item.settled = known.seen, known.settled
                 try:
                     if item.seen is None and item.document.pages and not item.failed:
                         self._see(item, parser)
@@ -637,7 +637,7 @@ class Ingest:
         if found is not None or former is None or not self._same_pages:
             return found
         row = former.catalog.find(item.origin.identity)
-        if row is not None and not any(unit.kind == PAGE for unit in former.catalog.units_of(row.id)):
+        if row is not None and not self._had_pages(item):
             return PageVectors((), (), None, ())  # they were looked at, and none was wanted
         return None if row is None else stored_pages(former, row, pages)
 
