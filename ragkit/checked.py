@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -44,13 +45,25 @@ class FileRecord:
     sums: bytes
 
 
-def _sums(path: Path, block: int) -> tuple[int, bytes]:
+def _sealed(path: Path) -> FileRecord:
+    """Sync a file, and read it for its record."""
     size, sums = 0, bytearray()
     with path.open("rb", buffering=0) as file:
-        while piece := file.read(block):
+        os.fsync(file.fileno())
+        while piece := file.read(BLOCK):
             size += len(piece)
             sums += xxhash.xxh3_64_intdigest(piece).to_bytes(8, "little")
-    return size, bytes(sums)
+    return FileRecord(path.name, size, BLOCK, bytes(sums))
+
+
+def map_array(path: Path) -> np.ndarray:
+    """An .npy file of format 1.0, mapped read-only. np.load takes five times as long, and opens the file three times."""
+    with path.open("rb", buffering=0) as file:
+        np.lib.format.read_magic(file)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        start = file.tell()
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.ndarray(shape, dtype, buffer=mapped, offset=start, order="F" if fortran else "C")
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -97,21 +110,24 @@ def seal(
         if record := known(path.name):
             records.append(record)
             continue
-        sync_file(path)
-        size, sums = _sums(path, BLOCK)
-        records.append(FileRecord(path.name, size, BLOCK, sums))
+        records.append(_sealed(path))
     sync_file(folder)
     return records
 
 
 class CheckedFolder:
-    """An immutable folder and its records. Thread-safe: a block is at worst verified twice."""
+    """An immutable folder and its records. Thread-safe: a block is at worst verified twice.
 
-    def __init__(self, path: Path, records: Sequence[FileRecord], *, mend: str = "ragkit repair") -> None:
+    `sealed`: this process has just read all of it for these records, so nothing is read again.
+    """
+
+    def __init__(self, path: Path, records: Sequence[FileRecord], *, mend: str = "ragkit repair", sealed: bool = False) -> None:
         self.path = path
         self.records = {record.name: record for record in records}
         self._mend = mend
         self._seen: dict[str, np.ndarray] = {}
+        if sealed:
+            self._seen = {one.name: np.ones(-(-one.size // one.block), dtype=np.bool_) for one in records}
         self._lock = threading.Lock()
 
     def file(self, name: str) -> Path:

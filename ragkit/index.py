@@ -1028,7 +1028,7 @@ class Index:
         """The document versions of the ids, ascending, that a snapshot sees."""
         seen = np.setdiff1d(ids, snapshot.deleted, assume_unique=True)
         for start in range(0, len(seen), LISTED):
-            rows = self._catalog.documents_by_id(seen[start : start + LISTED].tolist())
+            rows = self._catalog.known_documents(seen[start : start + LISTED].tolist())
             yield from (rows[id] for id in sorted(rows) if rows[id].added <= snapshot.commit.number)
 
     def stored(self, filters: Filters | None = None) -> Iterator[StoredDocument]:
@@ -1060,7 +1060,7 @@ class Index:
 
     def _unit(self, key: int) -> tuple[UnitRow, DocumentRow]:
         unit = self._catalog.known_units([key]).get(key)
-        row = None if unit is None else self._catalog.documents_by_id([unit.document]).get(unit.document)
+        row = None if unit is None else self._catalog.known_documents([unit.document]).get(unit.document)
         if unit is None or row is None or row.deleted is not None:
             raise ValueError(f"{self.path} has no unit {key}; it may have been deleted or replaced since")
         return unit, row

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.catalog.catalog import CHUNK, Catalog, Origin
+from ragkit.catalog.catalog import CHUNK, Catalog, Commit, Origin
 from ragkit.errors import NotAnIndex, RecipeMismatch
 from ragkit.locks import writer_lock
 from ragkit.ragged import MultiVectors, top_k
@@ -70,6 +70,7 @@ class MaxSimIndex:
         self._lock = threading.RLock()
         self._added: dict[int, Stored] = {}  # since the last commit
         self._deleted: set[int] = set()
+        self._known: tuple[int, dict[int, int | None]] = (0, {})  # the live versions of keys, as of a commit
 
     @classmethod
     def open(
@@ -154,7 +155,7 @@ class MaxSimIndex:
     def commit(self, *, lock_timeout: float = LOCK_TIMEOUT) -> int:
         """Make what was added and deleted durable, all at once; the number of the commit. Raises IndexLocked, StorageError."""
         with self._lock, self._store.writer(timeout=lock_timeout) as writer:
-            known = self._committed(self._deleted)
+            known = self._committed(self._deleted, writer.latest)
             replaced = {key: known[key] for key in self._added if key in known}
             prepared = [_prepared(key, row, replaced.get(key)) for key, row in self._added.items()]
             gone = [version for key, version in known.items() if key not in replaced]
@@ -162,7 +163,7 @@ class MaxSimIndex:
                 commit = writer.commit("add" if prepared else "delete", prepared, delete=gone)
             else:
                 commit = self._store.snapshot().commit
-            self._added, self._deleted = {}, set()
+            self._added, self._deleted, self._known = {}, set(), (0, {})
             return commit.number
 
     def compact(self, *, lock_timeout: float = LOCK_TIMEOUT) -> None:
@@ -171,9 +172,17 @@ class MaxSimIndex:
         with self._store.writer(timeout=lock_timeout) as writer:
             writer.commit("compact", merge=True)
 
-    def _committed(self, keys: set[int]) -> dict[int, int]:
-        """The live version of each key that the catalog has."""
-        return {int(identity.removeprefix("key:")): id for identity, id in self._store.catalog.live_ids(map(_identity, keys))}
+    def _committed(self, keys: set[int], latest: Commit | None = None) -> dict[int, int]:
+        """The live version of each key that the catalog has; what is known as of the `latest` commit is not looked up again."""
+        number, known = self._known
+        if latest is None or number != latest.number:
+            known = {}
+        if unknown := keys - known.keys():
+            number, found = self._store.catalog.live_ids(map(_identity, unknown))
+            versions = {int(identity.removeprefix("key:")): id for identity, id in found}
+            known = (self._known[1] if number == self._known[0] else {}) | {key: versions.get(key) for key in unknown}
+            self._known = (number, known)
+        return {key: id for key in keys if (id := known.get(key)) is not None}
 
     # Searching
 

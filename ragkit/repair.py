@@ -102,7 +102,7 @@ def _mend(
     if bare:
         lacking &= _documents_in(store, damaged, otherwise=lacking)
     lacking |= short_of_units(catalog)
-    documents = list(catalog.documents_by_id(sorted(lacking)).values())
+    documents = list(catalog.known_documents(sorted(lacking)).values())
     again = embed(writer, documents).updated if documents and embed is not None else ()
     dead = store.catalog.deleted_documents(catalog.latest().number).tolist()
     lost += lose(catalog, lacking - set(dead), reason=VECTORS_LOST)

@@ -40,7 +40,7 @@ from ragkit.catalog.catalog import (
     origin_of,
 )
 from ragkit.catalog.sums import leave_sums
-from ragkit.checked import CheckedFolder, FileRecord, seal, sync_file, write_array, writing
+from ragkit.checked import CheckedFolder, FileRecord, map_array, seal, sync_file, write_array, writing
 from ragkit.errors import Damaged, IndexLocked, RagkitError, StorageError
 from ragkit.locks import Pin, remove_unused, writer_lock
 from ragkit.ragged import top_k, truncate_dims
@@ -60,6 +60,7 @@ SMALL = 1 << 20  # bytes; segments below this are one tier, and are merged into 
 FANOUT = 4  # segments of one tier, four times as large each, before they are merged into the next
 DEAD = 0.5  # share of deleted rows at which a segment is rewritten by the next commit
 AHEAD = 256  # ids reserved at once for rows that are no units
+FORGET = 16  # folders gone before the catalog forgets them, where no text is to be forgotten with them
 ROWS = 4096  # rows copied at a time when segments are merged
 
 Mask = npt.NDArray[np.bool_]
@@ -112,12 +113,21 @@ class Segment:
     """An open segment: `keys` and `documents` (n,) int64, mapped, and a reader per space, all of one `kind` of units. Immutable;
     held by a shared lock."""
 
-    def __init__(self, folder: Path, row: SegmentRow, records: Sequence[FileRecord], *, device: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        row: SegmentRow,
+        records: Sequence[FileRecord],
+        *,
+        device: str | None = None,
+        sealed: bool = False,
+    ) -> None:
+        """sealed: see `CheckedFolder`."""
         self._device = device
         self.pin = Pin(folder)
         self.row = row
         self.kind = kind_of(row)
-        self.folder = CheckedFolder(folder, records, mend=f"ragkit repair {folder.parent.parent}")
+        self.folder = CheckedFolder(folder, records, mend=f"ragkit repair {folder.parent.parent}", sealed=sealed)
         self.keys = self._column("keys.npy")
         self.documents = self._column("documents.npy")
         self._lock = threading.Lock()
@@ -164,7 +174,7 @@ class Segment:
     def _column(self, name: str) -> Ints:
         path = self.folder.file(name)
         self.folder.verify(name)
-        column: Ints = np.load(path, mmap_mode="r", allow_pickle=False)
+        column: Ints = map_array(path)
         return column
 
 
@@ -445,7 +455,7 @@ class Store:
         self._snapshot: Snapshot | None = None
         self._intact: Snapshot | None = None
         self._wrote = self._thorough = False  # since it was opened: anything at all; all of it
-        self._tidy = 0  # the commit at which nothing was left to remove
+        self._recorded: tuple[int, set[str]] = (0, set())  # the folders of which the catalog has records, as of a commit
         self._ahead = (0, 0)  # document ids that were reserved and not given out yet
 
     @classmethod
@@ -548,9 +558,11 @@ class Store:
         mend = f"ragkit repair {self.path}"
         return LexicalReader(CheckedFolder(self.path / "lexical" / commit.lexical, records, mend=mend))
 
-    def _open_segment(self, row: SegmentRow, records: Sequence[FileRecord] | None = None) -> Segment:
-        records = self.catalog.files(row.id) if records is None else records
-        return Segment(self.path / "segments" / row.id, row, records, device=self.device)
+    def _open_segment(self, row: SegmentRow, sealed: Sequence[FileRecord] | None = None) -> Segment:
+        """`sealed`: the records of one that was just written."""
+        records = self.catalog.files(row.id) if sealed is None else sealed
+        folder = self.path / "segments" / row.id
+        return Segment(folder, row, records, device=self.device, sealed=sealed is not None)
 
     @contextmanager
     def writer(self, *, timeout: float, mending: bool = False) -> Iterator[Writer]:
@@ -563,10 +575,11 @@ class Store:
         try:
             with writer_lock(self.path / "LOCK", timeout=timeout):
                 self._wrote = True
-                if not mending:
-                    self._remove_unused(self.catalog.latest())
+                latest = None if mending else self.catalog.latest()
+                if latest is not None:
+                    self._remove_unused(latest)
                 try:
-                    yield Writer(self, mending=mending)
+                    yield Writer(self, latest)
                 finally:
                     self._settle()
         finally:
@@ -579,15 +592,19 @@ class Store:
             self.catalog.settle()
 
     def _remove_unused(self, latest: Commit) -> None:
-        """Remove folders that the latest commit does not see and nobody reads; then the rows of dead documents."""
+        """Remove folders that the latest commit does not see and nobody reads; then the rows of dead documents.
+
+        Where no text goes with them, the catalog forgets FORGET folders at a time: that takes a transaction.
+        """
         opened = self._opened(latest)
         rows = self.catalog.segments(latest.number) if opened is None else [segment.row for segment in opened.segments]
         live = {row.id for row in rows} | ({latest.lexical} - {""})
         with writing(self.path):
             folders = [*(self.path / "segments").iterdir(), *(self.path / "lexical").iterdir()]
-        if self._tidy == latest.number and live == {folder.name for folder in folders}:
-            return
-        kept, recorded = set(live), self.catalog.folders()
+        number, recorded = self._recorded
+        if number != latest.number:
+            recorded = self.catalog.folders()
+        kept = set(live)
         if {folder.name for folder in folders} - recorded:
             # A commit that failed at its sync may have left its frames in the write-ahead log, and a crash of the machine
             # would revive them, without their folders. This writes over them.
@@ -598,14 +615,15 @@ class Store:
                     kept.add(folder.name)
         # All that is recorded and not there, so that what a crash kept this from forgetting is forgotten now.
         gone = sorted(recorded - kept)
-        if gone:
+        if len(gone) >= (1 if latest.lexical else FORGET):
             # Without lexical generations no folder stands for a commit, and a snapshot once opened reads nothing more here.
             before = 0 if latest.lexical else latest.number
             purged = self.catalog.forget(gone, commits_before=before, keep=self._still_in_segments(latest))
             with self._lock:
                 if opened := self._opened(latest):
                     self._snapshot = opened.without(purged)
-        self._tidy = latest.number if kept == live else 0
+            recorded = recorded.difference(gone)
+        self._recorded = (latest.number, recorded)
 
     def _opened(self, commit: Commit) -> Snapshot | None:
         """The commit's snapshot, where it is this process's own already."""
@@ -623,12 +641,19 @@ class Store:
 
     def advance(self, change: Change, commit: Commit) -> None:
         """Move this process's own snapshot to the commit that it just made, and remove what no snapshot holds any more."""
+        number, recorded = self._recorded
+        if number == commit.number - 1:
+            self._recorded = (commit.number, (recorded | {row.id for row, _ in change.segments} | {commit.lexical}) - {""})
         with self._lock, suppress(OSError, StorageError):  # what cannot be opened here is told by `snapshot`
             base = self._snapshot
             if base is not None and base.commit.number == commit.number - 1 and not change.settings:
                 self._snapshot = self._after(base, change, commit)
             del base
-        self._remove_unused((self._opened(commit) or self.snapshot()).commit)
+        self._remove_unused(self.as_of(commit).commit)
+
+    def as_of(self, commit: Commit) -> Snapshot:
+        """The snapshot of a commit that is known to be the newest."""
+        return self._opened(commit) or self.snapshot()
 
     def _after(self, base: Snapshot, change: Change, commit: Commit) -> Snapshot:
         pin = Pin(self.path / "lexical" / commit.lexical) if commit.lexical else None
@@ -652,11 +677,15 @@ class Store:
 
 
 class Writer:
-    """What the holder of LOCK can do."""
+    """What the holder of LOCK can do. `latest` is the newest commit, since nobody else can make one; None while mending."""
 
-    def __init__(self, store: Store, *, mending: bool = False) -> None:
+    def __init__(self, store: Store, latest: Commit | None) -> None:
         self._store = store
-        self.mending = mending
+        self.latest = latest
+
+    @property
+    def mending(self) -> bool:
+        return self.latest is None
 
     def commit(
         self,
@@ -679,7 +708,7 @@ class Writer:
         with `merge`; unmade: see `Change`.
         """
         store = self._store
-        snapshot = store.intact() if self.mending else store.snapshot()
+        snapshot = store.intact() if self.latest is None else store.as_of(self.latest)
         salvaged = salvaged or {}
         documents, fresh = self._reserve(prepared)
         saved = [rows for rows in salvaged.values() if rows is not None]
@@ -714,6 +743,7 @@ class Writer:
         store._thorough |= merge
         del snapshot, absorbed, saved  # they hold the folders that are about to be removed
         if not self.mending:
+            self.latest = commit
             store.advance(change, commit)
         return commit
 

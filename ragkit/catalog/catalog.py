@@ -193,6 +193,7 @@ COUNTER = select(s.counters).where(s.counters.c.name == bindparam("wanted"))
 COUNT_ON = (
     update(s.counters).where(s.counters.c.name == bindparam("wanted")).values(next=bindparam("to"), sum=bindparam("to_sum"))
 )
+STAMP = insert(s.counters).prefix_with("OR REPLACE")
 FILES = select(s.files).where(s.files.c.folder == bindparam("wanted")).order_by(s.files.c.name)
 FOLDERS = select(s.files.c.folder).distinct()
 BY_IDENTITY = select(s.documents).where(
@@ -236,17 +237,17 @@ class Catalog:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except OperationalError as error:
+        except (OperationalError, sqlite3.OperationalError) as error:
             self._engine.dispose()  # SQLite opens a file that it may not write to for reading, and stays so: try anew next time
-            raise StorageError(f"{self.path}: {error.orig}. Is the disk full, or the folder read-only or gone?") from error
+            raise StorageError(f"{self.path}: {_plain(error)}. Is the disk full, or the folder read-only or gone?") from error
         except Damaged as error:
             if "Run: " in str(error):
                 raise
             raise Damaged(f"{self.path} is damaged: {error}. Run: ragkit repair {self.path.parent}") from error
         except (zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:  # checked rows never get here
             raise Damaged(f"{self.path} is damaged: {error}. Run: ragkit repair {self.path.parent}") from error
-        except DatabaseError as error:
-            raise Damaged(f"{self.path} is damaged: {error.orig}. Run: ragkit repair {self.path.parent}") from error
+        except (DatabaseError, sqlite3.DatabaseError) as error:
+            raise Damaged(f"{self.path} is damaged: {_plain(error)}. Run: ragkit repair {self.path.parent}") from error
 
     # Settings and counters
 
@@ -313,7 +314,7 @@ class Catalog:
     @contextmanager
     def _outside(self) -> Iterator[sqlite3.Connection]:
         """A connection for what SQLite does not do within a transaction."""
-        try:
+        with self._errors():
             connection = self._engine.raw_connection()
             try:
                 source = connection.driver_connection
@@ -321,11 +322,6 @@ class Catalog:
                 yield source
             finally:
                 connection.close()
-        except sqlite3.OperationalError as error:
-            self._engine.dispose()  # as in `_errors`
-            raise StorageError(f"{self.path}: {error}. Is the disk full, or the folder read-only or gone?") from error
-        except sqlite3.DatabaseError as error:
-            raise Damaged(f"{self.path} is damaged: {error}. Run: ragkit repair {self.path.parent}") from error
 
     # Commits
 
@@ -432,14 +428,15 @@ class Catalog:
         with self.reading() as connection:
             return set(connection.execute(select(s.documents.c.content_hash).where(s.documents.c.deleted.is_(None))).scalars())
 
-    def live_ids(self, identities: Iterable[str]) -> list[tuple[str, int]]:
-        """Identity and id of the live versions of those documents that there are."""
+    def live_ids(self, identities: Iterable[str]) -> tuple[int, list[tuple[str, int]]]:
+        """Identity and id of the live versions of those documents that there are, and the commit as of which this is so."""
         found: list[tuple[str, int]] = []
         with self.reading() as connection:
+            commit = _latest(connection).number
             for batch in in_batches(list(identities)):
                 rows = connection.execute(BY_IDENTITY, {"wanted": batch}).mappings()
                 found += [(row["identity"], row["id"]) for row in rows if s.checked(s.documents, row)]
-        return found
+        return commit, found
 
     def by_content(self, hashes: Iterable[str], *, recipe_hash: str) -> dict[str, list[DocumentRow]]:
         """The live documents made by a recipe from contents with the given hashes, by hash, oldest first."""
@@ -509,6 +506,15 @@ class Catalog:
         return np.array(gone, dtype=np.int64), doubtful
 
     def documents_by_id(self, ids: Iterable[int]) -> dict[int, DocumentRow]:
+        """Versions of documents by id; Damaged where one has no row."""
+        wanted = set(ids)
+        found = self.known_documents(wanted)
+        for id in wanted - found.keys():
+            raise Damaged(f"{self.path} is damaged: it has no document {id}. Run: ragkit repair {self.path.parent}")
+        return found
+
+    def known_documents(self, ids: Iterable[int]) -> dict[int, DocumentRow]:
+        """Those of the versions that the catalog still has."""
         rows = self._by(s.documents, s.documents.c.id, ids)
         return {row["id"]: DocumentRow(**_fields(row)) for row in rows}
 
@@ -763,12 +769,19 @@ def _configure_read_only(connection: Any, record: Any) -> None:
 
 
 def _begin(connection: Connection) -> None:
+    source = connection.connection.driver_connection  # through SQLAlchemy a statement takes ten times as long
+    assert isinstance(source, sqlite3.Connection)
     synchronous = connection.get_execution_options().get("ragkit_write")
     if synchronous is None:
-        connection.exec_driver_sql("BEGIN")
+        source.execute("BEGIN")
         return
-    connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")  # has no effect within a transaction
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    source.execute(f"PRAGMA synchronous={synchronous}")  # has no effect within a transaction
+    source.execute("BEGIN IMMEDIATE")
+
+
+def _plain(error: Exception) -> object:
+    """What SQLite said."""
+    return getattr(error, "orig", error)
 
 
 def _latest(connection: Connection) -> Commit:
@@ -876,8 +889,7 @@ def state_of(connection: Connection) -> int | None:
 
 
 def _stamp_state(connection: Connection) -> None:
-    connection.execute(_delete(s.counters.c.name), {"wanted": [STATE]})
-    insert_rows(connection, s.counters, [{"name": STATE, "next": secrets.randbits(62)}])
+    connection.execute(STAMP, s.summed(s.counters, {"name": STATE, "next": secrets.randbits(62)}))
 
 
 def insert_files(connection: Connection, folder: str, records: Sequence[FileRecord]) -> None:

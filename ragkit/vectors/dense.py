@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.checked import CheckedFolder
+from ragkit.checked import CheckedFolder, map_array
 from ragkit.errors import MissingExtra
 from ragkit.ragged import top_k, truncate_dims
 from ragkit.types import Floats, Ints
@@ -314,13 +314,13 @@ class DenseReader:
         path = folder.file(f"{name}.npy")
         self._start = path.stat().st_size - 2 * self.stats.rows * self.stats.dims
         folder.verify(f"{name}.npy", 0, self._start)
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        stored = map_array(path)
         record = folder.records[path.name]
         self._seen = np.zeros(-(-record.size // record.block), dtype=np.bool_)
         self._block = record.block
         self._lock = threading.Lock()
         self._compressed: Any = None
-        self._open: _Open | None = _Open(stored.view(np.ndarray))
+        self._open: _Open | None = _Open(stored)
 
     @property
     def n(self) -> int:

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.checked import CheckedFolder, write_array
+from ragkit.checked import CheckedFolder, map_array, write_array
 from ragkit.errors import Damaged, MissingExtra
 from ragkit.ragged import MultiVectors, unit_rows
 from ragkit.types import Floats, Ints
@@ -184,11 +184,10 @@ class MultiReader:
         self._start = path.stat().st_size - stats.tokens * self._token_bytes
         folder.verify(path.name, 0, self._start)
         folder.verify(f"{name}.offsets.npy")
-        offsets = np.load(folder.file(f"{name}.offsets.npy"), mmap_mode="r", allow_pickle=False)
+        offsets = map_array(folder.file(f"{name}.offsets.npy"))
         if (made is None) != (self.layout.quantiser is None) or len(offsets) != len(keys) + 1:
             raise Damaged(f"{path} does not fit its segment: quantiser {made}, {len(offsets)} offsets, {len(keys)} keys")
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
-        self.items = Items(values.view(np.ndarray), offsets.view(np.ndarray), np.ascontiguousarray(keys), made)
+        self.items = Items(map_array(path), offsets, np.ascontiguousarray(keys), made)
         record = folder.records[path.name]
         self._seen = np.zeros(-(-record.size // record.block), dtype=np.bool_)
         self._block = record.block
@@ -248,8 +247,9 @@ class MultiReader:
         begins, ends = self.items.offsets[positions], self.items.offsets[positions + 1]
         turns = np.cumsum(ends - begins) // COPIED
         for some in np.split(np.arange(len(positions)), np.flatnonzero(np.diff(turns)) + 1):
-            pieces = [self.items.values[begin:end] for begin, end in zip(begins[some], ends[some], strict=True)]
-            values, loss = self._current(np.concatenate(pieces))
+            runs = np.split(some, np.flatnonzero(np.diff(positions[some]) != 1) + 1)  # rows that lie behind each other
+            pieces = [self.items.values[begins[run[0]] : ends[run[-1]]] for run in runs]
+            values, loss = self._current(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
             yield Stored(values, ends[some] - begins[some], loss)
 
     def _current(self, values: Values) -> tuple[Values, Loss]:

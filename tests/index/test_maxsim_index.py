@@ -243,7 +243,8 @@ def test_two_writers_in_turn_never_share_a_version(tmp_path: Path) -> None:
             writer = (one, two)[key % 2]
             writer.add([key], [item(key)])
             writer.commit()
-        ids = [id for _, id in Catalog(tmp_path / "v" / "catalog.db").live_ids([f"key:{key}" for key in range(6)])]
+        _, live = Catalog(tmp_path / "v" / "catalog.db").live_ids([f"key:{key}" for key in range(6)])
+        ids = [id for _, id in live]
         assert len(set(ids)) == 6
         assert sorted(one.search(item(9), k=9)[0].tolist()) == list(range(6))
         for index in (one, two):

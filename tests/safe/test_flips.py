@@ -18,7 +18,7 @@ from ragkit.catalog.catalog import Catalog
 from ragkit.catalog.mend import incomplete
 from ragkit.catalog.sums import differing
 from ragkit.checked import CheckedFolder
-from ragkit.errors import RagkitError
+from ragkit.errors import Damaged, RagkitError
 from ragkit.verify import damaged_files
 from tests.safe.damage import answers, flip
 
@@ -256,3 +256,10 @@ def test_two_thousand_flipped_bytes_give_the_same_answers_or_an_error(closed: Pa
         file.write_bytes(whole)
     print(dict(counts))
     assert set(counts) == {"the same", "an error"}
+
+
+def test_a_document_whose_row_is_gone_is_damage_and_no_answer(closed: Path) -> None:
+    with closing(sqlite3.connect(closed / "catalog.db")) as catalog, catalog:
+        assert catalog.execute("DELETE FROM documents WHERE source = 'long'").rowcount == 1
+    with Index.open(closed) as index, pytest.raises(Damaged, match="no document"):
+        index.search("sentence of a longer text")
