@@ -227,19 +227,29 @@ class Snapshot:
         self._live = [~np.isin(segment.documents, deleted) for segment in segments] if live is None else list(live)
 
     def after(
-        self, change: Change, commit: Commit, *, fresh: Sequence[Segment], lexical: LexicalReader | None, pin: Pin | None
+        self,
+        change: Change,
+        commit: Commit,
+        *,
+        live: Sequence[Mask],
+        fresh: Sequence[Segment],
+        lexical: LexicalReader | None,
+        pin: Pin | None,
     ) -> Snapshot:
-        """What the next commit sees: this snapshot and what the commit changed, with nothing read from the catalog."""
-        gone = np.array(change.deleted_documents, dtype=np.int64)
-        kept = [
-            (segment, live & ~np.isin(segment.documents, gone) if len(gone) else live)
-            for segment, live in zip(self.segments, self._live, strict=True)
-            if segment.row.id not in change.retired_segments
-        ]
+        """What the next commit sees: this snapshot and what the commit changed, with nothing read from the catalog. live: see
+        `live_without`."""
+        kept = [pair for pair in zip(self.segments, live, strict=True) if pair[0].row.id not in change.retired_segments]
         kept += [(segment, np.ones(segment.row.rows, dtype=np.bool_)) for segment in fresh]
-        segments, live = [segment for segment, _ in kept], [live for _, live in kept]
-        deleted = np.union1d(self.deleted, gone)
-        return Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, recipe=self.recipe, live=live)
+        segments, masks = [segment for segment, _ in kept], [mask for _, mask in kept]
+        deleted = np.union1d(self.deleted, np.array(change.deleted_documents, dtype=np.int64))
+        return Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, recipe=self.recipe, live=masks)
+
+    def live_without(self, deleted: Sequence[int]) -> list[Mask]:
+        """Which rows of each segment are visible once these document versions are deleted, too."""
+        if not deleted:
+            return self._live
+        dead = np.array(deleted, dtype=np.int64)
+        return [live & ~np.isin(segment.documents, dead) for segment, live in zip(self.segments, self._live, strict=True)]
 
     def without(self, purged: Ints) -> Snapshot:
         """The same where these deleted versions, of which no segment holds rows, are gone from the catalog."""
@@ -639,15 +649,16 @@ class Store:
         dead = [np.asarray(segment.documents)[~snapshot.live(at)] for at, segment in enumerate(snapshot.segments)]
         return np.unique(np.concatenate(dead)) if dead else np.empty(0, dtype=np.int64)
 
-    def advance(self, change: Change, commit: Commit) -> None:
-        """Move this process's own snapshot to the commit that it just made, and remove what no snapshot holds any more."""
+    def advance(self, change: Change, commit: Commit, live: Sequence[Mask]) -> None:
+        """Move this process's own snapshot to the commit that it just made, and remove what no snapshot holds any more. live: see
+        `Snapshot.live_without`."""
         number, recorded = self._recorded
         if number == commit.number - 1:
             self._recorded = (commit.number, (recorded | {row.id for row, _ in change.segments} | {commit.lexical}) - {""})
         with self._lock, suppress(OSError, StorageError):  # what cannot be opened here is told by `snapshot`
             base = self._snapshot
             if base is not None and base.commit.number == commit.number - 1 and not change.settings:
-                self._snapshot = self._after(base, change, commit)
+                self._snapshot = self._after(base, change, commit, live)
             del base
         self._remove_unused(self.as_of(commit).commit)
 
@@ -655,11 +666,11 @@ class Store:
         """The snapshot of a commit that is known to be the newest."""
         return self._opened(commit) or self.snapshot()
 
-    def _after(self, base: Snapshot, change: Change, commit: Commit) -> Snapshot:
+    def _after(self, base: Snapshot, change: Change, commit: Commit, live: Sequence[Mask]) -> Snapshot:
         pin = Pin(self.path / "lexical" / commit.lexical) if commit.lexical else None
         fresh = [self._open_segment(row, files) for row, files in sorted(change.segments, key=lambda one: one[0].id)]
         lexical = self._open_lexical(commit, change.lexical_files) if commit.lexical else None
-        return base.after(change, commit, fresh=fresh, lexical=lexical, pin=pin)
+        return base.after(change, commit, live=live, fresh=fresh, lexical=lexical, pin=pin)
 
     def refresh(self) -> None:
         """Move this process's own snapshot forward, and remove what no snapshot holds any more."""
@@ -716,7 +727,8 @@ class Writer:
         if merge and dims is not None:
             for segment in snapshot.segments:
                 segment.verify()  # one that is damaged must not stay behind as wide as it was
-        absorbed = {rows.kind: self._absorbed(snapshot, fresh=rows, deleted=deleted, merge=merge) for rows in fresh}
+        live = snapshot.live_without(deleted)
+        absorbed = {rows.kind: self._absorbed(snapshot, live, fresh=rows, merge=merge) for rows in fresh}
         retired = [segment.row.id for segments in absorbed.values() for segment in segments]
         change = Change(
             number=snapshot.commit.number + 1,
@@ -744,7 +756,7 @@ class Writer:
         del snapshot, absorbed, saved  # they hold the folders that are about to be removed
         if not self.mending:
             self.latest = commit
-            store.advance(change, commit)
+            store.advance(change, commit, live)
         return commit
 
     def _reserve(self, prepared: Sequence[Prepared]) -> tuple[list[NewDocument], list[Rows]]:
@@ -770,17 +782,12 @@ class Writer:
             _rows(PAGE, pages, [one.dense for one in seen], [part for one in seen for part in one.multi]),
         ]
 
-    def _absorbed(self, snapshot: Snapshot, *, fresh: Rows, deleted: Sequence[int], merge: bool) -> list[Segment]:
+    def _absorbed(self, snapshot: Snapshot, live: Sequence[Mask], *, fresh: Rows, merge: bool) -> list[Segment]:
         """The segments of their kind that this commit rewrites together with its own rows."""
-        dead = np.array(deleted, dtype=np.int64)
-        segments: list[Segment] = []
-        sizes, shares = [], []
-        for position, segment in enumerate(snapshot.segments):
-            if segment.kind == fresh.kind:
-                live = snapshot.live(position) & ~np.isin(segment.documents, dead)
-                shares.append(1.0 - float(live.mean()) if len(live) else 1.0)
-                sizes.append(segment.row.bytes)
-                segments.append(segment)
+        pairs = [pair for pair in zip(snapshot.segments, live, strict=True) if pair[0].kind == fresh.kind]
+        segments = [segment for segment, _ in pairs]
+        sizes = [segment.row.bytes for segment in segments]
+        shares = [1.0 - np.count_nonzero(mask) / len(mask) if len(mask) else 1.0 for _, mask in pairs]
         everything = range(len(sizes))
         chosen = everything if merge else merge_policy(sizes, new=fresh.bytes, dead=shares)
         # What is damaged cannot be rewritten, but with its last document deleted it can be dropped.

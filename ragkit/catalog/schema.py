@@ -165,6 +165,8 @@ failures = Table(
 
 WITHOUT_PAGES = [table for table in metadata.sorted_tables if table is not page_units]
 
+HEAD, INTEGER, FLOAT = (struct.Struct(form).pack for form in ("<cQ", "<cQq", "<cQd"))
+EMPTY = HEAD(b"n", 0)
 LIFE = frozenset({"sum", "life_sum", "deleted"})
 
 
@@ -174,20 +176,18 @@ def row_sum(values: Iterable[Any]) -> bytes:
     Tags: n for NULL, i for an integer (8 bytes, signed, little-endian), f for a float (8 bytes, IEEE 754,
     little-endian), s for UTF-8 text, b for bytes. Lengths are 8 bytes, little-endian.
     """
-    hasher = xxhash.xxh3_64()
+    parts = []
     for value in values:
         if value is None:
-            tag, body = b"n", b""
+            parts.append(EMPTY)
         elif isinstance(value, int):
-            tag, body = b"i", struct.pack("<q", value)
+            parts.append(INTEGER(b"i", 8, value))
         elif isinstance(value, float):
-            tag, body = b"f", struct.pack("<d", value)
-        elif isinstance(value, str):
-            tag, body = b"s", value.encode()
+            parts.append(FLOAT(b"f", 8, value))
         else:
-            tag, body = b"b", bytes(value)
-        hasher.update(tag + struct.pack("<Q", len(body)) + body)
-    return hasher.intdigest().to_bytes(8, "little")
+            tag, body = (b"s", value.encode()) if isinstance(value, str) else (b"b", bytes(value))
+            parts += (HEAD(tag, len(body)), body)
+    return xxhash.xxh3_64_intdigest(b"".join(parts)).to_bytes(8, "little")
 
 
 def summed(table: Table, row: Mapping[str, Any]) -> dict[str, Any]:
