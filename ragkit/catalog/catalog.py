@@ -213,7 +213,6 @@ class Catalog:
         writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
         self._engine = create_engine(_url(path, writable=writable), connect_args={"check_same_thread": False, "timeout": BUSY})
         event.listen(self._engine, "connect", _configure if writable else _configure_read_only)
-        event.listen(self._engine, "begin", _begin)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -222,14 +221,17 @@ class Catalog:
     def reading(self) -> Iterator[Connection]:
         """A short transaction that reads; its errors are ours."""
         with self._errors(), self._engine.connect() as connection, connection.begin():
+            _driver(connection).execute("BEGIN")
             yield connection
 
     @contextmanager
     def writing(self, *, synced: bool = True) -> Iterator[Connection]:
         """A transaction that writes, committed at the end of the block unless that raises. Not `synced`, power loss may undo it,
         until the next that is: what is written again where it is missing needs no wait for the disk."""
-        options = {"ragkit_write": "FULL" if synced else "NORMAL"}
-        with self._errors(), self._engine.connect().execution_options(**options) as connection, connection.begin():
+        with self._errors(), self._engine.connect() as connection, connection.begin():
+            source = _driver(connection)
+            source.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")  # has no effect within a transaction
+            source.execute("BEGIN IMMEDIATE")
             yield connection
             _stamp_state(connection)
 
@@ -292,9 +294,7 @@ class Catalog:
         """The state, and all bytes of the file as of it, what is still in the log included; from the disk, not from a cache."""
         with self.reading() as connection:
             connection.exec_driver_sql("PRAGMA shrink_memory")
-            state, source = state_of(connection), connection.connection.driver_connection
-            assert isinstance(source, sqlite3.Connection)
-            return state, source.serialize()
+            return state_of(connection), _driver(connection).serialize()
 
     def settle(self) -> bool:
         """Bring the write-ahead log into the file and empty it; False where somebody reads at this moment, and it stays."""
@@ -768,15 +768,11 @@ def _configure_read_only(connection: Any, record: Any) -> None:
     connection.execute("PRAGMA cell_size_check=ON")
 
 
-def _begin(connection: Connection) -> None:
-    source = connection.connection.driver_connection  # through SQLAlchemy a statement takes ten times as long
+def _driver(connection: Connection) -> sqlite3.Connection:
+    """SQLite's own connection: BEGIN takes a tenth of the time there, and SQLAlchemy leaves it to us."""
+    source = connection.connection.driver_connection
     assert isinstance(source, sqlite3.Connection)
-    synchronous = connection.get_execution_options().get("ragkit_write")
-    if synchronous is None:
-        source.execute("BEGIN")
-        return
-    source.execute(f"PRAGMA synchronous={synchronous}")  # has no effect within a transaction
-    source.execute("BEGIN IMMEDIATE")
+    return source
 
 
 def _plain(error: Exception) -> object:
