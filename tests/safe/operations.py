@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import faiss  # noqa: F401 - imported before forking, so that each fork need not
+import numpy as np
 import tantivy  # noqa: F401 - the same
 
-from ragkit import Index
+from ragkit import Index, MaxSimIndex
 from ragkit.errors import RagkitError
+from ragkit.ragged import unit_rows
+from ragkit.store import FORGET
 from ragkit.testing import HashEncoder
+from ragkit.types import Floats
 from ragkit.vectors.tokens import query_terms
 from tests.index.test_pages import pdf
 from tests.safe.damage import Answers, answers
@@ -31,7 +35,14 @@ PICTURES = "pictures"  # a folder in the scratch folder of a proof, beside the f
 
 
 def prepare(path: Path, operation: str = "") -> None:
-    """Two commits, of four documents; for the operation on pages, of one that has pages."""
+    """Two commits, of four documents; for the operation on pages, of one that has pages; for that on vectors, of so many keys
+    that its commit is the one at which the catalog forgets folders."""
+    if operation == "vectors":
+        with MaxSimIndex.open(path, dim=8) as vectors:
+            for key in range(FORGET):
+                vectors.add([key], [_rows(key)])
+                vectors.commit()
+        return
     if operation == "pages":
         pictures = path.parent.parent / PICTURES
         pictures.mkdir()
@@ -52,10 +63,27 @@ def prepare(path: Path, operation: str = "") -> None:
         index.add([{"id": "second", "text": "A second commit mentions whales."}])
 
 
+def _rows(seed: int) -> Floats:
+    return unit_rows(np.random.default_rng(seed).normal(size=(1 + seed % 4, 8)))
+
+
+def opened(path: Path) -> Any:
+    """The Index, or the MaxSimIndex: that never has words."""
+    return (Index if any((path / "lexical").iterdir()) else MaxSimIndex).open(path, create=False)
+
+
 def told(path: Path) -> Answers:
     """What the index answers, opened anew: every query in every mode, to the fifth digit of the scores."""
-    with Index.open(path, create=False) as index:
+    with opened(path) as index:
+        return asked(index)
+
+
+def asked(index: Any) -> Answers:
+    if isinstance(index, Index):
         return answers(index, QUERIES)
+    found = {seed: index.search(_rows(seed), 50) for seed in (100, 103)}
+    assert len(index) == len(found[100][0])
+    return {("multi", str(seed)): list(zip(*map(np.ndarray.tolist, pair), strict=True)) for seed, pair in found.items()}
 
 
 def _add(index: Index) -> None:
@@ -89,7 +117,13 @@ def _compact(index: Index) -> None:
     index.compact()
 
 
-OPERATIONS: dict[str, Callable[[Index], Any]] = {
+def _vectors(index: MaxSimIndex) -> None:
+    index.add([1, 99], [_rows(50), _rows(51)])
+    index.delete([2, 1000])
+    index.commit()
+
+
+OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "add": _add,
     "replace": _replace,
     "delete": _delete,
@@ -98,13 +132,14 @@ OPERATIONS: dict[str, Callable[[Index], Any]] = {
     "rebuild": lambda index: index.rebuild(model="hash:32+multi16+seed5"),
     "backup": _backup,
     "pages": lambda index: index.add(index.path.parent.parent / PICTURES),
+    "vectors": _vectors,
 }
 
 
 def operate(path: Path, operation: str) -> str:
     """Do it, if it was not done before; the message of an error of ours, or nothing."""
     try:
-        with Index.open(path, create=False) as index:
+        with opened(path) as index:
             if operation == "backup" and backup_of(path).exists():
                 return ""
             OPERATIONS[operation](index)
@@ -115,7 +150,7 @@ def operate(path: Path, operation: str) -> str:
 
 def whole(path: Path) -> list[str]:
     """What verifying finds, what the next writer will remove left out."""
-    with Index.open(path, create=False) as index:
+    with opened(path) as index:
         return [one.problem for one in index.verify() if not one.remedy.startswith("none needed")]
 
 

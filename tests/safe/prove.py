@@ -30,7 +30,6 @@ from ragkit import Index
 from ragkit.errors import RagkitError
 from tests.safe import operations as o
 from tests.safe import tracer
-from tests.safe.damage import answers
 from tests.safe.disk import certain, power_lost
 
 NOWHERE = [Path("/nowhere")]
@@ -150,16 +149,16 @@ def _twice(path: Path, operation: str, ends: o.Ends) -> tuple[str, str]:
     """Do it, with a fault somewhere, and once more without, in one process: the message, and what is wrong if anything is."""
     message = ""
     try:
-        with Index.open(path, create=False) as index:
+        with o.opened(path) as index:
             try:
                 o.OPERATIONS[operation](index)
             except RagkitError as error:
                 message = str(error)
-            if answers(index, o.QUERIES) not in (ends.before, ends.after):
+            if o.asked(index) not in (ends.before, ends.after):
                 return message, "neither as before nor as after, in the same process"
             if message and not (operation == "backup" and o.backup_of(path).exists()):
                 o.OPERATIONS[operation](index)
-            if answers(index, o.QUERIES) != ends.after:
+            if o.asked(index) != ends.after:
                 return message, "doing it again in the same process did not complete the job"
     except RagkitError as error:
         return message or str(error), "" if not message else f"doing it again failed: {error}"

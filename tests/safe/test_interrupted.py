@@ -27,7 +27,7 @@ def prove(*arguments: object, timeout: int = 7200) -> dict[str, Any]:
     return counts
 
 
-STEPS = {"add": 89, "replace": 89, "delete": 43, "compact": 43, "cut": 43, "rebuild": 173, "backup": 43}
+STEPS = {"add": 89, "replace": 89, "delete": 43, "compact": 43, "cut": 43, "rebuild": 173, "backup": 43, "vectors": 23}
 
 
 @pytest.mark.parametrize(("operation", "step"), STEPS.items())
@@ -47,7 +47,7 @@ def test_killed_at_every_change_it_is_as_before_or_as_after(operation: str) -> N
     assert counts["killed"] >= counts["changes"] - 20  # threads make the number of changes vary a little
 
 
-@pytest.mark.parametrize(("operation", "step"), [("add", 97), ("backup", 67)])
+@pytest.mark.parametrize(("operation", "step"), [("add", 97), ("backup", 67), ("vectors", 29)])
 def test_a_disk_that_fails_at_a_change_harms_nothing(operation: str, step: int) -> None:
     counts = prove("fail", operation, step // 2, step)
     assert counts["told"] >= 2
@@ -59,7 +59,7 @@ def test_a_disk_that_fails_at_any_change_harms_nothing(operation: str) -> None:
     print(prove("fail", operation, 1, 1))
 
 
-@pytest.mark.parametrize(("operation", "step"), [("replace", 53)])
+@pytest.mark.parametrize(("operation", "step"), [("replace", 53), ("vectors", 29)])
 def test_a_lost_power_leaves_it_as_before_or_as_after(operation: str, step: int) -> None:
     assert prove("replay", operation, step, 2)["states"] >= 8
 

@@ -175,8 +175,9 @@ def test_floats_are_exact_to_float32_rounding(case: tuple[Floats, Ints, list[Flo
 def test_threads_change_nothing(kernel: str, form: str) -> None:
     items, _, _ = corpus(2, count=300, form=form, keys=np.random.default_rng(0).permutation(300))
     queries = [query_of(32), query_of(7)]
-    one = [scan(queries, items, k=25, threads=threads, kernel=kernel) for threads in (1, 2, 5)]
-    assert [pairs(found) for found in one[0]] == [pairs(found) for found in one[1]] == [pairs(found) for found in one[2]]
+    for allowed in (None, np.random.default_rng(1).random(300) < 0.3):
+        one, two, five = (scan(queries, items, k=25, allowed=allowed, threads=threads, kernel=kernel) for threads in (1, 2, 5))
+        assert [pairs(found) for found in one] == [pairs(found) for found in two] == [pairs(found) for found in five]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -306,6 +307,17 @@ def test_the_rotation_is_orthogonal_and_spreads(dims: int) -> None:
     assert np.abs(rotated).max() <= 1 or dims == 1
     if dims >= 64:
         assert np.abs(rotated).max() <= 6 / math.sqrt(dims)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63])
+def test_the_signs_are_the_top_bits_of_splitmix64(seed: int) -> None:
+    state, tops, word = seed, [], 2**64 - 1
+    for _ in range(3 * 5):
+        state = (state + 0x9E3779B97F4A7C15) & word
+        z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & word
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & word
+        tops.append((z ^ (z >> 31)) >> 63)
+    assert maxsim._signs(5, seed).ravel().tolist() == [-1.0 if top else 1.0 for top in tops]
 
 
 def test_the_loss_is_that_of_the_worst_row() -> None:
