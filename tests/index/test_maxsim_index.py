@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from ragkit.ragged import unit_rows
 from ragkit.store import Store
 from ragkit.testing import HashEncoder
 from ragkit.types import Floats
+from ragkit.vectors.maxsim import Loss
+from ragkit.vectors.multi import Layout, Stored
 
 DIM = 24
 
@@ -259,3 +262,63 @@ def test_many_single_additions_leave_few_segments(tmp_path: Path) -> None:
             index.commit()
         assert len(index.stats()) <= 4
         assert len(index.search(item(9), k=500)[0]) == 40
+
+
+@pytest.mark.parametrize("precision", ["int8", "float16", "float32"])
+def test_deleting_and_merging_change_no_survivors_score(tmp_path: Path, precision: str) -> None:
+    keys, gone = list(range(40)), [0, 3, 4, 9, 22, 38, 39]  # first, last, alone, side by side
+    with MaxSimIndex.open(tmp_path / "v", dim=DIM, precision=precision) as index:
+
+        def residual(some: list[int]) -> float:
+            return index.layout.store(MultiVectors.pack([item(key) for key in some])).loss.residual
+
+        halves = sorted([keys[:20], keys[20:]], key=residual, reverse=True)  # the worse first: it must not be forgotten
+        for half in halves:
+            index.add(half, [item(key) for key in half])
+            index.commit()
+        before = [pair for pair in pairs(index.search(item(99, 7), 50)) if pair[0] not in gone]
+        index.delete(gone)
+        assert pairs(index.search(item(99, 7), 50)) == before
+        index.compact()
+        assert len(index.stats()) == 1
+        assert pairs(index.search(item(99, 7), 50)) == before
+        assert index.stats()[0]["tokens"] == sum(len(item(key)) for key in keys if key not in gone)
+        assert index.stats()[0]["residual"] == max(residual(half) for half in halves)
+        assert index.verify() == []
+
+
+def test_what_is_not_committed_yet_is_ranked_with_the_rest(tmp_path: Path) -> None:
+    with MaxSimIndex.open(tmp_path / "v", dim=DIM) as index:
+        index.add(range(0, 20, 2), [item(key) for key in range(0, 20, 2)])
+        index.commit()
+        index.add(range(1, 20, 2), [item(key) for key in range(1, 20, 2)])
+        index.add([21, 22], [item(4), item(5)])  # ties with the keys 4 and 5
+        searches = [(k, allowed) for k in (1, 2, 7, 21, 30) for allowed in (None, [0, 3, 4, 5, 21, 22, 77])]
+        apart = [pairs(index.search(item(99, 7), k, allowed=allowed)) for k, allowed in searches]
+        assert [len(found) for found in apart] == [min(k, 22 if allowed is None else 6) for k, allowed in searches]
+        index.commit()
+        assert apart == [pairs(index.search(item(99, 7), k, allowed=allowed)) for k, allowed in searches]
+
+
+def test_what_others_commit_between_a_deletion_and_its_commit_is_deleted_too(tmp_path: Path) -> None:
+    with MaxSimIndex.open(tmp_path / "v", dim=DIM) as one, MaxSimIndex.open(tmp_path / "v") as two:
+        one.add([1, 2], [item(1), item(2)])
+        one.commit()
+        assert two.delete([1, 5]) == 1
+        one.add([1, 5], [item(3), item(4)])
+        one.commit()
+        two.commit()
+        for index in (one, two):
+            assert index.search(item(9))[0].tolist() == [2]
+            assert len(index) == 1
+            assert_snapshot_of_the_catalog(index._store)
+        assert one.verify() == []
+
+
+def test_joined_rows_have_lost_what_the_worst_of_them_lost() -> None:
+    stored = Layout(DIM).store(MultiVectors.pack([item(1), item(2)]))
+    parts = [replace(stored, loss=loss) for loss in (Loss(0.25, 1.0), Loss(0.125, 1.5))]
+    for some in (parts, parts[::-1]):
+        joined = Stored.join(some)
+        assert joined.loss == Loss(0.25, 1.5)
+        assert joined.lengths.tolist() == 2 * stored.lengths.tolist()
