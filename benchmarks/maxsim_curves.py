@@ -6,7 +6,8 @@
 Ragged unit rows, float16 or float32, as for benchmarks/maxsim.py; `--items` takes the first so many. An engine builds its
 index in a process of its own, then answers with each of its settings, one query at a time on one thread. What is printed: CPU
 seconds to build, bytes a token on disk, and per setting CPU milliseconds a query (the median) and recall@10 of exact float32.
-Then one item is added and one deleted, each until a search has answered, with the CPU time that takes beyond the search's.
+Then one item is added and one deleted, each until a search has answered, with the CPU time that takes beyond the search's (the
+medians of five).
 
 An engine without --python runs in this environment. The answers of all are read by keys alone: the number of an item.
 """
@@ -32,6 +33,7 @@ ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "TOKIO_WORKER_THREADS", "LANCE_CPU_THREADS"), "1"
 )
 K = 10
+CHANGES = 5
 Search = Callable[[Any], Any]  # a query (q, d) float32 to the keys of the best K
 Settings = Iterator[tuple[str, Search]]
 
@@ -249,7 +251,7 @@ class LanceDB:
         vectors = pa.ListArray.from_arrays(bounds, pa.FixedSizeListArray.from_arrays(flat, dims))
         table = lancedb.connect(str(folder)).create_table("t", pa.table({"id": pa.array(np.arange(len(items))), "v": vectors}))
         if self.refined:
-            table.create_index(metric="cosine", vector_column_name="v", index_type="IVF_PQ")
+            table.create_index("v", config=lancedb.index.IvfPq(distance_type="cosine"))
 
     def open(self, folder: Path) -> Settings:
         import lancedb
@@ -371,11 +373,13 @@ def measure(name: str, items: list[Any], queries: list[Any], exact: Any, folder:
         yield {"setting": setting, "cpu_ms": round(float(np.median(taken)), 2), "recall@10": round(float(np.mean(recalls)), 4)}
     if hasattr(engine, "add"):
         search(queries[0])
-        added, _ = spent(lambda: (engine.add(len(items), items[0]), search(queries[0])))
-        deleted, _ = spent(lambda: (engine.delete(1), search(queries[0])))
-        again, _ = spent(lambda: search(queries[0]))
-        changes = {"add_one_cpu_ms": added - again, "delete_one_cpu_ms": deleted - again}
-        yield {name: round(seconds * 1e3, 2) for name, seconds in changes.items()}
+        steps: dict[str, list[float]] = {"add": [], "delete": [], "search": []}
+        for at in range(CHANGES):
+            steps["add"].append(spent(lambda at=at: (engine.add(len(items) + at, items[at]), search(queries[0])))[0])
+            steps["delete"].append(spent(lambda at=at: (engine.delete(at), search(queries[0])))[0])
+            steps["search"].append(spent(lambda: search(queries[0]))[0])
+        middle = {name: float(np.median(taken)) * 1e3 for name, taken in steps.items()}
+        yield {f"{name}_one_cpu_ms": round(middle[name] - middle["search"], 2) for name in ("add", "delete")}
 
 
 def main() -> None:
