@@ -63,6 +63,7 @@ from ragkit.refine import CANDIDATES, Refinement, refine
 from ragkit.retrieve import (
     NO_MULTI,
     OF_PAGES,
+    RRF,
     Candidate,
     Queries,
     SearchOptions,
@@ -647,8 +648,8 @@ class Index:
         mode: "hybrid" (every space there is), "text", "pages", "dense", "lexical", "multi", or a space. filters: see
         `ragkit.filters`; exact in every space. dims: compare only the first dims of the dense vectors, renormalised.
         min_score: on the scale of the hits' scores. group_by="document": the best hit of each document. weights: per space, for
-        fusing. exact: scan every dense
-        vector instead of the compressed index. vector: the query's own, (d,), or (q, d) for a list, instead of embedding it;
+        fusing. rrf: fuse by reciprocal ranks with this constant instead of by z-scores. exact: scan every dense vector instead
+        of the compressed index. vector: the query's own, (d,), or (q, d) for a list, instead of embedding it;
         it must come from the index's model. degraded: answer from what is intact of a damaged index, with what is
         missing in `hits.missing`, instead of raising Damaged.
 
@@ -698,7 +699,7 @@ class Index:
                 refine,
                 k=k,
                 refinement=refinement,
-                constant=options.rrf,
+                constant=RRF if rrf is None else rrf,
                 group_by=group_by,
                 min_score=min_score,
                 rows=partial(snapshot.known_rows, kind=PAGE if set(options.spaces) <= set(OF_PAGES) else CHUNK),
@@ -735,7 +736,7 @@ class Index:
         exact: bool,
         degraded: bool = False,
     ) -> SearchOptions:
-        options = SearchOptions(
+        return SearchOptions(
             mode=mode,
             available=self.spaces,
             dims=self._checked_dims(dims),
@@ -744,8 +745,8 @@ class Index:
             weights=weights or {},
             exact=exact,
             degraded=degraded,
+            rrf=rrf,
         )
-        return options if rrf is None else replace(options, rrf=rrf)
 
     def stream(
         self,

@@ -2,16 +2,16 @@
 
     query ─ encode_query ─┬─ chunk.dense    FAISS  ─┐
                           ├─ chunk.lexical  BM25   ─┤
-                          ├─ chunk.multi    MaxSim ─┼─ fuse by reciprocal ranks ─ k hits ─ catalog
+                          ├─ chunk.multi    MaxSim ─┼─ fuse by z-scores ─ k hits ─ catalog
                           ├─ page.dense     FAISS  ─┤
                           └─ page.multi     MaxSim ─┘
 
 A page found by its image and by a chunk that stands on it is one hit, the chunk's, with all reasons. Cosines of texts and of
-images are never compared: only ranks are.
+images are never compared: a score counts by how far it stands out among those of its own space, for this query.
 
-Scores: "cosine", "bm25" and "maxsim" where one space answers, "rrf" where several do: the sum over spaces of weight /
-(constant + rank), Cormack et al. 2009. Higher is better on every scale; scores of different scales are never added. Ties break
-by key.
+Scores: "cosine", "bm25" and "maxsim" where one space answers. Where several do, the sum over spaces of weight * share: "zscore",
+with a share that grows with the z-score (`standing_out`), or on request "rrf", with 1 / (constant + rank), Cormack et al. 2009.
+Higher is better on every scale. Ties break by key.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from ragkit.catalog.catalog import CHUNK, PAGE, Catalog, DocumentRow, UnitRow
@@ -38,10 +39,11 @@ from ragkit.vectors.maxsim import Scores
 from ragkit.widen import CatalogReader
 
 NO_PAGES = "this index has no page images. Make one that has: Index.open(path, pages='auto', page_model=...)"
-RRF = 15.0  # from benchmarks/main_job.py; the paper's 60 is worse on both collections tried
-PAGES = 0.5  # weight of a space of page images: at .25 good ones bring nothing, at 1 bad ones cost all (docs/decisions/pages.md)
+RRF = 15.0  # for answers to several phrasings; the paper's 60 is worse on both collections tried (docs/decisions/0004-fusion.md)
+PAGES = 0.5  # weight of a space of page images: an encoder of pages that fills both has one vote (docs/decisions/pages.md)
 NO_MULTI = "this index keeps no multi-vectors for MaxSim. Make one that does: Index.open(path, multi=True)"
-DEPTH = 100  # candidates per space before fusing, at least: a reciprocal rank beyond it adds under a seventh of the first's
+DEPTH = 100  # candidates per space before fusing, at least; the first so many tell what scores are usual for a query
+SHARPNESS = 4.0  # how soon below the mean a share is nothing; between 1 and 8 nothing changes
 SCALES = {DENSE: "cosine", LEXICAL: "bm25", MULTI: "maxsim", PAGE_DENSE: "cosine", PAGE_MULTI: "maxsim"}
 OF_PAGES = (PAGE_DENSE, PAGE_MULTI)
 MODES = {
@@ -67,7 +69,7 @@ class SearchOptions:
     min_score: float | None = None
     group_by: str | None = None  # "document": at most one hit per document
     weights: Mapping[str, float] = field(default_factory=dict)  # per space; where not given 1, and PAGES for those of pages
-    rrf: float = RRF
+    rrf: float | None = None  # fuse by reciprocal ranks with this constant instead of by z-scores
     exact: bool = False
     degraded: bool = False  # answer from what is intact, and say what is missing
 
@@ -91,7 +93,7 @@ class SearchOptions:
             there = set(MODES[self.mode]) & set(self.available)
             problem = "has the weight 0" if there else "is not in this index"
             raise ValueError(f"every space of mode {self.mode!r} {problem}, so nothing would be searched")
-        if not 0 <= self.rrf < math.inf:
+        if self.rrf is not None and not 0 <= self.rrf < math.inf:
             raise ValueError(f"rrf, the constant of reciprocal-rank fusion, is a number from 0 on, got {self.rrf}")
         if self.min_score is not None and math.isnan(self.min_score):
             raise ValueError("min_score is not a number")
@@ -109,7 +111,9 @@ class SearchOptions:
     @property
     def scale(self) -> str:
         """The scale of the scores."""
-        return SCALES[self.spaces[0]] if len(self.spaces) == 1 else "rrf"
+        if len(self.spaces) == 1:
+            return SCALES[self.spaces[0]]
+        return "zscore" if self.rrf is None else "rrf"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,31 +135,57 @@ class Queries:
     pages: Encoding = field(default_factory=Encoding)
 
 
-def fuse(
-    ranked: Mapping[str, Ranked],
-    *,
-    weight: Callable[[str], float],
-    constant: float,
-    stands_for: Mapping[int, int] | None = None,
-) -> list[Candidate]:
-    """All candidates, best first. One space keeps its own scores; several are fused by reciprocal ranks.
+def standing_out(scores: npt.NDArray[Any], *, usual: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """How far each of n scores stands out among the usual ones, (m,): softplus(4 (z - 1)) / 4, (n,) float64.
 
-    stands_for: the chunk that a page is found as, by their keys; the page's ranks count for it.
+    That is nearly z - 1 for what is more than a standard deviation above the mean (z-scores are summed by Montague & Aslam 2001),
+    and nearly nothing below, where a space only orders what it did not find. So a space that finds nothing in particular has
+    little to say, whoever is first there. m scores bound z by the root of m - 1: one space alone cannot drown all others.
+    """
+    deviation = float(usual.std(dtype=np.float64))
+    above = (scores - usual.mean(dtype=np.float64)) / deviation - 1 if deviation > 0 else np.full(len(scores), -1.0)
+    return np.logaddexp(0.0, SHARPNESS * above) / SHARPNESS
+
+
+def shares(ranked: Mapping[str, Ranked], options: SearchOptions) -> dict[str, npt.NDArray[np.float64]]:
+    """What each candidate of each space adds to its score. One space keeps its own scores."""
+    if len(ranked) == 1:
+        return {space: values.astype(np.float64) for space, (_, values) in ranked.items()}
+    count = min(DEPTH, max((len(keys) for keys, _ in ranked.values()), default=0))
+    found = {}
+    for space, (_, values) in ranked.items():
+        if options.rrf is None:
+            usual = values[:count]
+            if space == LEXICAL:  # what shares no word with the query is not listed: its score is 0
+                usual = np.concatenate([usual, np.zeros(count - len(usual))])
+            share = standing_out(values, usual=usual) if len(values) else np.empty(0)
+        else:
+            share = 1 / (options.rrf + np.arange(1, len(values) + 1))
+        found[space] = options.weight(space) * share
+    return found
+
+
+def fuse(
+    ranked: Mapping[str, Ranked], given: Mapping[str, npt.NDArray[np.float64]], *, stands_for: Mapping[int, int] | None = None
+) -> list[Candidate]:
+    """All candidates, best first, by the sum of their `given` shares over the spaces.
+
+    stands_for: the chunk that a page is found as, by their keys; the page's shares count for it.
     """
     scores: dict[int, float] = {}
     reasons: dict[int, list[Reason]] = {}
     for space, (keys, values) in ranked.items():
-        for rank, (key, value) in enumerate(zip(keys.tolist(), values.tolist(), strict=True), start=1):
-            gain = value if len(ranked) == 1 else weight(space) / (constant + rank)
+        rows = zip(keys.tolist(), values.tolist(), given[space].tolist(), strict=True)
+        for rank, (key, value, share) in enumerate(rows, start=1):
             unit = stands_for.get(key, key) if stands_for else key
-            scores[unit] = scores.get(unit, 0.0) + gain
-            reasons.setdefault(unit, []).append(Reason(space, rank, value, None if unit == key else key))
+            scores[unit] = scores.get(unit, 0.0) + share
+            reasons.setdefault(unit, []).append(Reason(space, rank, value, None if unit == key else key, share))
     order = sorted(scores, key=lambda key: (-scores[key], key))
     return [Candidate(key, scores[key], tuple(reasons[key])) for key in order]
 
 
 def chunks_on_pages(
-    ranked: Mapping[str, Ranked], catalog: Catalog, *, weight: Callable[[str], float], constant: float
+    ranked: Mapping[str, Ranked], given: Mapping[str, npt.NDArray[np.float64]], catalog: Catalog
 ) -> dict[int, int]:
     """For each page among the candidates on which a chunk among them stands, by key: the chunk that ranks best there.
 
@@ -169,7 +199,7 @@ def chunks_on_pages(
     by_document: dict[int, list[UnitRow]] = {}
     for row in rows.values():
         by_document.setdefault(row.document, []).append(row)
-    order = [one.key for one in fuse(texts, weight=weight, constant=constant)]
+    order = [one.key for one in fuse(texts, given)]
     chunks = catalog.known_units(order)
     found: dict[int, int] = {}
     for chunk in (chunks[key] for key in order if key in chunks):
@@ -284,11 +314,12 @@ def _chosen(
 
     `lost`, where given, takes what of them is damaged in the catalog, and the others are chosen.
     """
-    stands_for = chunks_on_pages(spaces, catalog, weight=options.weight, constant=options.rrf)
+    given = shares(spaces, options)
+    stands_for = chunks_on_pages(spaces, given, catalog)
     if wanted is not None and stands_for:  # a page that is wanted must not go with a chunk that is not
         chunks = catalog.units(stands_for.values())
         stands_for = {page: chunk for page, chunk in stands_for.items() if wanted(chunks[chunk])}
-    found = fuse(spaces, weight=options.weight, constant=options.rrf, stands_for=stands_for)
+    found = fuse(spaces, given, stands_for=stands_for)
     candidates = found if options.min_score is None else [one for one in found if one.score >= options.min_score]
     plain = options.group_by is None and wanted is None
     below = len(candidates) < len(found)

@@ -196,12 +196,14 @@ class Citation:
 @dataclass(frozen=True, slots=True)
 class Reason:
     """Why a hit was found: the space, its rank there (from 1), and its score there on the space's own scale. `key` is that of the
-    page, where a chunk was found through the image of the page it stands on."""
+    page, where a chunk was found through the image of the page it stands on. `share` is what this adds to the hit's score: shares
+    sum to it, unless the hit was scored anew by reranking or over several phrasings."""
 
     space: str
     rank: int
     score: float
     key: int | None = None
+    share: float = 0.0
 
 
 class HitReader(Protocol):
@@ -215,7 +217,8 @@ class HitReader(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hit:
-    """One answer. Higher scores are better; `scale` says which scale: "cosine", "bm25", "maxsim", "rrf" or "rerank"."""
+    """One answer. Higher scores are better; `scale` says which scale: "cosine", "bm25", "maxsim", "zscore", "rrf" or
+    "rerank"."""
 
     rank: int
     score: float

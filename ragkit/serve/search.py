@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from ragkit.encode.images import upright_rgb
 from ragkit.errors import EncodeError
 from ragkit.index import Index
 from ragkit.refine import MAXSIM
-from ragkit.retrieve import RRF, SCALES, SearchOptions
+from ragkit.retrieve import SCALES
 from ragkit.serve.answers import RESPONSES, Asker, Json, Serving
 from ragkit.serve.inputs import InputItem, fetched, picture_of, urls_of
 from ragkit.serve.keys import Key
@@ -69,6 +70,7 @@ class ReasonFields(BaseModel):
     rank: int
     score: float
     key: int | None = Field(None, description="the page's, where a passage was found through its page's picture")
+    share: float = Field(0.0, description="what this adds to the hit's score, before reranking")
 
 
 class Share(BaseModel):
@@ -195,7 +197,7 @@ def _found(index: Index, query: Any, asked: SearchRequest, filters: Mapping[str,
 
 
 def _explained(hit: Hit, asked: SearchRequest, number: int) -> dict[str, Any]:
-    fields: dict[str, Any] = {"explanation": shares(hit, mode=asked.mode, weights=asked.weights)}
+    fields: dict[str, Any] = {"explanation": shares(hit)}
     if number >= EXPLAINED or not any(SCALES[one.space] == "maxsim" for one in hit.via if one.space in SCALES):
         return fields
     try:
@@ -219,11 +221,10 @@ def _explained(hit: Hit, asked: SearchRequest, number: int) -> dict[str, Any]:
     return fields
 
 
-def shares(hit: Hit, *, mode: str, weights: Mapping[str, float]) -> list[dict[str, Any]]:
-    """What each space gave to the score. Phrasings fuse whole answers, so there the score is one share."""
-    weight = SearchOptions(mode=mode, available=tuple(SCALES), weights=weights).weight
-    parts = [{"space": one.space, "share": weight(one.space) / (RRF + one.rank)} for one in hit.via]
-    if hit.scale == "rrf" and abs(sum(float(str(one["share"])) for one in parts) - hit.score) < 1e-9:
+def shares(hit: Hit) -> list[dict[str, Any]]:
+    """What each space gave to the score. Phrasings and rerankers score anew: then the score is one share."""
+    parts = [{"space": one.space, "share": one.share} for one in hit.via]
+    if math.isclose(sum(one.share for one in hit.via), hit.score, rel_tol=1e-9):
         return parts
     return [{"space": "phrasings" if hit.scale == "rrf" else hit.via[-1].space, "share": hit.score}]
 

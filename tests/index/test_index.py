@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import threading
 from pathlib import Path
 from typing import Any
@@ -148,7 +150,36 @@ def test_ties_break_by_key(tmp_path: Path) -> None:
                 assert keys == list(range(1, k + 1))
 
 
-def test_hybrid_is_the_sum_of_reciprocal_ranks(index: Index) -> None:
+def test_hybrid_is_the_sum_of_how_far_scores_stand_out(index: Index) -> None:
+    weights = {"chunk.dense": 2.0, "chunk.lexical": 0.5}
+    found = {space: index.search("granite river", 100, mode=space) for space in weights}
+    count = max(map(len, found.values()))
+    expected: dict[int, float] = {}
+    for space, hits in found.items():
+        scores = [hit.score for hit in hits]
+        usual = scores + [0.0] * (count - len(scores))  # only of words: what has none of them is not found
+        mean, deviation = statistics.fmean(usual), statistics.pstdev(usual)
+        for hit in hits:
+            share = math.log1p(math.exp(4 * ((hit.score - mean) / deviation - 1))) / 4
+            expected[hit.key] = expected.get(hit.key, 0.0) + weights[space] * share
+    assert len(found["chunk.lexical"]) < count
+    hits = index.search("granite river", 100, weights=weights)
+    assert {hit.scale for hit in hits} == {"zscore"}
+    assert [hit.key for hit in hits] == sorted(expected, key=lambda key: (-expected[key], key))
+    assert [hit.score for hit in hits] == pytest.approx([expected[hit.key] for hit in hits], rel=1e-6)
+    assert [math.fsum(why.share for why in hit.via) for hit in hits] == pytest.approx([hit.score for hit in hits])
+
+
+@pytest.mark.parametrize("options", [{}, {"rrf": 15.0}, {"group_by": "document"}])
+def test_fewer_hits_are_the_first_of_more(index: Index, options: dict[str, Any]) -> None:
+    index.add([record("otter", " ".join(f"Fish number {n} is a fish. " for n in range(400)))])
+    more = index.search("granite fish river", 50, **options)
+    for k in (1, 2, 7, 49):
+        fewer = index.search("granite fish river", k, **options)
+        assert [(hit.key, hit.score) for hit in fewer] == [(hit.key, hit.score) for hit in more][:k]
+
+
+def test_hybrid_can_fuse_by_reciprocal_ranks(index: Index) -> None:
     constant, weights = 15.0, {"chunk.dense": 2.0, "chunk.lexical": 0.5}
     expected: dict[int, float] = {}
     for space, mode in (("chunk.dense", "dense"), ("chunk.lexical", "lexical")):
@@ -157,6 +188,7 @@ def test_hybrid_is_the_sum_of_reciprocal_ranks(index: Index) -> None:
     hits = index.search("granite river", 100, weights=weights, rrf=constant)
     assert [hit.key for hit in hits] == sorted(expected, key=lambda key: (-expected[key], key))
     assert [hit.score for hit in hits] == pytest.approx([expected[hit.key] for hit in hits])
+    assert {hit.scale for hit in hits} == {"rrf"}
 
 
 def test_a_space_weighted_zero_takes_no_part(index: Index) -> None:

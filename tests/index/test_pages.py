@@ -151,9 +151,11 @@ def test_a_page_found_by_its_text_and_by_its_image_is_one_hit_with_both_reasons(
     assert spaces["page.multi"].key not in (None, best.key)
     assert spaces["chunk.lexical"].key is None
     assert pages_of(hits).count(("signals.pdf", 1)) == 1
-    # The sum of its reciprocal ranks, as fusing defines it.
+    assert math.isclose(best.score, sum(one.share for one in best.via))
+    # By ranks it is plain to see that all four count, and pages half.
+    [same] = index.search("otters red", 1, rrf=15)
     weight = {"page.dense": 0.5, "page.multi": 0.5}
-    assert math.isclose(best.score, sum(weight.get(one.space, 1.0) / (15 + one.rank) for one in best.via))
+    assert math.isclose(same.score, sum(weight.get(one.space, 1.0) / (15 + one.rank) for one in best.via))
     explained = best.explain()  # of the page, since its text has no multi-vectors
     assert explained.key == spaces["page.multi"].key
 

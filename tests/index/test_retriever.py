@@ -132,7 +132,7 @@ def test_a_diverse_answer_does_not_say_the_same_thing_twice(index: Index) -> Non
     plain = index.search("the quarry closed", 4, mode="dense")
     assert len({hit.text for hit in plain}) == 1
     for mode in ("dense", "hybrid"):
-        hits = index.search("the quarry closed", 4, mode=mode, diversity=0.5)
+        hits = index.search("the quarry closed", 4, mode=mode, diversity=0.6)
         assert hits[0].text == plain[0].text
         assert len({hit.text for hit in hits}) == len(hits), mode
         assert [hit.rank for hit in hits] == [1, 2, 3, 4][: len(hits)]
