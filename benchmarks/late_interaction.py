@@ -43,10 +43,10 @@ def runs() -> dict[str, dict[str, Any]]:
     two = {"weights": {"chunk.multi": 0}}
     chosen: dict[str, dict[str, Any]] = {mode: {"mode": mode} for mode in ("dense", "lexical", "multi")}
     chosen |= {"hybrid of two": two, "hybrid of three": {}, "reranked by MaxSim": {"rerank": "maxsim"}}
-    for constant in (1, 5, 10, 15, 30, 60):
+    for constant in (1, 5, 15, 60):
         chosen[f"two, constant {constant}"] = {**two, "rrf": float(constant)}
         chosen[f"three, constant {constant}"] = {"rrf": float(constant)}
-    for dense, lexical, multi in ((1, 2, 1), (1, 2, 2), (0.5, 1, 1), (1, 1, 2)):
+    for dense, lexical, multi in ((1, 2, 1), (0.5, 1, 1)):
         weights = {"chunk.dense": dense, "chunk.lexical": lexical, "chunk.multi": multi}
         chosen[f"three, weights {dense}, {lexical}, {multi}"] = {"weights": weights}
     return chosen
