@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ragkit import doctor
 from ragkit.ragged import unit_rows
 from ragkit.types import Floats, Ints
 from ragkit.vectors import maxsim
@@ -401,18 +403,29 @@ def test_offsets_that_do_not_hold_are_refused_not_followed(kernel: str, wrong: l
 # --- the build --------------------------------------------------------------------------------------------------------
 
 
-def test_without_the_extension_everything_works() -> None:
+def digest() -> str:
+    """Of codes and answers."""
+    found = hashlib.sha256()
+    for form in CODES:
+        items, _, _ = corpus(10, dims=70, count=60, form=form)
+        found.update(items.values.tobytes())
+        for keys, scores in scan([query_of(9, 70), query_of(33, 70)], items, k=20, allowed=np.arange(60) % 3 > 0):
+            found.update(keys.tobytes() + scores.tobytes())
+    return found.hexdigest()
+
+
+def test_without_the_extension_the_answers_are_the_same_and_doctor_says_what_runs() -> None:
     script = (
         "import sys; sys.modules['ragkit.vectors._maxsim'] = None\n"
-        "import numpy as np\n"
-        "from ragkit.vectors import maxsim\n"
-        "assert maxsim.kernels() == ['numpy'] == [maxsim.kernel_name()]\n"
-        "q = maxsim.Quantiser.of(8); rows = np.eye(8, dtype=np.float32); codes, _ = maxsim.quantise(rows, q)\n"
-        "items = maxsim.Items(codes, np.arange(9), np.arange(8), q)\n"
-        "print(maxsim.scan([rows[3:4]], items, k=1)[0][0][0])\n"
+        "from ragkit import doctor\n"
+        "from tests.vectors.test_maxsim import digest, kernels\n"
+        "assert kernels() == ['numpy'] == [doctor._maxsim()]\n"
+        "print(digest())\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "3\n"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.split() == [digest()]
+    assert doctor._maxsim() == kernels()[0]
 
 
 @pytest.mark.skipif(not (shutil.which("cc") and (HEADERS / "Python.h").exists()), reason="no C compiler")
