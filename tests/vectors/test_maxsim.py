@@ -119,7 +119,9 @@ def test_scores_are_the_triple_loops(kernel: str, form: str) -> None:
 def searches(draw: st.DrawFn) -> tuple[Floats, Ints, list[Floats], Ints, int, Any]:
     """Ragged rows with repeats and signs, queries, keys in any order, k, and who is allowed."""
     dims = draw(st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 96, 127, 128, 200, 384, 511, 512])))
-    lengths = np.array(draw(st.lists(st.one_of(st.integers(1, 14), st.integers(1, 300)), min_size=0, max_size=8)), dtype=np.int64)
+    short = draw(st.lists(st.one_of(st.integers(1, 14), st.integers(1, 300)), min_size=0, max_size=8))
+    long = draw(st.one_of(st.just([]), st.lists(st.integers(300, 3000), min_size=1, max_size=1)))
+    lengths = np.array([*short, *long], dtype=np.int64)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     tokens = unit_rows(rng.normal(size=(int(lengths.sum()), dims)))
     queries = [unit_rows(rng.normal(size=(size, dims))) for size in draw(st.lists(st.integers(1, 70), min_size=1, max_size=3))]
