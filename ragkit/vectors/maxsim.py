@@ -517,14 +517,17 @@ def _code_products(rows: npt.NDArray[np.int8], quantiser: Quantiser) -> Callable
         if len(codes) > len(wide):
             wide, products = np.empty((len(codes), wide.shape[1]), np.float32), np.empty((len(codes), len(rows)), np.float32)
         found: Floats = products[: len(codes)]
-        total: npt.NDArray[Any] = found
+        total: npt.NDArray[np.float64] | None = None
         for part, factor in zip(parts, factors, strict=True):
             some = wide[: len(codes), : len(factor)]
             np.copyto(some, codes[:, part])
             np.matmul(some, factor, out=found)
             if len(parts) > 1:
-                total = found.astype(np.float64) if part.start == 0 else total + found
-        np.copyto(found, total - surplus, casting="same_kind")
+                total = found.astype(np.float64) if total is None else total + found
+        if total is None:
+            found -= surplus.astype(np.float32)  # whole numbers below 2 ** 24, as is the difference
+        else:
+            np.copyto(found, total - surplus, casting="same_kind")
         if quantiser.weighed:
             found *= codes[:, quantiser.width :].astype(np.float32)
         return found
