@@ -36,7 +36,6 @@ from ragkit.evaluate.judged import Judged, page_id
 from ragkit.load import Parser, RenderedPage, WantedPage, discover
 from ragkit.page_images import FIGURE, SCANT, figure_share
 from ragkit.ragged import MultiVectors, unit_rows
-from ragkit.retrieve import PAGES
 from ragkit.store import Writer
 from ragkit.testing import HashEncoder
 from ragkit.types import Document
@@ -109,11 +108,13 @@ def judge(judged: Judged, encoder: Any, name: str, scratch: Path, cache: Path) -
             best = max(branches, key=lambda run: run.measures[measure])
             print(f"hybrid - {best.mode}, its best branch: {compare(runs['hybrid'], best, measure=measure)}")
             print(f"hybrid - text: {compare(runs['hybrid'], runs['text'], measure=measure)}")
-        for weight in WEIGHTS:
-            given = {"page.dense": weight, "page.multi": weight}
-            run = evaluate(index, judged, mode="hybrid", measures=MEASURES, k=10, weights=given)
-            figures = "  ".join(f"{measure} {run.measures[measure]:.3f}" for measure in MEASURES)
-            print(f"weight {weight}{' (the default)' if weight == PAGES else ''}: {figures}")
+        fused: dict[str, dict[str, Any]] = {
+            f"weight {weight}": {"weights": {"page.dense": weight, "page.multi": weight}} for weight in WEIGHTS
+        }
+        fused |= {f"without {space}": {"weights": {space: 0}} for space in ("page.dense", "page.multi")}
+        for label, options in (fused | {"by reciprocal ranks": {"rrf": 15.0}}).items():
+            run = evaluate(index, judged, mode="hybrid", measures=MEASURES, k=10, **options)
+            print(f"{label}: " + "  ".join(f"{measure} {run.measures[measure]:.3f}" for measure in MEASURES))
 
 
 def hybrid(folder: Path, options: argparse.Namespace) -> None:

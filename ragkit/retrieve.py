@@ -40,7 +40,6 @@ from ragkit.widen import CatalogReader
 
 NO_PAGES = "this index has no page images. Make one that has: Index.open(path, pages='auto', page_model=...)"
 RRF = 15.0  # for answers to several phrasings; the paper's 60 is worse on both collections tried (docs/decisions/0004-fusion.md)
-PAGES = 0.5  # weight of a space of page images: an encoder of pages that fills both has one vote (docs/decisions/pages.md)
 NO_MULTI = "this index keeps no multi-vectors for MaxSim. Make one that does: Index.open(path, multi=True)"
 DEPTH = 100  # candidates per space before fusing, at least; the first so many tell what scores are usual for a query
 SHARPNESS = 4.0  # how soon below the mean a share is nothing; between 1 and 8 nothing changes
@@ -68,7 +67,7 @@ class SearchOptions:
     dims: int | None = None
     min_score: float | None = None
     group_by: str | None = None  # "document": at most one hit per document
-    weights: Mapping[str, float] = field(default_factory=dict)  # per space; where not given 1, and PAGES for those of pages
+    weights: Mapping[str, float] = field(default_factory=dict)  # per space; see `weight`
     rrf: float | None = None  # fuse by reciprocal ranks with this constant instead of by z-scores
     exact: bool = False
     degraded: bool = False  # answer from what is intact, and say what is missing
@@ -104,9 +103,9 @@ class SearchOptions:
         return tuple(space for space in MODES[self.mode] if space in self.available and self.weight(space) > 0)
 
     def weight(self, space: str) -> float:
-        """What a space counts when ranks are fused."""
-        usual = PAGES if self.mode == "hybrid" and space in OF_PAGES else 1.0
-        return self.weights.get(space, usual)
+        """What a space counts when spaces are fused. Those of pages are filled by one encoder, and share one vote."""
+        voters = [one for one in OF_PAGES if one in self.available and self.weights.get(one, 1) > 0] if space in OF_PAGES else ()
+        return self.weights.get(space, 1 / max(1, len(voters)))
 
     @property
     def scale(self) -> str:

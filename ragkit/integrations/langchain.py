@@ -195,7 +195,7 @@ class RagkitVectorStore(VectorStore):
     def similarity_search_with_score(
         self, query: str, k: int = 4, filter: Any = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """With their scores, higher is better: reciprocal ranks in mode "hybrid", cosines in "dense", BM25 in "lexical"."""
+        """With their scores, higher is better: z-scores in mode "hybrid", cosines in "dense", BM25 in "lexical"."""
         return [(to_document(hit, always_cite=False), hit.score) for hit in self._hits(query, k, filter, **kwargs)]
 
     def _similarity_search_with_relevance_scores(
