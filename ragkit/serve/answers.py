@@ -54,7 +54,7 @@ REASONS = {
     422: "The body or a parameter does not fit the schema",
     429: "Too much is waiting; Retry-After says when to come back",
     500: "The server failed",
-    503: "The index or the installation needs care",
+    503: "Models are being loaded; or the index or the installation needs care",
     504: "No answer in time",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {

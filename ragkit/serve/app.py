@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -15,10 +16,12 @@ from ragkit.serve.service import Service
 DESCRIPTION = "Embeddings as Jina's and OpenAI's APIs have them, and search with evidence over indexes on this server's disk."
 
 
-def create_app(service: Service) -> Gate:
+def create_app(service: Service, *, on_loaded: Callable[[BaseException | None], None] | None = None) -> Gate:
     """An ASGI application for a service that it starts and closes. MissingExtra without fastapi.
 
-    With the package mcp, /mcp serves the indexes' tools; those that write, for keys that may, where the service has jobs.
+    It answers once the models are loaded; with `on_loaded`, at once, and 503 to what needs them, until on_loaded(None), or
+    on_loaded(why not). With the package mcp, /mcp serves the indexes' tools; those that write, for keys that may, where the
+    service has jobs.
     """
     try:
         from fastapi import FastAPI
@@ -30,13 +33,18 @@ def create_app(service: Service) -> Gate:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
+        starting = asyncio.create_task(service.start())
+        if on_loaded is None:
+            await starting
+        else:
+            starting.add_done_callback(lambda task: None if task.cancelled() else on_loaded(task.exception()))
         try:
             async with AsyncExitStack() as stack:
                 if tools is not None:
                     await stack.enter_async_context(tools[1]())
                 yield
         finally:
+            starting.cancel()
             await service.close()
 
     app = FastAPI(title="ragkit", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)

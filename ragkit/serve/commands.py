@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,8 +57,8 @@ def serve(
         folders = {name: (state / name if state else index.path.with_name(f"{name}.serve")) for name, index in found.items()}
         service = Service(
             found,
-            models=_models(model or (), device),
-            rerankers=_rerankers(reranker or (), device),
+            models=partial(_models, model or (), device),
+            rerankers=partial(_rerankers, reranker or (), device),
             keys=_keys(keys),
             limits=limits,
             fetcher=Fetcher(most_bytes=limits.input_bytes) if fetch_urls else None,

@@ -1,4 +1,4 @@
-"""What every HTTP request passes before a route sees it: key, scope, size, deadline.
+"""What every HTTP request passes before a route sees it: key, scope, whether models are loaded, size, deadline.
 
 A key is judged by the headers alone, so that a stranger's body is never read. A body is read whole, within its limit, or, where
 it brings files, passed on piece by piece and counted. Then the route has so many seconds to begin its answer, and is cancelled
@@ -29,6 +29,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 OPEN = frozenset({"/healthz", "/readyz"})
 ADMIN = frozenset({"/metrics"})
+UNLOADED = OPEN | ADMIN | {"/openapi.json"}  # what is answered while models are loaded
+LOADING = 5  # seconds after which to ask again while models are loaded
 FILES = "/v1/documents/files"  # its body goes to the disk
 log = logging.getLogger("ragkit.serve")
 
@@ -71,6 +73,9 @@ class Gate:
         with self._service.spans.request(scope["method"], headers) as span:
             try:
                 state["key"] = self._authorised(scope["method"], scope["path"], headers)
+                if not self._service.ready and scope["path"] not in UNLOADED:
+                    told_why = "is stopping" if self._service.stopping.is_set() else "is loading its models"
+                    raise Problem(503, f"the server {told_why}; try again", retry_after=LOADING)
                 await self._pass(scope, receive, told, headers)
             except Problem as problem:
                 if not status:
@@ -237,7 +242,7 @@ async def refuse(send: Send, problem: Problem, dialect: str, request_id: str) ->
     body = json.dumps(problem.body(dialect, request_id)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
-    if problem.status in (401, 403, 408, 413):
+    if problem.status in (401, 403, 408, 413, 503):
         headers.append((b"connection", b"close"))  # what is left of the body is not read
     await send({"type": "http.response.start", "status": problem.status_for(dialect), "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -32,7 +32,8 @@ def make_server(
 ) -> Any:
     """A uvicorn.Server; `run()` returns once it was told to stop and what was running has ended.
 
-    on_ready(address) is called when it answers. grace: seconds for what is running.
+    It listens at once, and answers 503 until the models are loaded; then on_ready(address) is called. Where they cannot be
+    loaded, it ends, and `run()` raises why. grace: seconds for what is running.
     """
     check_host(host, service)
     try:
@@ -41,18 +42,38 @@ def make_server(
         raise MissingExtra.of("uvicorn", "server", "the HTTP server") from None
 
     class Server(uvicorn.Server):  # type: ignore[misc,unused-ignore]
+        failure: BaseException | None = None
+        told = False
+
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
-            if on_ready is not None and self.started:
-                at, found = self.servers[0].sockets[0].getsockname()[:2]
-                on_ready(f"http://[{at}]:{found}" if ":" in at else f"http://{at}:{found}")
+            self._tell_ready()
+
+        def loaded(self, failure: BaseException | None) -> None:
+            self.failure = failure
+            if failure is not None:
+                self.should_exit = True
+            self._tell_ready()
+
+        def _tell_ready(self) -> None:
+            """Once it listens and the models are loaded, whichever comes last."""
+            if on_ready is None or self.told or not (self.started and service.ready):
+                return
+            self.told = True
+            at, found = self.servers[0].sockets[0].getsockname()[:2]
+            on_ready(f"http://[{at}]:{found}" if ":" in at else f"http://{at}:{found}")
+
+        def run(self, sockets: Any = None) -> None:
+            super().run(sockets)
+            if self.failure is not None:
+                raise self.failure
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             service.stopping.set()  # streams of events end, or they would hold the server up
             super().handle_exit(sig, frame)
 
     config = uvicorn.Config(
-        create_app(service),
+        create_app(service, on_loaded=lambda failure: server.loaded(failure)),
         host=host,
         port=port,
         timeout_graceful_shutdown=grace,
@@ -62,4 +83,5 @@ def make_server(
         h11_max_incomplete_event_size=64 * 1024,
         ws="none",
     )
-    return Server(config)
+    server = Server(config)
+    return server

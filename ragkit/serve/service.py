@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import PurePath
@@ -29,23 +30,24 @@ class Service:
     """State of one server; `start` and `close` are its lifespan, within one event loop.
 
     indexes: by the name that requests give. models: beside the indexes' own, by the name that requests give. rerankers: what
-    `Index.search(rerank=)` takes, by name. fetcher: what fetches images by URL, None for not at all. jobs: how
-    documents are added, by index; an index without is only read.
+    `Index.search(rerank=)` takes, by name. Models and rerankers may be given as a function that loads them: `start` calls it.
+    fetcher: what fetches images by URL, None for not at all. jobs: how documents are added, by index; an index without is only
+    read. `ready` tells whether all is loaded.
     """
 
     def __init__(
         self,
         indexes: Mapping[str, Index] | None = None,
         *,
-        models: Mapping[str, Encoder] | None = None,
-        rerankers: Mapping[str, Any] | None = None,
+        models: Mapping[str, Encoder] | Callable[[], Mapping[str, Encoder]] | None = None,
+        rerankers: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         keys: Sequence[Key] = (),
         limits: ServeLimits | None = None,
         fetcher: Fetcher | None = None,
         jobs: Mapping[str, Jobs] | None = None,
     ) -> None:
         self.indexes = dict(indexes or {})
-        self.rerankers = dict(rerankers or {})
+        self.rerankers: dict[str, Any] = {}
         self.keys = tuple(keys)
         self.limits = limits or ServeLimits()
         self.fetcher = fetcher
@@ -54,18 +56,15 @@ class Service:
         self.spans = Spans()
         self.ready = False
         self.stopping = asyncio.Event()
-        self._models = dict(models or {})
+        self._given = models or {}, rerankers or {}
+        self._models: dict[str, Encoder] = {}
         self._batchers: dict[str, Batcher] = {}
         self._searching = 0
         self._threads = ThreadPoolExecutor(self.limits.searches, thread_name_prefix="ragkit-search")
 
     async def start(self) -> None:
-        """Load the indexes' models, and let the queues run."""
-        for index in self.indexes.values():
-            for which in ("encoder", "page_encoder"):
-                encoder = await asyncio.to_thread(getattr, index, which)
-                if encoder is not None and encoder.card.dims and not encoder.card.name.startswith("vectors:"):
-                    self._models.setdefault(encoder.card.name, encoder)
+        """Load the models, those of the indexes too, and let the queues run."""
+        self._models, self.rerankers = await asyncio.wrap_future(_on_daemon(self._loaded))
         for name, encoder in self._models.items():
             batcher = Batcher(encoder, limits=self.limits, on_batch=self.metrics.batch(name))
             batcher.start()
@@ -74,6 +73,15 @@ class Service:
         for jobs in self.jobs.values():
             jobs.start()
         self.ready = True
+
+    def _loaded(self) -> tuple[dict[str, Encoder], dict[str, Any]]:
+        """Models and rerankers, by name."""
+        models, rerankers = (dict(given() if callable(given) else given) for given in self._given)
+        for index in self.indexes.values():
+            for encoder in (index.encoder, index.page_encoder):
+                if encoder is not None and encoder.card.dims and not encoder.card.name.startswith("vectors:"):
+                    models.setdefault(encoder.card.name, encoder)
+        return models, rerankers
 
     async def close(self) -> None:
         self.ready = False
@@ -134,6 +142,24 @@ class Service:
             raise problem from error
         finally:
             self._searching -= 1
+
+
+def _on_daemon(work: Callable[[], Done]) -> Future[Done]:
+    """Work on a thread that the end of the process does not wait for: a model may take minutes to load."""
+    future: Future[Done] = Future()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            outcome = partial(future.set_exception, error)
+        else:
+            outcome = partial(future.set_result, result)
+        if future.set_running_or_notify_cancel():
+            outcome()
+
+    threading.Thread(target=run, name="ragkit-load", daemon=True).start()
+    return future
 
 
 def narrowed(filters: Mapping[str, Any] | None, key: Key | None, *, depth: int) -> Mapping[str, Any] | None:

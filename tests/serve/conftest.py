@@ -26,9 +26,10 @@ def served(service: Service) -> Iterator[str]:
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 20
-    while not server.started and time.monotonic() < deadline:
+    while not (server.started and service.ready) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert server.started
+    assert service.ready
     port = server.servers[0].sockets[0].getsockname()[1]
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
