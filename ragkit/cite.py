@@ -121,5 +121,5 @@ def hit_fields(hit: Hit) -> dict[str, Any]:
         "headings": list(hit.headings),
         "citation": citation_fields(hit.citation),
         "meta": without_hidden(hit.meta),
-        "via": [asdict(reason) for reason in hit.via],
+        "via": [{**asdict(reason), "boxes": box_fields(reason.boxes)} for reason in hit.via],
     }

@@ -391,9 +391,8 @@ def _shortened(text: str, width: int = 300) -> str:
 def show(
     index: IndexPath,
     reference: Annotated[str, typer.Argument(metavar="KEY|SOURCE", help="A hit's key, or a document's source or id.")],
-    query: Annotated[
-        str | None, typer.Option("--query", "-q", help="Box the best passages of this document for a question.")
-    ] = None,
+    query: Annotated[str, typer.Option("--query", "-q", help="Box the best passages of this document for a question.")] = "",
+    image: Annotated[Path | None, typer.Option(help="A picture to ask with, alone or together with the question.")] = None,
     page: Annotated[int | None, typer.Option(min=1, help="Which page; the first with evidence if left out.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The PNG to write; SOURCE-pN.png if left out.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many passages to box, with --query.")] = 1,
@@ -405,7 +404,8 @@ def show(
     from ragkit.show import can_draw, evidence, page_png
 
     with _opened(index, create=False) as opened:
-        found = evidence(opened, reference, query=query, k=k)
+        asked = _with_picture(query, image)
+        found = evidence(opened, reference, query=None if asked == "" else asked, k=k)
         number = page or (found.pages[0] if found.pages else None)
         path = None
         if number is not None and can_draw(found.row) and opened.pages(found.row):

@@ -72,6 +72,7 @@ from ragkit.retrieve import (
     rank,
     read_hits,
     search,
+    shared,
 )
 from ragkit.store import DENSE, LEXICAL, MULTI, PAGE_DENSE, PAGE_MULTI, Snapshot, Store, Writer, layouts_of
 from ragkit.types import AddReport, Citation, Document, Floats, Hit, Hits, Ints, Page, Reason, Span
@@ -710,18 +711,21 @@ class Index:
             found = [refined(text, hits, maxsim=by) for text, hits, by in zip(texts, answers, scorers, strict=True)]
         return found[0] if one else found
 
-    def _explainer(self, questions: Asked, vectors: Queries, options: SearchOptions) -> Callable[[int, Hit], Explanation] | None:
+    def _explainer(
+        self, questions: Asked, vectors: Queries, options: SearchOptions
+    ) -> Callable[[int, Hit, str | None], Explanation] | None:
         """Why query number n found a hit, for hits that keep it; of the newest commit, so that no hit holds back purging."""
         if not {MULTI, PAGE_MULTI} & set(options.spaces):
             return None
 
-        def why(number: int, hit: Hit) -> Explanation:
+        def why(number: int, hit: Hit, space: str | None) -> Explanation:
             found = {reason.space: reason for reason in hit.via}
-            if MULTI in found:
-                return self._explained(self._store.snapshot(), questions, vectors, number, hit.key)
-            if PAGE_MULTI not in found:
-                raise ValueError(f"unit {hit.key} was not found by MaxSim, but by {', '.join(found)}")
-            return self._explained(self._store.snapshot(), questions, vectors, number, found[PAGE_MULTI].key or hit.key)
+            chosen = next((one for one in (MULTI, PAGE_MULTI) if one in found and space in (None, one)), None)
+            if chosen is None:
+                raise ValueError(
+                    f"unit {hit.key} was not found by MaxSim{f' in {space}' if space else ''}, but by {', '.join(found)}"
+                )
+            return self._explained(self._store.snapshot(), questions, vectors, number, found[chosen].key or hit.key)
 
         return why
 
@@ -1054,10 +1058,17 @@ class Index:
         unit, row = self._unit(key)
         return row, citation(self._catalog, row, unit)
 
-    def sees(self, key: int) -> bool:
-        """Whether a unit is a page that multi-vectors were made of, so that `explain` says where on it a query matches."""
-        unit, _ = self._unit(key)
-        return unit.page is not None and PAGE_MULTI in self.spaces
+    def page_key(self, key: int) -> int | None:
+        """The page that a unit is on, by their keys: itself, or the one that has most of a chunk. Of it `explain` says where a
+        query matches. None where no multi-vectors were made of that page."""
+        unit, row = self._unit(key)
+        if PAGE_MULTI not in self.spaces:
+            return None
+        if unit.kind == PAGE:
+            return key
+        pages = self._catalog.pages(row.id, unit.span)
+        most = max(pages, key=lambda one: (shared(one.span, unit.span), -one.number), default=None)
+        return next((one.key for one in self._catalog.units_of(row.id) if most is not None and one.page == most.number), None)
 
     def _unit(self, key: int) -> tuple[UnitRow, DocumentRow]:
         unit = self._catalog.known_units([key]).get(key)

@@ -202,7 +202,7 @@ def chunks_on_pages(
     chunks = catalog.known_units(order)
     found: dict[int, int] = {}
     for chunk in (chunks[key] for key in order if key in chunks):
-        shares = {page.key: _shared(page.span, chunk.span) for page in by_document.get(chunk.document, ())}
+        shares = {page.key: shared(page.span, chunk.span) for page in by_document.get(chunk.document, ())}
         page = max(shares, key=lambda key: (shares[key], -key), default=None)
         # The page with most of the chunk may not be among the candidates; then less than half of it is on any other.
         if page is not None and 2 * shares[page] >= chunk.span.length > 0:
@@ -210,7 +210,8 @@ def chunks_on_pages(
     return found
 
 
-def _shared(first: Span, second: Span) -> int:
+def shared(first: Span, second: Span) -> int:
+    """Characters that two spans have in common."""
     return max(0, min(first.end, second.end) - max(first.start, second.start))
 
 
@@ -223,7 +224,7 @@ def search(
     allowed: Ints | None,
     options: SearchOptions,
     wanted: Callable[[UnitRow], bool] | None = None,
-    explain: Callable[[int, Hit], Explanation] | None = None,
+    explain: Callable[[int, Hit, str | None], Explanation] | None = None,
 ) -> list[Hits]:
     """Hits per query, best first: `rank`, and then one reading of the catalog for each. explain: what hits keep to tell why
     they were found, by the number of the query."""
@@ -357,28 +358,33 @@ def read_hits(
     *,
     scale: str,
     first: int = 1,
-    explain: Callable[[Hit], Explanation] | None = None,
+    explain: Callable[[Hit, str | None], Explanation] | None = None,
     locate: Callable[[int], tuple[Ints, Scores]] | None = None,
 ) -> list[Hit]:
     """Candidates, ranked from `first` on, with their text, document and citation from the catalog.
 
-    locate: the winning vectors and shares of a page by its key, where MaxSim found it: it is cited by the boxes of most of
-    them, and without it as a whole.
+    locate: the winning vectors and shares of a page by its key, where MaxSim found it: the reason has the boxes of most of them,
+    and a page is cited by them, without them as a whole.
     """
     units = catalog.units([one.key for one in candidates])
     found = [units[one.key] for one in candidates]
     documents = catalog.documents_by_id({unit.document for unit in found})
     passages = catalog.passages([(unit.document, unit.span) for unit in found])
     reader = CatalogReader(catalog, explain)
-    sizes = catalog.page_sizes([(unit.document, unit.page) for unit in found if unit.page is not None])
+    seen = units | ({} if locate is None else catalog.units(_pages_seen(candidates) - units.keys()))
+    sizes = catalog.page_sizes([(unit.document, unit.page) for unit in seen.values() if unit.page is not None])
     hits = []
     for rank, (candidate, unit, (text, pages)) in enumerate(zip(candidates, found, passages, strict=True), start=first):
         document = documents[unit.document]
+        via = candidate.via
+        if locate is not None:
+            via = tuple(_placed(one, unit.key, seen, sizes, locate) if one.space == PAGE_MULTI else one for one in via)
         if unit.page is None:
             cited = cite(document.source, unit.span, pages)
         else:
-            size = sizes[unit.document, unit.page]
-            cited = _on_page(cite_page(document.source, unit.span, unit.page, size), unit, candidate, size, locate)
+            cited = cite_page(document.source, unit.span, unit.page, sizes[unit.document, unit.page])
+            boxes = next((one.boxes for one in via if one.boxes), ())
+            cited = replace(cited, boxes=boxes) if boxes else cited
         hits.append(
             Hit(
                 rank=rank,
@@ -392,7 +398,7 @@ def read_hits(
                 citation=cited,
                 headings=unit.headings,
                 meta=document.meta,
-                via=candidate.via,
+                via=via,
                 whole=document.units == 1,
                 reader=reader,
             )
@@ -400,18 +406,24 @@ def read_hits(
     return hits
 
 
-def _on_page(
-    cited: Citation,
-    unit: UnitRow,
-    candidate: Candidate,
-    size: tuple[float, float],
-    locate: Callable[[int], tuple[Ints, Scores]] | None,
-) -> Citation:
-    """A page cited by what of it was found, where multi-vectors found it and tell where they look; else as a whole."""
-    if locate is None or unit.page is None or unit.patches is None or all(why.space != PAGE_MULTI for why in candidate.via):
-        return cited
-    boxes = page_evidence(relevance(*locate(unit.key), unit.patches), unit.page, size)
-    return replace(cited, boxes=boxes) if boxes else cited
+def _pages_seen(candidates: Sequence[Candidate]) -> set[int]:
+    """The keys of the pages by whose pictures chunks were found."""
+    return {why.key for one in candidates for why in one.via if why.space == PAGE_MULTI and why.key is not None}
+
+
+def _placed(
+    why: Reason,
+    key: int,
+    units: Mapping[int, UnitRow],
+    sizes: Mapping[tuple[int, int], tuple[float, float]],
+    locate: Callable[[int], tuple[Ints, Scores]],
+) -> Reason:
+    """The reason, by a page's multi-vectors, of the unit with that key: with the boxes of where they look, if they tell."""
+    page = units[why.key or key]
+    if page.page is None or page.patches is None:
+        return why
+    boxes = page_evidence(relevance(*locate(page.key), page.patches), page.page, sizes[page.document, page.page])
+    return replace(why, boxes=boxes)
 
 
 def citation(catalog: Catalog, document: DocumentRow, unit: UnitRow) -> Citation:

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import io
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ragkit import sources
+from ragkit.asking import Query
 from ragkit.catalog.catalog import DocumentRow
 from ragkit.errors import MissingExtra, StorageError
+from ragkit.explain import Explanation
 from ragkit.heat import Relevance, heat_map
 from ragkit.index import Index
 from ragkit.load import Limits, Parser, can_render, file_hash, office
 from ragkit.store import PAGE_MULTI
-from ragkit.types import Citation, Hit, Span
+from ragkit.types import Citation, Span
 
 COLOUR = (235, 140, 0)
 OUTLINE = 2  # pixels
@@ -46,10 +48,12 @@ class Evidence:
         return sum(box.page == page for citation in self.citations for box in citation.boxes)
 
 
-def evidence(index: Index, reference: str, *, query: str | None = None, k: int = 1) -> Evidence:
+def evidence(index: Index, reference: str, *, query: Query | None = None, k: int = 1) -> Evidence:
     """What to show for the key of a hit, or for a document by source or id: its best passages for a query, or its beginning.
 
-    With a query, a page that was found by its picture comes with where on it.
+    query: a text, a picture, or both, as `Index.search` takes it. With one, a page that was found by its picture comes with where
+    on it; so does the page of a passage by its key. ValueError for a reference that names nothing or several documents, and for a
+    query that the index cannot answer.
     """
     if reference.isdecimal() and not index.find(reference):
         return _of_unit(index, int(reference), query)
@@ -62,24 +66,23 @@ def evidence(index: Index, reference: str, *, query: str | None = None, k: int =
         start = index.cite(row, Span(0, min(row.characters, 1)))
         return Evidence(row, (start,), (index.text(row, Span(0, min(row.characters, 300))),))
     hits = index.search_within(row, query, k)
-    pages = [_of_unit(index, key, query) for hit in hits if (key := _page_key(hit)) is not None]
-    heat = {number: relevance for one in pages for number, relevance in one.heat.items()}
+    heat = _heat(hit.explain(PAGE_MULTI) for hit in hits if any(one.space == PAGE_MULTI for one in hit.via))
     return Evidence(row, tuple(hit.citation for hit in hits), tuple(hit.text for hit in hits), heat)
 
 
-def _page_key(hit: Hit) -> int | None:
-    """The key of the page whose picture found a hit by MaxSim."""
-    return next((one.key or hit.key for one in hit.via if one.space == PAGE_MULTI), None)
-
-
-def _of_unit(index: Index, key: int, query: str | None) -> Evidence:
+def _of_unit(index: Index, key: int, query: Query | None) -> Evidence:
     row, citation = index.unit(key)
     text = index.text(row, citation.span)
-    if query is None or not index.sees(key):
+    page = None if query is None else index.page_key(key)
+    if page is None:
         return Evidence(row, (citation,), (text,))
-    why = index.explain(query, key)
-    heat = {} if why.relevance is None else {why.citation.pages[0]: why.relevance}
-    return Evidence(row, (why.citation,), (text,), heat)
+    why = index.explain(query, page)
+    return Evidence(row, (why.citation if page == key else citation,), (text,), _heat([why]))
+
+
+def _heat(explanations: Iterable[Explanation]) -> dict[int, Relevance]:
+    """Maps by the numbers of their pages."""
+    return {why.citation.pages[0]: why.relevance for why in explanations if why.relevance is not None}
 
 
 def can_draw(row: DocumentRow) -> bool:

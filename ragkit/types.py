@@ -197,13 +197,15 @@ class Citation:
 class Reason:
     """Why a hit was found: the space, its rank there (from 1), and its score there on the space's own scale. `key` is that of the
     page, where a chunk was found through the image of the page it stands on. `share` is what this adds to the hit's score: shares
-    sum to it, unless the hit was scored anew by reranking or over several phrasings."""
+    sum to it, unless the hit was scored anew by reranking or over several phrasings. `boxes` are where on the page most of the
+    score is, in the space of a page's multi-vectors, where the encoder tells where they look."""
 
     space: str
     rank: int
     score: float
     key: int | None = None
     share: float = 0.0
+    boxes: tuple[CitedBox, ...] = ()
 
 
 class HitReader(Protocol):
@@ -212,7 +214,7 @@ class HitReader(Protocol):
     def neighbours(self, hit: Hit, *, before: int, after: int) -> Hit: ...
     def page(self, hit: Hit) -> Hit: ...
     def section(self, hit: Hit) -> Hit: ...
-    def explain(self, hit: Hit) -> Any: ...
+    def explain(self, hit: Hit, space: str | None) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -249,12 +251,13 @@ class Hit:
             return self.reader.neighbours(self, before=before, after=after) if before or after else self
         return self.reader.page(self) if to == "page" else self.reader.section(self)
 
-    def explain(self) -> Any:
-        """Why MaxSim found it: an `Explanation`, whose shares sum to its score. Of a hit found by a page's picture, that of the
-        page, with its patches. ValueError where it was not found by MaxSim, or does not know its query."""
+    def explain(self, space: str | None = None) -> Any:
+        """Why MaxSim found it: an `Explanation`, whose shares sum to its score in that space. space: "chunk.multi" or
+        "page.multi", the first of them that found it if left out. Of a hit found by a page's picture, "page.multi" is that of the
+        page, with its patches. ValueError where it was not found by MaxSim there, or does not know its query."""
         if self.reader is None:
             raise ValueError("this hit does not know its index any more: use Index.explain(query, key)")
-        return self.reader.explain(self)
+        return self.reader.explain(self, space)
 
     @property
     def source(self) -> str:
@@ -271,6 +274,11 @@ class Hit:
     @property
     def boxes(self) -> tuple[CitedBox, ...]:
         return self.citation.boxes
+
+    @property
+    def seen(self) -> tuple[CitedBox, ...]:
+        """Where on a page its picture was found: beside the boxes of a passage's words, and those that a page is cited with."""
+        return tuple(dict.fromkeys(box for reason in self.via for box in reason.boxes))
 
 
 class Hits(list[Hit]):

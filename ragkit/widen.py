@@ -23,13 +23,13 @@ class CatalogReader:
     without."""
 
     catalog: Catalog
-    why: Callable[[Hit], Explanation] | None = None
+    why: Callable[[Hit, str | None], Explanation] | None = None
 
-    def explain(self, hit: Hit) -> Explanation:
+    def explain(self, hit: Hit, space: str | None) -> Explanation:
         """The MaxSim score of the hit, or of the page that it was found by, taken apart."""
         if self.why is None:
             raise ValueError("this hit does not know its query: use Index.explain(query, hit.key)")
-        return self.why(hit)
+        return self.why(hit, space)
 
     def neighbours(self, hit: Hit, *, before: int, after: int) -> Hit:
         """From the start of the unit `before` places earlier to the end of the one `after` places later."""

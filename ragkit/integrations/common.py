@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ragkit.cite import citation_fields, cite_page
+from ragkit.cite import box_fields, citation_fields, cite_page
 from ragkit.cite import without_hidden as without_hidden
 from ragkit.encode import load_encoder
 from ragkit.encode.contract import Encoder
@@ -59,7 +59,8 @@ def split_page_id(name: str) -> tuple[str, int] | None:
 
 
 def evidence(hit: Hit) -> dict[str, Any]:
-    """Where the hit stands and why it was found, as JSON holds it: citation, title, headings, kind, key, score, scale, spaces."""
+    """Where the hit stands and why it was found, as JSON holds it: citation, title, headings, kind, key, score, scale, spaces,
+    and where on the page its picture was found."""
     return {
         **citation_fields(hit.citation),
         "title": hit.title,
@@ -69,6 +70,7 @@ def evidence(hit: Hit) -> dict[str, Any]:
         "score": hit.score,
         "scale": hit.scale,
         "found_by": {reason.space: reason.rank for reason in hit.via},
+        "seen": box_fields(hit.seen),
     }
 
 

@@ -16,6 +16,7 @@ from ragkit.catalog.catalog import DocumentRow
 from ragkit.errors import StorageError
 from ragkit.index import Index
 from ragkit.serve.answers import RESPONSES, Asker, Json, Serving
+from ragkit.serve.inputs import InputItem, fetched, query_of, urls_of
 from ragkit.serve.jobs import DONE, Job, Jobs
 from ragkit.serve.keys import Key
 from ragkit.serve.problems import Problem
@@ -263,11 +264,13 @@ def _needs_whole(key: Key | None) -> None:
         raise Problem(403, f"the key {key.name!r} is bound to a filter, and jobs name documents beyond it")
 
 
-@router.get(
-    "/v1/pages/{reference:path}.png",
-    responses={200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}, **RESPONSES},
-    response_class=Response,
-)
+PNG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+    **RESPONSES,
+}
+
+
+@router.get("/v1/pages/{reference:path}.png", responses=PNG, response_class=Response)
 async def page(
     reference: str,
     service: Serving,
@@ -285,24 +288,51 @@ async def page(
     return Response(png, media_type="image/png")
 
 
+class PageRequest(BaseModel):
+    """What to mark on a page."""
+
+    query: Annotated[str | InputItem, Field(description="a text; or {image}, {text, image} where the index sees pages")]
+    index: str | None = Field(None, description="its name, where the server has several")
+    page: int | None = Field(None, ge=1, le=1_000_000, description="the first with evidence if left out")
+    k: int = Field(1, ge=1, le=50)
+    dpi: int = Field(110, ge=18, le=300)
+    mark: Mark = Field("all", description="heat: only the map of where on a page seen the query was found")
+
+
+@router.post("/v1/pages/{reference:path}.png", responses=PNG, response_class=Response)
+async def page_for(reference: str, asked: PageRequest, service: Serving, key: Asker) -> Response:
+    """The same for a query that is a picture, or a text with one. It changes nothing."""
+    _, found = service.index(asked.index, key)
+    files = {} if isinstance(asked.query, str) else await fetched(urls_of([asked.query]), service.fetcher)
+
+    def drawn() -> bytes:  # the picture is decoded in there too: so few at a time
+        query = query_of(asked.query, files, service.limits)
+        return marked_page(found, reference, key, page=asked.page, query=query, k=asked.k, dpi=asked.dpi, mark=asked.mark)
+
+    return Response(await service.run(drawn), media_type="image/png")
+
+
 def marked_page(
     index: Index,
     reference: str,
     key: Key | None,
     *,
     page: int | None,
-    query: str | None = None,
+    query: Any = None,
     k: int = 1,
     dpi: int = 110,
     mark: Mark = "all",
 ) -> bytes:
-    """PNG. Problem 404 for what is not there, or not for this key."""
+    """PNG. Problem 404 for what is not there, or not for this key; ValueError for a query that the index cannot answer."""
+    nothing = Problem(404, f"there is nothing to show by {reference[:200]!r}")
     try:
-        found = evidence(index, reference, query=query, k=k)
+        found = evidence(index, reference)
     except ValueError as error:
-        raise Problem(404, f"there is nothing to show by {reference[:200]!r}") from error
+        raise nothing from error
     if not sees(index, found.row, key):
-        raise Problem(404, f"there is nothing to show by {reference[:200]!r}")
+        raise nothing
+    if query is not None:
+        found = evidence(index, reference, query=query, k=k)
     numbers = [one.number for one in index.pages(found.row)]
     wanted = page or next(iter((*(found.heat if mark == "heat" else ()), *found.pages)), None)
     if wanted is None or wanted not in numbers:

@@ -11,14 +11,14 @@ import binascii
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ragkit.encode.contract import Encoder, Item, TokenReader
-from ragkit.encode.images import upright_size
+from ragkit.encode.images import upright_rgb, upright_size
 from ragkit.errors import EncodeError
 from ragkit.serve.limits import ServeLimits
 from ragkit.serve.problems import Problem
@@ -40,6 +40,13 @@ class InputItem(BaseModel):
     image: str | None = Field(None, description="base64, a data URI, or a URL where this server fetches any")
     url: str | None = None
     bytes: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_pdf(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "pdf" in given:
+            raise ValueError("PDFs are not embedded here: send their pages as images, or add the file to an index")
+        return given
 
     @model_validator(mode="after")
     def _is_something(self) -> InputItem:
@@ -184,6 +191,20 @@ def picture_of(name: str, one: InputItem, files: dict[str, bytes], limits: Serve
     except Exception as error:  # decoders raise whatever the damage makes of them
         kinds = ", ".join(FORMATS)
         raise Problem(400, f"{name} is no image of {kinds} ({type(error).__name__})", field="input") from None
+
+
+def query_of(given: str | InputItem, files: dict[str, bytes], limits: ServeLimits) -> Any:
+    """What `Index.search` takes: a text, an image, or (text, image). Problem 400 for an image that is none, or too large."""
+    if isinstance(given, str):
+        return given
+    opened = picture_of("the query", given, files, limits)
+    if opened is None:
+        return given.text
+    try:
+        image = upright_rgb(0, opened)
+    except EncodeError as error:
+        raise Problem(400, str(error).replace("input 0", "the query", 1), field="query") from None
+    return image if given.text is None else (given.text, image)
 
 
 def _decoded(name: str, value: str, limits: ServeLimits) -> bytes:

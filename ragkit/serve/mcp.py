@@ -24,7 +24,7 @@ from mcp.types import CallToolResult, ImageContent, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 
 from ragkit import __version__
-from ragkit.cite import hidden_pages
+from ragkit.cite import box_fields, hidden_pages
 from ragkit.errors import RagkitError
 from ragkit.index import Index
 from ragkit.serve.documents import document_fields, marked_page
@@ -59,6 +59,13 @@ class Hidden(BaseModel):
     pages: list[int]
 
 
+class Seen(BaseModel):
+    """A box on a page: x0, y0, x1, y1 in fractions of it, from the top left."""
+
+    page: int
+    relative: list[float]
+
+
 class Passage(BaseModel):
     """A passage that was found. `text` is the document's own words."""
 
@@ -71,6 +78,7 @@ class Passage(BaseModel):
     key: int
     kind: str = Field("chunk", description="page: found by what is seen on it; look at it with get_page_image")
     text: str
+    seen: list[Seen] = Field(default_factory=list, description="where on the page its picture was found; get_page_image shows it")
     unseen: int = Field(0, description="letters taken out that a person does not see")
     hidden: Hidden | None = Field(None, description="text that this document hides from its readers, left out here")
 
@@ -183,7 +191,7 @@ def _add_reading_tools(server: MCPServer[Any], service: Service, *, writable: bo
         page: Annotated[int | None, Field(ge=1)] = None,
         query: Annotated[
             str | None,
-            Field(description="with a source: mark the best passage for this question; with a page's key: where it is"),
+            Field(description="with a source: mark the best passage for this question; with a key: where on its page it is seen"),
         ] = None,
         mark: Annotated[Mark, Field(description="boxes, the map of where on a page seen the question was found, or all")] = "all",
         dpi: Annotated[int, Field(ge=18, le=200)] = 90,
@@ -308,6 +316,7 @@ def _passage(hit: Hit) -> Passage:
         key=hit.key,
         kind=hit.kind,
         text=text,
+        seen=[Seen(page=one["page"], relative=one["relative"]) for one in box_fields(hit.seen)],
         unseen=unseen,
         hidden=_hidden(hit.meta),
     )

@@ -10,16 +10,15 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from ragkit.cite import box_fields, hit_fields
-from ragkit.encode.images import upright_rgb
-from ragkit.errors import EncodeError
 from ragkit.index import Index
 from ragkit.refine import MAXSIM
 from ragkit.retrieve import SCALES
 from ragkit.serve.answers import RESPONSES, Asker, Json, Serving
-from ragkit.serve.inputs import InputItem, fetched, picture_of, urls_of
+from ragkit.serve.inputs import InputItem, fetched, query_of, urls_of
 from ragkit.serve.keys import Key
 from ragkit.serve.problems import Problem
-from ragkit.serve.service import Service, narrowed
+from ragkit.serve.service import narrowed
+from ragkit.store import PAGE_MULTI
 from ragkit.types import Hit, Hits
 
 router = APIRouter(tags=["search"])
@@ -71,6 +70,7 @@ class ReasonFields(BaseModel):
     score: float
     key: int | None = Field(None, description="the page's, where a passage was found through its page's picture")
     share: float = Field(0.0, description="what this adds to the hit's score, before reranking")
+    boxes: list[CitedBox] = Field(default_factory=list, description="where on the page its picture was found, by MaxSim")
 
 
 class Share(BaseModel):
@@ -150,22 +150,8 @@ async def search(asked: SearchRequest, service: Serving, key: Asker) -> Json:
     files = {} if isinstance(asked.query, str) else await fetched(urls_of([asked.query]), service.fetcher)
     with service.spans.within("search", index=name, mode=asked.mode, k=asked.k):
         # Pictures are decoded in there too: so few at a time.
-        fields = await service.run(lambda: _found(index, _query(asked.query, files, service), asked, filters, scorer))
+        fields = await service.run(lambda: _found(index, query_of(asked.query, files, service.limits), asked, filters, scorer))
     return Json({"index": name, **fields})
-
-
-def _query(given: str | InputItem, files: dict[str, bytes], service: Service) -> Any:
-    """What `Index.search` takes: a text, an image, or (text, image). Problem 400 for an image that is none, or too large."""
-    if isinstance(given, str):
-        return given
-    opened = picture_of("the query", given, files, service.limits)
-    if opened is None:
-        return given.text
-    try:
-        image = upright_rgb(0, opened)
-    except EncodeError as error:
-        raise Problem(400, str(error).replace("input 0", "the query", 1), field="query") from None
-    return image if given.text is None else (given.text, image)
 
 
 def check_k(k: int, most: int, *, field: str = "k") -> None:
@@ -214,6 +200,8 @@ def _explained(hit: Hit, asked: SearchRequest, number: int) -> dict[str, Any]:
         }
         for one in why.matches
     ]
+    if why.relevance is None and any(one.space == PAGE_MULTI for one in hit.via):  # found by its words' MaxSim, too
+        why = hit.explain(PAGE_MULTI)
     if why.relevance is not None:
         found = why.relevance
         place = {"page": why.citation.pages[0], "region": list(found.region)}

@@ -16,9 +16,11 @@ from PIL import Image, ImageDraw
 from reportlab.pdfgen.canvas import Canvas
 
 from ragkit import Index
+from ragkit.cite import box_fields, hit_fields
 from ragkit.cli import app
 from ragkit.errors import EncodeError, FingerprintMismatch, RecipeMismatch, StorageError
 from ragkit.refine import fuse_answers
+from ragkit.show import evidence
 from ragkit.testing import HashEncoder
 from ragkit.types import Citation, Hit, Reason, Span
 
@@ -158,6 +160,47 @@ def test_a_page_found_by_its_text_and_by_its_image_is_one_hit_with_both_reasons(
     assert math.isclose(same.score, sum(weight.get(one.space, 1.0) / (15 + one.rank) for one in best.via))
     explained = best.explain()  # of the page, since its text has no multi-vectors
     assert explained.key == spaces["page.multi"].key
+
+
+def test_a_passage_found_by_its_picture_too_says_where_on_the_page(index: Index) -> None:
+    best = index.search("otters red", 1)[0]
+    [page] = index.search("otters red", 1, mode="page.multi")
+    reasons = {reason.space: reason for reason in best.via}
+    assert reasons["page.multi"].boxes == best.seen == page.seen == page.boxes != ()
+    assert all(not why.boxes for space, why in reasons.items() if space != "page.multi")
+    assert set(best.boxes).isdisjoint(best.seen)  # cited by its words' boxes, as ever
+    assert hit_fields(best)["via"][best.via.index(reasons["page.multi"])]["boxes"] == box_fields(page.boxes)
+    assert next(index.stream("otters red")).seen == best.seen
+
+
+def test_a_page_with_a_passage_that_maxsim_found_too_is_explained_in_both_spaces(folder: Path, tmp_path: Path) -> None:
+    reads = HashEncoder(dims=64, multi_dims=32)
+    with Index.open(tmp_path / "both", model=reads, multi=True, chunker="page", pages="all", page_model=SEES) as both:
+        both.add(folder)
+        best = both.search("otters red", 1)[0]
+        reasons = {reason.space: reason for reason in best.via}
+        words, seen = best.explain("chunk.multi"), best.explain("page.multi")
+        assert (best.explain().key, words.relevance) == (best.key, None)
+        assert math.isclose(words.score, reasons["chunk.multi"].score, rel_tol=1e-6)
+        assert (seen.key, seen.citation.boxes) == (reasons["page.multi"].key, best.seen)
+        assert seen.relevance is not None
+        assert math.isclose(seen.relevance.score, reasons["page.multi"].score, rel_tol=1e-6)
+        with pytest.raises(ValueError, match=r"not found by MaxSim in page\.multi"):
+            both.search("otters", 1, mode="text")[0].explain("page.multi")
+
+
+@pytest.mark.parametrize("query", ["red", Image.new("RGB", (64, 64), "red"), ("red", Image.new("RGB", (64, 64), "red"))])
+def test_what_is_shown_by_the_key_of_a_passage_has_the_map_of_its_page(index: Index, query: Any) -> None:
+    passage, page = index.search("otters red", 1)[0], index.search("red", 1, mode="page.multi")[0]
+    assert passage.key != page.key
+    shown = evidence(index, str(passage.key), query=query)
+    assert shown.citations == (index.unit(passage.key)[1],)
+    np.testing.assert_array_equal(shown.heat[1].cells, index.explain(query, page.key).relevance.cells)
+    named = evidence(index, "signals.pdf", query=query)
+    np.testing.assert_array_equal(named.heat[1].cells, shown.heat[1].cells)
+    assert evidence(index, str(passage.key)).heat == {}
+    [unseen] = [hit for hit in index.search("harbour", 5, mode="text") if hit.source == "plain.pdf"]
+    assert list(evidence(index, str(unseen.key), query=query).heat) == [1]  # seen, whether or not it was found so
 
 
 def test_every_page_and_chunk_is_found_once(index: Index) -> None:
@@ -370,7 +413,7 @@ def test_figures_are_ink_that_is_no_word() -> None:
 
 
 def test_pages_are_shown_and_seen_from_the_kept_copy(folder: Path, tmp_path: Path) -> None:
-    from ragkit.show import evidence, page_png
+    from ragkit.show import page_png
 
     with Index.open(tmp_path / "library", model=READS, pages="all", page_model=SEES, keep_sources=True) as index:
         index.add(folder)
@@ -417,6 +460,8 @@ def test_the_command_line_sees_pages(folder: Path, tmp_path: Path, capsys: pytes
     assert hit["kind"] == "page"
     assert "maxsim" in run("explain", library, str(hit["key"]), "red")
     assert "1 boxes" in run("show", library, str(hit["key"]), "--query", "red", "-o", str(png))
+    Image.new("RGB", (64, 64), "green").save(tmp_path / "green.png")
+    assert "signals.pdf, p. 2" in run("show", library, "signals.pdf", "--image", str(tmp_path / "green.png"), "-o", str(png))
     with Image.open(png) as image:
         assert image.size == (733, 978)  # 110 dots an inch
 

@@ -33,6 +33,13 @@ def client(client_of: Callable[..., Any]) -> Any:
     return client_of(Service(models={"hash": ENCODER, "eyes": Eyes()}))
 
 
+def test_a_pdf_is_refused_with_what_to_send_instead(client: Any) -> None:
+    for given in ({"pdf": "JVBERi0="}, [{"pdf": "JVBERi0="}]):
+        refused = client.post("/v1/embeddings", json={"model": "eyes", "input": given})
+        assert refused.status_code == 422
+        assert "send their pages as images" in refused.json()["detail"]
+
+
 def rows(answer: Any) -> np.ndarray:
     return np.array([one["embedding"] for one in answer.json()["data"]], dtype=np.float32)
 

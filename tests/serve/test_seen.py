@@ -19,6 +19,7 @@ pytest.importorskip("reportlab")
 from ragkit import Index
 from ragkit.cite import hit_fields
 from ragkit.heat import heat_map
+from ragkit.serve.limits import ServeLimits
 from ragkit.serve.service import Service
 from ragkit.show import evidence
 from tests.index.test_pages import built, papers_in
@@ -124,6 +125,75 @@ def test_a_page_is_shown_with_boxes_with_its_map_or_plain(client: Any, index: In
     np.testing.assert_array_equal(found.cells, explained.relevance.cells)
     for wrong in ({"mark": "heat"}, {"mark": "heat", "query": "red", "page": 3}, {"mark": "loud"}):
         assert client.get(f"/v1/pages/{hit['key']}.png", params=wrong).status_code in (400, 422), wrong
+
+
+def test_a_page_is_shown_for_a_picture_and_for_a_text_with_one(client: Any, index: Index) -> None:
+    [hit] = searched(client, mode="pages", k=1)
+    plain = pixels(client.get(f"/v1/pages/{hit['key']}.png", params={"mark": "none", "dpi": 72}).content)
+    page, image = Image.fromarray(plain.astype(np.uint8)), picture("red")
+    by_words = pixels(client.get(f"/v1/pages/{hit['key']}.png", params={"query": "red", "mark": "heat", "dpi": 72}).content)
+    for query, body in (
+        (image, {"image": sent(image)}),
+        (("otters", image), {"text": "otters", "image": sent(image)}),
+        ("red", "red"),
+    ):
+        asked = {"query": body, "mark": "heat", "dpi": 72}
+        for reference in (hit["key"], "signals.pdf"):
+            answer = client.post(f"/v1/pages/{reference}.png", json=asked)
+            assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png"), answer.text
+            expected = heat_map(page, index.explain(query, hit["key"]).relevance)
+            np.testing.assert_array_equal(pixels(answer.content), np.asarray(expected).astype(int))
+        assert (pixels(answer.content) != by_words).any() == (body != "red")
+
+
+def test_pictures_for_a_page_have_the_limits_of_those_for_embeddings(client: Any, index: Index, tmp_path: Path) -> None:
+    [hit] = searched(client, mode="pages", k=1)
+    limits = ServeLimits(input_bytes=1000)
+    with application(Service({"library": index}, limits=limits)) as narrow:
+        large = {"query": {"image": base64.b64encode(bytes(1001)).decode()}}
+        for path, body in ((f"/v1/pages/{hit['key']}.png", large), ("/v1/search", large)):
+            refused = narrow.post(path, json=body)
+            assert (refused.status_code, refused.json()["code"]) == (400, "INPUT_TOO_LARGE")
+    for query, status in (({"image": "!!!"}, 400), ({"image": "https://example.com/a.png"}, 400), ({}, 422), (None, 422)):
+        assert client.post(f"/v1/pages/{hit['key']}.png", json={"query": query}).status_code == status, query
+    for more, status in (({"k": 51}, 422), ({"dpi": 301}, 422), ({"page": 99}, 404), ({"index": "other"}, 404)):
+        assert client.post(f"/v1/pages/{hit['key']}.png", json={"query": "red", **more}).status_code == status, more
+    assert client.post("/v1/pages/nothing.png", json={"query": "red"}).status_code == 404
+    with Index.open(tmp_path / "blind", model="hash:32") as blind:
+        blind.add(Path(index.path).with_name("papers") / "signals.pdf")
+        with application(Service({"blind": blind})) as asked:
+            refused = asked.post("/v1/pages/signals.pdf.png", json={"query": {"image": sent(picture("red"))}})
+            assert refused.status_code == 400
+            assert "picture" in refused.json()["detail"]
+
+
+def test_a_passage_found_by_its_picture_too_carries_where_on_the_page(client: Any, index: Index) -> None:
+    pytest.importorskip("mcp")
+    [hit] = searched(client, query="red otters", k=1, explain=True)
+    [page] = searched(client, query="red otters", mode="pages", k=1)
+    assert (hit["kind"], page["kind"]) == ("chunk", "page")
+    assert next(one["boxes"] for one in hit["via"] if one["space"] == "page.multi") == page["citation"]["boxes"]
+    assert hit["heat"]["page"] == 1
+    import mcp
+
+    from ragkit.serve.mcp import make_server
+
+    async def run() -> None:
+        async with mcp.Client(make_server(Service({"library": index}))) as client:
+            answer = await client.call_tool("search", {"query": "red otters", "k": 1})
+            [found] = answer.structured_content["passages"]
+            assert found["seen"] == [{"page": 1, "relative": one["relative"]} for one in page["citation"]["boxes"]]
+            asked = {"reference": str(found["key"]), "query": "red", "mark": "heat", "dpi": 72}  # by the passage's own key
+            shown = pixels(base64.b64decode((await client.call_tool("get_page_image", asked)).content[1].data))
+            assert ((shown[..., 0] - shown[..., 2]) > 20).sum() > 100
+
+    asyncio.run(run())
+    for name in ("langchain", "llama_index", "haystack"):
+        pytest.importorskip(f"ragkit.integrations.{name}")
+    from ragkit.integrations.common import metadata
+
+    [found] = index.search("red otters", 1)
+    assert metadata(found)["citation"]["seen"] == page["citation"]["boxes"]
 
 
 def test_mcp_finds_pages_and_shows_what_was_found(index: Index) -> None:
