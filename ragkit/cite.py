@@ -104,7 +104,9 @@ def without_hidden(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hides(meta: Mapping[str, Any]) -> bool:
     """Whether "hidden" is the loader's and not a field of the user's own."""
-    return isinstance(meta.get("hidden_characters"), int) and isinstance(meta.get(HIDDEN), list)
+    told = meta.get(HIDDEN)
+    pages = isinstance(told, list) and all(isinstance(one, Mapping) and isinstance(one.get("page"), int) for one in told)
+    return pages and isinstance(meta.get("hidden_characters"), int)
 
 
 def hit_fields(hit: Hit) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from ragkit.serve.keys import Key
+from ragkit.serve.problems import Problem
 from ragkit.serve.service import Service
 
 
@@ -88,7 +89,11 @@ def _service(request: Request) -> Service:
 
 
 def _key(request: Request) -> Key | None:
-    return cast("Key | None", getattr(request.state, "key", None))
+    """Whose request it is, as the gate found. Problem 401 where it found nobody and the server has keys: it never means all."""
+    key = cast("Key | None", getattr(request.state, "key", None))
+    if key is None and _service(request).keys:
+        raise Problem(401, "this server needs a key")
+    return key
 
 
 Serving = Annotated[Service, Depends(_service)]

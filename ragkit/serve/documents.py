@@ -187,8 +187,8 @@ def document_fields(index: Index, id: str, key: Key | None, start: int, end: int
 
 
 def visible(index: Index, id: str, key: Key | None) -> DocumentRow:
-    """The one document of that name that a key sees. Problem 404."""
-    rows = [row for row in index.find(id) if sees(index, row, key)]
+    """The one document of that name that a key sees. Problem 404. Where it lies on this machine is no name of it here."""
+    rows = [row for row in index.find(id) if row.source == id and sees(index, row, key)]
     if len(rows) != 1:
         raise Problem(404, f"there is no document {id[:200]!r}" if not rows else f"{id[:200]!r} names several documents")
     return rows[0]
@@ -204,11 +204,11 @@ def sees(index: Index, row: DocumentRow, key: Key | None) -> bool:
 
 @router.delete("/v1/documents/{id:path}", responses={200: {"model": Deleted}, **RESPONSES}, response_class=Json)
 async def delete(id: str, service: Serving, key: Asker, index: IndexName = None) -> Json:
-    """Delete a document."""
-    name, found = service.index(index, key)
+    """Delete a document, and the file that was sent of it."""
+    name, _ = service.index(index, key)
     if name not in service.jobs:
         raise Problem(403, f"this server changes nothing in {name}")
-    count = await service.run(found.delete, id)
+    count = await service.run(service.jobs[name].delete, id)
     if not count:
         raise Problem(404, f"there is no document {id[:200]!r}")
     return Json({"deleted": count})
@@ -284,7 +284,8 @@ async def page(
 ) -> Response:
     """A page with the evidence marked. `reference` is the key of a hit, or a document's id."""
     _, found = service.index(index, key)
-    png = await service.run(marked_page, found, reference, key, page=page, query=query, k=k, dpi=dpi, mark=mark)
+    wanted = None if query is None else query_of(query, {}, service.limits)
+    png = await service.run(marked_page, found, reference, key, page=page, query=wanted, k=k, dpi=dpi, mark=mark)
     return Response(png, media_type="image/png")
 
 
@@ -303,7 +304,7 @@ class PageRequest(BaseModel):
 async def page_for(reference: str, asked: PageRequest, service: Serving, key: Asker) -> Response:
     """The same for a query that is a picture, or a text with one. It changes nothing."""
     _, found = service.index(asked.index, key)
-    files = {} if isinstance(asked.query, str) else await fetched(urls_of([asked.query]), service.fetcher)
+    files = {} if isinstance(asked.query, str) else await fetched(urls_of([asked.query]), service.fetcher, service.limits)
 
     def drawn() -> bytes:  # the picture is decoded in there too: so few at a time
         query = query_of(asked.query, files, service.limits)
@@ -329,7 +330,7 @@ def marked_page(
         found = evidence(index, reference)
     except ValueError as error:
         raise nothing from error
-    if not sees(index, found.row, key):
+    if not (reference.isdecimal() or found.row.source == reference) or not sees(index, found.row, key):
         raise nothing
     if query is not None:
         found = evidence(index, reference, query=query, k=k)

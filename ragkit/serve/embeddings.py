@@ -100,7 +100,7 @@ async def embed(request: Request, asked: EmbeddingRequest, service: Serving) -> 
     _check(asked, encoder.card, inputs, openai=dialect_of(request.headers, asked.model_fields_set) == "openai")
     with batcher.admitted(), refusals():
         kind = _kind(asked, encoder, inputs)
-        files = await fetched(urls_of(inputs), service.fetcher)
+        files = await fetched(urls_of(inputs), service.fetcher, limits)
         truncate = bool(asked.truncate)
         prepared: Prepared = await batcher.tokenised(
             lambda: prepare(inputs, files, encoder, task=kind.task, limits=limits, truncate=truncate or kind.late)

@@ -220,6 +220,10 @@ def _check_local(headers: Mapping[str, str]) -> None:
             )
         if name == "origin" and value and not host:
             raise Problem(403, "requests of another site's page are refused")
+    # Images and scripts that a page of another site loads name no origin. A link that the reader follows is the reader's.
+    followed = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+    if headers.get("sec-fetch-site") == "cross-site" and "origin" not in headers and not followed:
+        raise Problem(403, "requests of another site's page are refused")
 
 
 def _without_port(host: str) -> str:

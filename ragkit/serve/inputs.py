@@ -119,11 +119,20 @@ def _is_url(value: str) -> bool:
     return value[:8].lower().startswith(("http://", "https://"))
 
 
-async def fetched(urls: Sequence[str], fetcher: Fetcher | None) -> dict[str, bytes]:
-    """The files behind the URLs. Problem where fetching is switched off, or one is refused."""
+async def fetched(urls: Sequence[str], fetcher: Fetcher | None, limits: ServeLimits) -> dict[str, bytes]:
+    """The files behind the URLs, together no larger than a body may be. Problem where fetching is switched off, or one is
+    refused."""
     if urls and fetcher is None:
         raise Problem(400, "this server fetches no URLs: send the image itself, as base64", field="input")
-    return {url: await fetcher.fetch(url) for url in dict.fromkeys(urls)} if fetcher is not None else {}
+    if fetcher is None:
+        return {}
+    files: dict[str, bytes] = {}
+    for url in dict.fromkeys(urls):
+        files[url] = await fetcher.fetch(url)
+        if sum(map(len, files.values())) > limits.body_bytes:
+            told = f"the images of one request are over {limits.body_bytes:,} bytes"
+            raise Problem(400, told, code="INPUT_TOO_LARGE", field="input")
+    return files
 
 
 def prepare(
@@ -194,7 +203,12 @@ def picture_of(name: str, one: InputItem, files: dict[str, bytes], limits: Serve
 
 
 def query_of(given: str | InputItem, files: dict[str, bytes], limits: ServeLimits) -> Any:
-    """What `Index.search` takes: a text, an image, or (text, image). Problem 400 for an image that is none, or too large."""
+    """What `Index.search` takes: a text, an image, or (text, image). Problem 400 for an image that is none, or too large, and
+    for a text that is too long."""
+    text = given if isinstance(given, str) else given.text
+    if text is not None and len(text) > limits.query_characters:
+        told = f"the query has {len(text):,} characters, over this server's {limits.query_characters:,}"
+        raise Problem(400, told, code="INPUT_TOO_LONG", field="query")
     if isinstance(given, str):
         return given
     opened = picture_of("the query", given, files, limits)

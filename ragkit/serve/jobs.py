@@ -73,6 +73,7 @@ class Jobs:
             one.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._jobs = self._read()
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._placing = threading.Lock()  # files among those that were sent
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -102,18 +103,31 @@ class Jobs:
     def submit_files(self, files: Sequence[tuple[str, BinaryIO]]) -> Job:
         """Add files that were sent. A file of the same name takes the former one's place."""
         job = self._new()
-        for name, content in files:
-            shown = clean_name(name)
-            path = self._files / f"{hashlib.sha256(shown.encode()).hexdigest()[:32]}{_suffix(shown)}"
-            new = path.with_name(f"{path.name}.{job.id}.part")
-            with new.open("wb") as file:
-                while piece := content.read(1 << 20):
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(path)
-            job.files.append((shown, str(path)))
-        return self._submit(job)
+        with self._placing:
+            for name, content in files:
+                shown = clean_name(name)
+                path = self._path(shown)
+                new = path.with_name(f"{path.name}.{job.id}.part")
+                with new.open("wb") as file:
+                    while piece := content.read(1 << 20):
+                        file.write(piece)
+                    file.flush()
+                    os.fsync(file.fileno())
+                new.replace(path)
+                job.files.append((shown, str(path)))
+            return self._submit(job)
+
+    def delete(self, name: str) -> int:
+        """Delete the documents of that source, or all of the file that was sent under that name, and the file, unless it was sent
+        again meanwhile; returns how many. Where documents lie on this machine is no name of theirs here."""
+        found = [row.identity for row in self._index.find(name) if row.source == name]
+        count = self._index.delete(found if found or name.startswith(("/", "~")) else name)
+        sent = self._path(name)
+        with self._placing:
+            wanted = {path for job in list(self._jobs.values()) if job.state not in DONE for _, path in job.files}
+            if count and str(sent) not in wanted:
+                sent.unlink(missing_ok=True)
+        return count
 
     def get(self, id: str) -> Job | None:
         return self._jobs.get(id)
@@ -142,7 +156,7 @@ class Jobs:
                 return
             except Exception as error:
                 log.exception("job %s failed", job.id)
-                job.error, job.state = str(problem_of(error)), "failed"
+                job.error, job.state = str(problem_of(error, folders={str(self._index.path): self._name})), "failed"
             job.finished = time.time()
             self._save(job)
             self._records(job).unlink(missing_ok=True)
@@ -172,6 +186,10 @@ class Jobs:
             raise _Stopped
 
     # On the disk
+
+    def _path(self, name: str) -> Path:
+        """Where a file lies that was sent under that name."""
+        return self._files / f"{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}{_suffix(name)}"
 
     def _records(self, job: Job) -> Path:
         return self._folder / f"{job.id}.documents"

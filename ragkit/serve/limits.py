@@ -19,6 +19,8 @@ class ServeLimits:
     input_bytes: int = 8_000_000  # of one image, decoded from base64, or fetched
     inputs: int = 2048  # of a request for embeddings or reranking
     tokens: int = 300_000  # of all inputs of a request
+    query_characters: int = 100_000  # of a search's text; words are looked for one by one
+    answer_characters: int = 20_000_000  # of the passages of one answer, widened ones too
     k: int = 1000
     filter_depth: int = 10
     seconds: float = 60.0  # from the last byte of a request to the first of its answer

@@ -98,8 +98,11 @@ def dialect_of(headers: Mapping[str, str], body: Any = None) -> str:
     return "openai" if sdk or fields & OPENAI_FIELDS else "jina"
 
 
-def problem_of(error: Exception) -> Problem:
-    """What the rest of ragkit raises, as an answer. What is not known to be the client's doing is a 500 without its text."""
+def problem_of(error: Exception, *, folders: Mapping[str, str] | None = None) -> Problem:
+    """What the rest of ragkit raises, as an answer. What is not known to be the client's doing is a 500 without its text.
+
+    folders: names to say for paths of the server's disk.
+    """
     if isinstance(error, Problem):
         return error
     if isinstance(error, InputTooLong):
@@ -109,7 +112,10 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, (StorageError, MissingExtra)):  # their messages name folders, and what to do there
         return Problem(503, "the index or the installation needs its keeper's care; the server's log says more")
     if isinstance(error, (RagkitError, ValueError, TypeError)):
-        return Problem(400, str(error))
+        told = str(error)
+        for folder, name in (folders or {}).items():
+            told = told.replace(folder, name)
+        return Problem(400, told)
     return Problem(500, "the server failed; its log says more", code="INTERNAL_ERROR")
 
 

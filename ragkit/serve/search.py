@@ -16,6 +16,7 @@ from ragkit.retrieve import SCALES
 from ragkit.serve.answers import RESPONSES, Asker, Json, Serving
 from ragkit.serve.inputs import InputItem, fetched, query_of, urls_of
 from ragkit.serve.keys import Key
+from ragkit.serve.limits import ServeLimits
 from ragkit.serve.problems import Problem
 from ragkit.serve.service import narrowed
 from ragkit.store import PAGE_MULTI
@@ -147,10 +148,10 @@ async def search(asked: SearchRequest, service: Serving, key: Asker) -> Json:
         raise Problem(400, "expand to a page or section, or by before and after: not both", field="expand")
     filters = narrowed(asked.filters, key, depth=service.limits.filter_depth)
     scorer = service.rerankers.get(asked.rerank or "", asked.rerank)
-    files = {} if isinstance(asked.query, str) else await fetched(urls_of([asked.query]), service.fetcher)
+    files = {} if isinstance(asked.query, str) else await fetched(urls_of([asked.query]), service.fetcher, service.limits)
     with service.spans.within("search", index=name, mode=asked.mode, k=asked.k):
         # Pictures are decoded in there too: so few at a time.
-        fields = await service.run(lambda: _found(index, query_of(asked.query, files, service.limits), asked, filters, scorer))
+        fields = await service.run(_found, index, asked, files, filters, scorer, service.limits)
     return Json({"index": name, **fields})
 
 
@@ -159,9 +160,16 @@ def check_k(k: int, most: int, *, field: str = "k") -> None:
         raise Problem(400, f"{field} is at most {most} here, got {k}", field=field)
 
 
-def _found(index: Index, query: Any, asked: SearchRequest, filters: Mapping[str, Any] | None, scorer: Any) -> dict[str, Any]:
+def _found(
+    index: Index,
+    asked: SearchRequest,
+    files: dict[str, bytes],
+    filters: Mapping[str, Any] | None,
+    scorer: Any,
+    limits: ServeLimits,
+) -> dict[str, Any]:
     hits: Hits = index.search(
-        query,
+        query_of(asked.query, files, limits),
         asked.k,
         mode=asked.mode,
         filters=filters,
@@ -169,15 +177,20 @@ def _found(index: Index, query: Any, asked: SearchRequest, filters: Mapping[str,
         min_score=asked.min_score,
         group_by=asked.group_by,
         weights=asked.weights,
-        phrasings=asked.phrasings,
+        phrasings=[query_of(one, {}, limits) for one in asked.phrasings],
         diversity=asked.diversity,
         rerank=scorer,
         candidates=asked.candidates,
         degraded=asked.degraded,
     )
-    told = []
+    told, characters = [], 0
     for number, hit in enumerate(hits):
         wide = hit.expand(asked.expand, before=asked.before, after=asked.after)
+        characters += len(wide.text)
+        if characters > limits.answer_characters:
+            raise Problem(
+                400, f"the hits have over {limits.answer_characters:,} characters: ask for fewer, or widen them less", field="k"
+            )
         told.append(hit_fields(wide) | (_explained(hit, asked, number) if asked.explain else {}))
     return {"hits": told, "missing": list(hits.missing)}
 

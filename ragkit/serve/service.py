@@ -136,7 +136,7 @@ class Service:
         except Problem:
             raise
         except Exception as error:
-            problem = problem_of(error)
+            problem = problem_of(error, folders={str(index.path): name for name, index in self.indexes.items()})
             if problem.status >= 500:
                 raise
             raise problem from error

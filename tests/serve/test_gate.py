@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
+from ragkit import Index
 from ragkit.encode.contract import Encoding
+from ragkit.serve.app import create_app
 from ragkit.serve.keys import Key, add_key, key_from_secret, key_of, read_keys, remove_key
 from ragkit.serve.limits import ServeLimits
 from ragkit.serve.run import check_host
 from ragkit.serve.service import Service
 from ragkit.testing import HashEncoder
-from tests.serve.conftest import served
+from tests.serve.conftest import served, testclient
 from tests.serve.test_batching import Held
 from tests.serve.test_search import keyed
 
@@ -95,6 +97,31 @@ def test_without_keys_only_this_machine_is_answered(client_of: Callable[..., Any
     for origin in ("https://evil.example", "null", "http://localhost.evil"):
         assert client.post("/v1/embeddings", json=BODY, headers={"Origin": origin}).status_code == 403, origin
     assert client.post("/v1/embeddings", json=BODY, headers={"Origin": "http://localhost:3000"}).status_code == 200
+    image = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}  # names no origin
+    assert client.get("/v1/models", headers=image).status_code == 403
+    assert client.get("/v1/models", headers=image | {"Sec-Fetch-Site": "same-site"}).status_code == 200
+    assert client.get("/v1/models", headers=image | {"Origin": "http://localhost:3000"}).status_code == 200
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert client.get("/v1/models", headers=link).status_code == 200
+    assert client.get("/v1/models", headers=link | {"Sec-Fetch-Dest": "iframe"}).status_code == 403
+
+
+def test_a_request_that_no_gate_judged_is_nobodys(tmp_path: Path) -> None:
+    with Index.open(tmp_path / "library", model="hash:32") as index:
+        app = create_app(Service({"library": index}, keys=[keyed("reader")[0]])).app
+
+        async def ungated(scope: Any, receive: Any, send: Any) -> None:
+            scope.setdefault("state", {})["request_id"] = "none"
+            await app(scope, receive, send)
+
+        with testclient.TestClient(ungated, base_url="http://localhost") as bare:
+            assert bare.post("/v1/search", json={"query": "a"}).status_code == 401
+            assert bare.get("/v1/documents").status_code == 401
+            pytest.importorskip("mcp")
+            call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "status", "arguments": {}}}
+            told = bare.post("/mcp", json=call, headers={"Accept": "application/json, text/event-stream"}).json()["result"]
+            assert told["isError"]
+            assert "needs a key" in told["content"][0]["text"]
 
 
 def test_the_server_listens_elsewhere_only_with_a_key() -> None:

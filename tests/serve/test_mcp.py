@@ -71,6 +71,17 @@ def test_letters_that_nobody_sees_are_told_and_taken_out(index: Index) -> None:
     within(index, test)
 
 
+def test_metadata_that_only_looks_like_a_loaders_breaks_no_search(index: Index) -> None:
+    for number, forged in enumerate(([1], [{}], [{"page": "x"}], ["page"])):
+        index.add([{"id": f"forged {number}", "text": "Walruses nap.", "meta": {"hidden": forged, "hidden_characters": 3}}])
+
+    async def test(client: Any) -> None:
+        answer = await client.call_tool("search", {"query": "walruses nap", "k": 4})
+        assert [one["hidden"] for one in answer.structured_content["passages"]] == [None] * 4
+
+    within(index, test)
+
+
 def test_documents_are_read_in_parts_and_status_counts(index: Index) -> None:
     async def test(client: Any) -> None:
         part = (await client.call_tool("get_document", {"source": "otter", "start": 3, "length": 6})).structured_content

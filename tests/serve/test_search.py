@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -273,3 +274,64 @@ def test_a_keys_index_is_its_only_one(index: Index, tmp_path: Path, client_of: C
         assert client.post("/v1/search", json={"query": "secret", "index": "other"}, headers=headers).status_code == 403
         assert client.post("/v1/search", json={"query": "secret"}, headers=headers).json()["index"] == "library"
         assert [one["name"] for one in client.get("/v1/indexes", headers=headers).json()["data"]] == ["library"]
+
+
+def test_documents_have_no_other_name_than_their_source(index: Index, client: Any, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "folder" / "secret.md"
+    path.write_text("# Plans\n\nNobody knows.")
+    index.add(path)
+    [row] = index.find(str(path))
+    for name in (str(path), f"/{path}", row.identity):
+        assert client.get(f"/v1/documents/{name}").status_code == 404, name
+        assert client.get(f"/v1/pages/{name}.png", params={"query": "plans"}).status_code == 404, name
+        assert client.delete(f"/v1/documents/{name}").status_code == 404, name
+    assert client.get(f"/v1/documents/{row.source}").status_code == 200
+    assert client.delete(f"/v1/documents/{row.source}").json() == {"deleted": 1}
+    assert path.exists()
+
+
+def test_a_deleted_documents_file_is_deleted_too_unless_it_was_sent_again(client: Any, tmp_path: Path) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("one.md", "# One\n\nRivers.")
+        file.writestr("two.md", "# Two\n\nLakes.")
+
+    def sent(name: str, content: bytes) -> list[Path]:
+        finished(client, client.post("/v1/documents/files", files=[("files", (name, content))]).json())
+        return [path for path in (tmp_path / "state" / "files").iterdir() if path.is_file()]
+
+    [page] = sent("birds.md", b"# Birds\n\nSwifts sleep on the wing.")
+    assert client.delete("/v1/documents/birds.md").json() == {"deleted": 1}
+    assert not page.exists()
+    [whole] = sent("both.zip", archive.getvalue())
+    one = next(row["id"] for row in client.get("/v1/documents").json()["data"] if row["id"].startswith("both.zip"))
+    assert client.delete(f"/v1/documents/{one.replace('#', '%23')}").json() == {"deleted": 1}
+    assert whole.exists()
+    assert client.delete("/v1/documents/both.zip").json() == {"deleted": 1}
+    assert not whole.exists()
+
+
+@pytest.mark.parametrize("body", [{"query": "a" * 101}, {"query": {"text": "a" * 101}}, {"query": "a", "phrasings": ["a" * 101]}])
+def test_a_query_over_the_limit_is_refused(index: Index, client_of: Callable[..., Any], body: dict[str, Any]) -> None:
+    client = client_of(Service({"library": index}, limits=ServeLimits(query_characters=100)))
+    refused = client.post("/v1/search", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (400, "INPUT_TOO_LONG")
+    assert client.get("/v1/pages/otter.png", params={"query": "a" * 101}).json()["code"] == "INPUT_TOO_LONG"
+
+
+def test_hits_that_are_widened_beyond_an_answer_are_refused(index: Index, client_of: Callable[..., Any]) -> None:
+    client = client_of(Service({"library": index}, limits=ServeLimits(answer_characters=300)))
+    assert client.post("/v1/search", json={"query": QUERY, "k": 2}).status_code == 200
+    refused = client.post("/v1/search", json={"query": QUERY, "k": 20, "expand": "section"})
+    assert refused.status_code == 400
+    assert "ask for fewer" in refused.json()["detail"]
+
+
+def test_errors_name_no_folder_of_the_server(index: Index, client_of: Callable[..., Any], tmp_path: Path) -> None:
+    def broken(query: str, texts: list[str]) -> list[float]:
+        raise ValueError(f"{index.path} has no unit 7")
+
+    client = client_of(Service({"library": index}, rerankers={"broken": broken}))
+    refused = client.post("/v1/search", json={"query": QUERY, "rerank": "broken"})
+    assert (refused.status_code, refused.json()["detail"]) == (400, "library has no unit 7")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import ssl
 import subprocess
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from ragkit.serve.inputs import fetched
+from ragkit.serve.limits import ServeLimits
 from ragkit.serve.problems import Problem
 from ragkit.serve.urls import Fetcher, checked_host, is_public
 
@@ -198,7 +201,7 @@ class Site(http.server.BaseHTTPRequestHandler):
                 time.sleep(0.05)
                 self.wfile.write(b"X")
             return
-        content = b"x" * 5000 if self.path == "/large.png" else b"PNG"
+        content = b"x" * 5000 if self.path.startswith("/large.png") else b"PNG"
         self.send_response(404 if self.path == "/missing.png" else 200)
         self.send_header("Content-Type", "text/html" if self.path == "/page" else "image/png")
         self.send_header("Content-Length", str(len(content)))
@@ -250,6 +253,18 @@ def test_each_redirect_is_judged_and_answers_are_limited(site: tuple[int, Path],
     with pytest.raises(Problem) as refused:
         fetcher_for(site, most_bytes=1000).get(f"https://example.com{path}")
     assert refused.value.code == "INPUT_URL_REFUSED"
+
+
+def test_the_images_of_one_request_are_together_no_larger_than_a_body(site: tuple[int, Path]) -> None:
+    urls = [f"https://example.com/large.png?{number}" for number in range(3)]
+    for most, fits in ((15_000, True), (14_999, False)):
+        work = fetched(urls, fetcher_for(site), ServeLimits(body_bytes=most))
+        if fits:
+            assert [len(one) for one in asyncio.run(work).values()] == [5000] * 3
+        else:
+            with pytest.raises(Problem) as refused:
+                asyncio.run(work)
+            assert refused.value.code == "INPUT_TOO_LARGE"
 
 
 def test_a_certificate_for_another_name_is_refused(site: tuple[int, Path]) -> None:
