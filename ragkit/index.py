@@ -1071,7 +1071,7 @@ class Index:
         return next((one.key for one in self._catalog.units_of(row.id) if most is not None and one.page == most.number), None)
 
     def _unit(self, key: int) -> tuple[UnitRow, DocumentRow]:
-        unit = self._catalog.known_units([key]).get(key)
+        unit = self._catalog.known_units([key]).get(key) if -(2**63) <= key < 2**63 else None
         row = None if unit is None else self._catalog.known_documents([unit.document]).get(unit.document)
         if unit is None or row is None or row.deleted is not None:
             raise ValueError(f"{self.path} has no unit {key}; it may have been deleted or replaced since")

@@ -45,7 +45,8 @@ class InputItem(BaseModel):
     @classmethod
     def _is_no_pdf(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and "pdf" in given:
-            raise ValueError("PDFs are not embedded here: send their pages as images, or add the file to an index")
+            told = "PDFs are not embedded here: send their pages as images, or add the file to an index"
+            raise Problem(422, told, field="input")  # no ValueError, which would come with what else an input could be
         return given
 
     @model_validator(mode="after")

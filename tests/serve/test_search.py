@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -274,6 +275,11 @@ def test_a_keys_index_is_its_only_one(index: Index, tmp_path: Path, client_of: C
         assert client.post("/v1/search", json={"query": "secret", "index": "other"}, headers=headers).status_code == 403
         assert client.post("/v1/search", json={"query": "secret"}, headers=headers).json()["index"] == "library"
         assert [one["name"] for one in client.get("/v1/indexes", headers=headers).json()["data"]] == ["library"]
+
+
+@pytest.mark.parametrize("key", ["9" * 19, "9" * 23, "9" * 5000, "٣", "-1", "\0"])
+def test_a_key_that_no_unit_can_have_is_a_404(client: Any, key: str) -> None:
+    assert client.get(f"/v1/pages/{quote(key)}.png").status_code == 404
 
 
 def test_documents_have_no_other_name_than_their_source(index: Index, client: Any, tmp_path: Path) -> None:
