@@ -42,7 +42,7 @@ NO_PAGES = "this index has no page images. Make one that has: Index.open(path, p
 RRF = 15.0  # for answers to several phrasings; the paper's 60 is worse on both collections tried (docs/decisions/0004-fusion.md)
 NO_MULTI = "this index keeps no multi-vectors for MaxSim. Make one that does: Index.open(path, multi=True)"
 DEPTH = 100  # candidates per space before fusing, at least; the first so many tell what scores are usual for a query
-SHARPNESS = 4.0  # how soon below the mean a share is nothing; between 1 and 8 nothing changes
+SHARPNESS = 4.0  # how soon below the mean a share is nothing; 2 or 4 changes nothing (docs/decisions/0004-fusion.md)
 SCALES = {DENSE: "cosine", LEXICAL: "bm25", MULTI: "maxsim", PAGE_DENSE: "cosine", PAGE_MULTI: "maxsim"}
 OF_PAGES = (PAGE_DENSE, PAGE_MULTI)
 MODES = {
