@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ragkit.encode.contract import Encoder, Encoding
 from ragkit.encode.texts import split_item
@@ -16,8 +16,12 @@ from ragkit.ragged import unit_rows
 from ragkit.retrieve import OF_PAGES, SearchOptions
 from ragkit.store import LEXICAL
 
-Image = Any  # PIL.Image.Image
-Query = Any  # str, an Image, or (str, Image)
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Query: TypeAlias = str | Image | tuple[str, Image]
+else:  # Pillow is there where something sees
+    Image = Query = Any
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,9 +41,13 @@ class Asked:
 
 
 def is_one(query: Any) -> bool:
-    """Whether it is one query, and not a list or tuple of them."""
-    pair = isinstance(query, tuple) and len(query) == 2 and isinstance(query[0], str) and not isinstance(query[1], (str, tuple))
-    return pair or not isinstance(query, (list, tuple))
+    """Whether it is one query, and not a list or tuple of them. TypeError for a pair the wrong way round."""
+    if isinstance(query, tuple) and len(query) == 2 and isinstance(query[0], str) != isinstance(query[1], str):
+        other = query[1] if isinstance(query[0], str) else query[0]
+        if not isinstance(query[0], str) and not isinstance(other, tuple):
+            raise TypeError("a pair is (text, picture), and this is the other way round; for two queries pass a list")
+        return not isinstance(other, tuple)
+    return not isinstance(query, (list, tuple))
 
 
 def asked(queries: Iterable[Query]) -> Asked | None:
@@ -56,22 +64,24 @@ def asked(queries: Iterable[Query]) -> Asked | None:
 
 
 def answerable(options: SearchOptions, queries: Asked, *, texts: Encoder, pages: Encoder | None) -> SearchOptions:
-    """The options without the spaces that cannot answer queries of this form; ValueError where none is left."""
+    """The options without the spaces that cannot answer queries of this form; ValueError where nothing looks at the pictures."""
     if queries.images is None:
         return options
     seen = {space for space in options.available if space in OF_PAGES and pages and "image" in pages.card.query_modalities}
     sees = queries.spoken or "image" in texts.card.query_modalities
     kept = {space for space in options.available if space not in OF_PAGES and (queries.spoken if space == LEXICAL else sees)}
-    try:
-        narrowed = replace(options, available=tuple(space for space in options.available if space in seen | kept))
-    except ValueError:
-        narrowed = None
-    if narrowed is None:
+    looking = seen if queries.spoken else seen | kept
+    if not looking:
         raise ValueError(
-            f"a picture cannot be searched for with mode={options.mode!r} here: its model sees none. "
+            "a picture cannot be searched for here: no model of this index sees it. "
             "Ask with words, or make an index with pages='auto' and a page_model that takes pictures as queries"
         )
-    return narrowed
+    if not looking & set(options.spaces):
+        raise ValueError(
+            f"a picture cannot be searched for with mode={options.mode!r}{' and these weights' if options.weights else ''}: "
+            f"{' and '.join(sorted(looking))} would look at it. Ask with mode='hybrid' or 'pages', or with words"
+        )
+    return replace(options, available=tuple(space for space in options.available if space in seen | kept))
 
 
 def encode_queries(encoder: Encoder, items: Sequence[Query], *, task: str | None, dims: int | None) -> Encoding:
@@ -82,8 +92,9 @@ def encode_queries(encoder: Encoder, items: Sequence[Query], *, task: str | None
     except TypeError:
         if not pairs:
             raise
+    split: Sequence[Any] = items
     halves = [
-        encoder.encode_query([item[at] for item in items], task=task, truncate_dim=dims, truncate=True).dense for at in (0, 1)
+        encoder.encode_query([item[at] for item in split], task=task, truncate_dim=dims, truncate=True).dense for at in (0, 1)
     ]
     if halves[0] is None or halves[1] is None:
         raise ValueError(f"{encoder.card.name} takes no text and picture together")

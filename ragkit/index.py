@@ -584,7 +584,7 @@ class Index:
     @overload
     def search(
         self,
-        query: str,
+        query: Query,
         k: int = 10,
         *,
         mode: str = "hybrid",
@@ -605,7 +605,7 @@ class Index:
     @overload
     def search(
         self,
-        query: list[str] | tuple[str, ...],
+        query: list[Any] | tuple[str, ...],
         k: int = 10,
         *,
         mode: str = "hybrid",
@@ -625,7 +625,7 @@ class Index:
     ) -> list[Hits]: ...
     def search(
         self,
-        query: str | list[str] | tuple[str, ...],
+        query: Query | list[Any] | tuple[str, ...],
         k: int = 10,
         *,
         mode: str = "hybrid",
@@ -647,7 +647,8 @@ class Index:
 
         A query is a text, a picture (PIL) or a pair of them (text, picture); pictures are for indexes whose model sees.
         mode: "hybrid" (every space there is), "text", "pages", "dense", "lexical", "multi", or a space. filters: see
-        `ragkit.filters`; exact in every space. dims: compare only the first dims of the dense vectors, renormalised.
+        `ragkit.filters`; exact in every space. dims: compare only the first dims of the dense vectors, renormalised; where the
+        vectors of chunks or of pages have no more than that, all of theirs.
         min_score: on the scale of the hits' scores. group_by="document": the best hit of each document. weights: per space, for
         fusing. rrf: fuse by reciprocal ranks with this constant instead of by z-scores. exact: scan every dense vector instead
         of the compressed index. vector: the query's own, (d,), or (q, d) for a list, instead of embedding it;
@@ -662,7 +663,8 @@ class Index:
         """
         _check_k(k)
         one = is_one(query)
-        queries = [query] if one else list(query)
+        several: Any = query
+        queries: list[Query] = [several] if one else list(several)
         refinement = Refinement(phrasings=phrasings, rerank=rerank, diversity=diversity, candidates=candidates)
         if refinement.phrasings and not isinstance(query, str):
             raise ValueError("phrasings are of one query, a text; with a list of queries, search once for each")
@@ -674,9 +676,12 @@ class Index:
             alone: Any = partial(
                 self.search, k=k, mode=mode, filters=filters, dims=dims, min_score=min_score, group_by=group_by,
                 weights=weights, rrf=rrf, exact=exact, degraded=degraded, rerank=rerank, diversity=diversity,
-                candidates=candidates, vector=vector,
+                candidates=candidates,
             )  # fmt: skip
-            return [alone(query) for query in queries]
+            rows = [None] * len(queries) if vector is None else list(vector)
+            if len(rows) != len(queries):
+                raise ValueError(f"{len(queries)} queries need as many vectors, got {len(rows)}")
+            return [alone(query, vector=row) for query, row in zip(queries, rows, strict=True)]
         if questions.images is not None:
             options = answerable(options, questions, texts=self.encoder, pages=self.page_encoder)
         given = [vector] if vector is not None and one else vector
@@ -889,8 +894,13 @@ class Index:
         return encoding
 
     def _checked_dims(self, dims: int | None) -> int | None:
-        width = self.recipe.encode.dims or self.encoder.card.dims if dims is not None else 0
-        if dims is not None and not 1 <= dims <= width:
+        if dims is None:
+            return None
+        stage, pages = self.recipe.pages, self.page_encoder
+        width = self.recipe.encode.dims or self.encoder.card.dims
+        if stage is not None and pages is not None and stage.dense:
+            width = max(width, stage.dims or pages.card.dims)
+        if not 1 <= dims <= width:
             raise ValueError(f"dims must be between 1 and {width}, the width of this index's vectors, got {dims}")
         return dims
 

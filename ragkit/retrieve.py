@@ -290,8 +290,8 @@ def _candidates(
             found = [snapshot.search_lexical(queries.texts[row], depth, allowed=allowed) for row in rows]
         elif SCALES[space] == "cosine":
             assert vectors.dense is not None
-            dims = options.dims if kind == CHUNK else None
             asked = vectors.dense[list(rows)]
+            dims = options.dims if options.dims is not None and options.dims < asked.shape[1] else None
             found = [*snapshot.search_dense(asked, depth, kind=kind, allowed=allowed, dims=dims, exact=options.exact)]
         else:
             assert vectors.multi is not None

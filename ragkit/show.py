@@ -74,7 +74,7 @@ def _of_unit(index: Index, key: int, query: Query | None) -> Evidence:
     row, citation = index.unit(key)
     text = index.text(row, citation.span)
     page = None if query is None else index.page_key(key)
-    if page is None:
+    if query is None or page is None:
         return Evidence(row, (citation,), (text,))
     why = index.explain(query, page)
     return Evidence(row, (why.citation if page == key else citation,), (text,), _heat([why]))

@@ -225,14 +225,62 @@ def test_a_picture_is_a_query(index: Index) -> None:
     [hit] = index.search(picture, 1)
     assert (hit.source, hit.pages) == ("signals.pdf", (4,))
     assert {reason.space for reason in hit.via} <= {"page.dense", "page.multi"}
-    [both] = index.search(("granite bridges", picture), 1, mode="text")
-    assert both.text == "Granite bridges"
     mixed = index.search(["red", picture, ("bread", picture)], 1, mode="hybrid")
     assert [pages_of(hits)[0] for hits in mixed] == [("signals.pdf", 1), ("signals.pdf", 4), ("signals.pdf", 4)]
-    with pytest.raises(ValueError, match="a picture cannot be searched for"):
-        index.search(picture, 1, mode="lexical")
     with pytest.raises(TypeError, match="a query is a text, a picture"):
         index.search([3], 1)
+    with pytest.raises(TypeError, match="the other way round"):
+        index.search((picture, "bread"), 1)  # type: ignore[call-overload]
+    assert [len(hits) for hits in index.search([picture, "bread"], 1)] == [1, 1]
+
+
+def test_a_picture_that_nothing_would_look_at_is_refused_with_the_reason(index: Index, tmp_path: Path) -> None:
+    picture = Image.new("RGB", (96, 96), "blue")
+    none = {"page.dense": 0, "page.multi": 0}
+    for query in (picture, ("granite bridges", picture)):
+        for options, told in (
+            ({"mode": "lexical"}, "mode='lexical': page.dense and page.multi would look at it"),
+            ({"mode": "text"}, "mode='text': page.dense and page.multi would look at it"),
+            ({"weights": none}, "mode='hybrid' and these weights"),
+        ):
+            with pytest.raises(ValueError, match=told):
+                index.search(query, 1, **options)
+    with Index.open(tmp_path / "blind", model=READS) as blind:
+        blind.add([{"id": "a", "text": "Granite bridges"}])
+        for query in (picture, ("granite bridges", picture)):
+            with pytest.raises(ValueError, match="no model of this index sees it"):
+                blind.search(query, 1)
+
+
+def test_queries_of_several_forms_each_take_their_own_vector(index: Index) -> None:
+    picture = Image.new("RGB", (96, 96), "blue")
+    rows = READS.encode_query(["bread", "granite"]).dense
+    assert rows is not None
+    one, other = index.search(["otters", ("otters", picture)], 1, vector=rows, weights={"page.dense": 0.001, "page.multi": 0.001})
+    assert [reason.score for reason in one[0].via if reason.space == "chunk.dense"] == [
+        hit.score for hit in index.search("otters", 100, mode="dense", vector=rows[0]) if hit.key == one[0].key
+    ]
+    assert [reason.score for reason in other[0].via if reason.space == "chunk.dense"] == [
+        hit.score for hit in index.search("otters", 100, mode="dense", vector=rows[1]) if hit.key == other[0].key
+    ]
+    with pytest.raises(ValueError, match="2 queries need as many vectors, got 1"):
+        index.search(["otters", ("otters", picture)], 1, vector=rows[:1])
+
+
+@pytest.mark.parametrize("mode", ["page.dense", "dense"])
+def test_fewer_dims_are_compared_in_pages_too(index: Index, mode: str) -> None:
+    encoder = SEES if mode == "page.dense" else READS
+    query = encoder.encode_query(["red"]).dense
+    assert query is not None
+    short = query[0, :8] / np.linalg.norm(query[0, :8])
+    snapshot = index._store.snapshot()
+    hits = index.search("red", 100, mode=mode, dims=8)
+    assert len(hits) > 2
+    for hit in hits:
+        row = snapshot.known_rows([hit.key], kind="page" if mode == "page.dense" else "chunk")[hit.key][:8]
+        assert hit.score == pytest.approx(float(short @ row / np.linalg.norm(row)), abs=2e-3)
+    with pytest.raises(ValueError, match="dims must be between 1 and 64"):
+        index.search("red", 1, mode=mode, dims=65)
 
 
 def test_scores_and_ranks_are_those_of_the_definition(index: Index) -> None:
