@@ -116,6 +116,9 @@ def migrate(
     recall: Annotated[float | None, typer.Option(help="The share of the best ten that a compressed search must find.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, …")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
+    password: Annotated[
+        str | None, typer.Option(envvar="RAGKIT_PASSWORD", help="For encrypted documents whose pages are seen.")
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -146,7 +149,7 @@ def migrate(
         "dtype": dtype,
     }
     with opened(index, create=False, device=device) as library, bar("migrating", quiet=quiet or as_json) as progress:
-        report = library.rebuild(**changes, progress=progress)
+        report = library.rebuild(**changes, password=password, progress=progress)
     if as_json:
         print_json(asdict(report))
         return
@@ -154,7 +157,7 @@ def migrate(
         "nothing": "nothing to do: the index is as asked for",
         "settings": "done: no vector had to change",
         "rows": "done: the stored vectors were rewritten, and nothing was embedded",
-        "embedded": f"done: {report.documents} documents were embedded again, as {report.units} units",
+        "embedded": f"done: {report.documents} documents were made again, as {report.units} units",
     }
     print(told[report.done])
     for warning in report.warnings:

@@ -471,6 +471,7 @@ class Index:
         chunker: str | Callable[[Document], Iterable[Any]] | None = None,
         model: str | Encoder | None = None,
         page_model: str | Encoder | None = None,
+        password: str | None = None,
         progress: Callback | None = None,
         lock_timeout: float = LOCK_TIMEOUT,
         **changes: Any,
@@ -478,11 +479,21 @@ class Index:
         """Change the recipe of the index, by the keywords of `open`, redoing only what the change reaches.
 
         Fewer `dims` cut the stored vectors; another `chunker` or `model` embeds again, from the stored texts, beside the
-        index, and takes its place in one commit. Searches go on meanwhile. `model` alone, with the name it has, embeds again
+        index, and takes its place in one commit. What is only of pages leaves the vectors of texts as they are, and sees the
+        pages again, of encrypted files by `password`. Searches go on meanwhile. `model` alone, with the name it has, embeds again
         where the model itself became another. Raises ValueError, and StorageError where a document cannot be made by the
         new recipe: then nothing is changed.
         """
-        from ragkit.rebuild import RebuildReport, keep_sources, reach, rebuild_beside, rewrite, unmade
+        from ragkit.rebuild import (
+            RebuildReport,
+            keep_sources,
+            keeps_pages,
+            keeps_texts,
+            reach,
+            rebuild_beside,
+            rewrite,
+            unmade,
+        )
 
         if unknown := set(changes) - set(KEYWORDS):
             raise TypeError(f"rebuild() takes the settings {', '.join(KEYWORDS)}; got {sorted(unknown)[0]!r}")
@@ -504,7 +515,7 @@ class Index:
             same_model = encoder.card.fingerprint == self._catalog.setting("fingerprint") and (
                 model is None or probes_agree(self._catalog, encoder, old.encode) >= PROBE_COSINE
             )
-            same_pages = old.pages == new.pages
+            same_pages = keeps_pages(old, new, page_encoder)
             if page_encoder is not None and old.pages is not None and page_model is not None:
                 same_pages &= page_probe_agrees(self._catalog, page_encoder, old.pages) >= PROBE_COSINE
             done = reach(old, new, width=old.encode.dims or encoder.card.dims, same_model=same_model and same_pages)
@@ -516,7 +527,7 @@ class Index:
                 rewrite(self._store, writer, old, new, settings, rows=done == "rows")
             else:
                 how = chunker if callable(chunker) else self._chunker_or_name() if old.chunk == new.chunk else new.chunk.chunker
-                options = AddOptions(progress=progress)
+                options = AddOptions(progress=progress, password=password)
 
                 def ingest(store: Store, writer: Writer) -> Ingest:
                     return Ingest(
@@ -526,6 +537,7 @@ class Index:
                         encoder=encoder,
                         page_encoder=page_encoder,
                         former=self._store,
+                        same_texts=old.hash if same_model and keeps_texts(old, new) else None,
                         same_pages=same_pages,
                         chunker=how,
                         options=options,

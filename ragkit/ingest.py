@@ -48,7 +48,7 @@ from ragkit.page_images import PageReader
 from ragkit.ragged import MultiVectors, unit_rows
 from ragkit.recipe import Recipe
 from ragkit.store import PageVectors, Prepared, Store, Writer
-from ragkit.twins import Wanted, alike, stored_pages, twins
+from ragkit.twins import Twin, Wanted, alike, stored_pages, twins
 from ragkit.types import AddReport, Chunk, Document, Floats, Outcome, Progress, Span
 from ragkit.vectors.multi import Stored, pool_tokens
 
@@ -138,10 +138,11 @@ class Ingest:
         options: AddOptions,
         page_encoder: Encoder | None = None,
         former: Store | None = None,
+        same_texts: str | None = None,
         same_pages: bool = False,
     ) -> None:
-        """page_encoder: of the recipe's stage `pages`, where it has one. former: the index that is being rebuilt; same_pages:
-        what it holds of pages may be taken over."""
+        """page_encoder: of the recipe's stage `pages`, where it has one. former: the index that is being rebuilt; same_texts: its
+        recipe's hash, where the vectors of its texts may be taken over; same_pages: those of its pages may, cut to fewer dims."""
         self._store = store
         self._catalog: Catalog = store.catalog
         self._writer = writer
@@ -151,6 +152,7 @@ class Ingest:
         self._layout = store.layouts.get(CHUNK)
         self._page_encoder = page_encoder
         self._former_store = former
+        self._same_texts = same_texts
         self._same_pages = same_pages
         self._pages = self._blank = self._seen_pages = 0
         self._cost_told = self._page_cost_told = False
@@ -536,8 +538,7 @@ class Ingest:
         unknown: list[_Item] = []
         copies: list[tuple[_Item, _Item]] = []
         met = {item.origin.content_hash: item for item in self._ready if item.dense}
-        known = twins(self._store, [item.wanted for item in pool], recipe_hash=self._recipe.hash)
-        for item, twin in zip(pool, known, strict=True):
+        for item, twin in zip(pool, self._twins(pool), strict=True):
             first = met.setdefault(item.origin.content_hash, item)
             if twin is not None:
                 item.dense, item.multi = list(twin.dense), list(twin.multi)
@@ -552,6 +553,16 @@ class Ingest:
                 self._embed([item])
             else:
                 item.dense, item.multi, item.duplicate_of = list(first.dense), list(first.multi), first.origin.source
+
+    def _twins(self, pool: Sequence[_Item]) -> list[Twin | None]:
+        """Documents that have the vectors already: in this index, or in the one that is being rebuilt."""
+        known = twins(self._store, [item.wanted for item in pool], recipe_hash=self._recipe.hash)
+        former = self._former_store
+        if former is None or self._same_texts is None:
+            return known
+        before = [replace(item.wanted, former=former.catalog.find(item.origin.identity)) for item in pool]
+        there = twins(former, before, recipe_hash=self._same_texts)
+        return [now or then for now, then in zip(known, there, strict=True)]
 
     # Page images
 
@@ -639,7 +650,11 @@ class Ingest:
         row = former.catalog.find(item.origin.identity)
         if row is not None and not self._had_pages(item):
             return PageVectors((), (), None, ())  # they were looked at, and none was wanted
-        return None if row is None else stored_pages(former, row, pages)
+        kept = None if row is None else stored_pages(former, row, pages)
+        dims = self._recipe.pages.dims if self._recipe.pages is not None else None
+        if kept is None or kept.dense is None or dims is None or dims >= kept.dense.shape[1]:
+            return kept
+        return replace(kept, dense=unit_rows(kept.dense[:, :dims]))
 
     def _report_pages(self, count: int) -> None:
         self._seen_pages += count

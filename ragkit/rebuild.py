@@ -2,6 +2,7 @@
 
     recall, pdf_engine, ocr nothing is embedded; PDF files, and images for ocr, are parsed anew when they are next added
     dims, fewer             the rows are cut and renormalised, nothing is embedded
+    pages, page_*           the vectors of texts are taken over; pages are seen again, or for fewer page_dims cut
     anything else           documents are chunked and embedded again, from their stored texts: nothing is parsed again
 
 What is embedded again is built beside, in `rebuild/`, an index of its own with the numbers of this one, and takes its place
@@ -21,6 +22,7 @@ from ragkit import sources
 from ragkit.catalog.adopt import adopt
 from ragkit.catalog.catalog import Catalog, Change
 from ragkit.checked import CheckedFolder, sync_file, writing
+from ragkit.encode.contract import Encoder
 from ragkit.errors import Damaged, LoadError, StorageError
 from ragkit.ingest import Ingest
 from ragkit.load import office
@@ -64,6 +66,20 @@ def reach(old: Recipe, new: Recipe, *, width: int, same_model: bool) -> str:
     if new.encode.dims not in (old.encode.dims, width) or old.store.recall != new.store.recall:
         return "rows"
     return "settings" if old != new else "nothing"
+
+
+def keeps_texts(old: Recipe, new: Recipe) -> bool:
+    """Whether chunks and their vectors are the same by both recipes, if the model is."""
+    return (old.chunk, old.encode, old.multi) == (new.chunk, new.encode, new.multi)
+
+
+def keeps_pages(old: Recipe, new: Recipe, encoder: Encoder | None) -> bool:
+    """Whether the vectors of pages by the new recipe are those of the old one, or their first dims."""
+    if old.pages is None or new.pages is None or encoder is None:
+        return old.pages == new.pages
+    width = encoder.card.dims
+    fewer = (new.pages.dims or width) <= (old.pages.dims or width)
+    return fewer and old.pages.model_copy(update={"dims": new.pages.dims}) == new.pages
 
 
 def unmade(old: Recipe, new: Recipe) -> tuple[str, ...]:

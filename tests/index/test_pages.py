@@ -297,16 +297,7 @@ def test_scores_and_ranks_are_those_of_the_definition(index: Index) -> None:
 def test_adding_again_sees_nothing_again_and_copies_are_seen_once(
     changing: Index, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
-    seeing = changing.page_encoder
-    assert seeing is not None
-    original = seeing.encode_document
-
-    def counted(items: Any, **options: Any) -> Any:
-        calls.append(len(items))
-        return original(items, **options)
-
-    monkeypatch.setattr(seeing, "encode_document", counted)
+    calls = counting(changing.page_encoder, monkeypatch)
     assert len(changing.add(folder).unchanged) == 3
     (folder / "copy.pdf").write_bytes((folder / "signals.pdf").read_bytes())
     report = changing.add(folder)
@@ -410,6 +401,89 @@ def test_pages_may_come_later_and_go_again(folder: Path, tmp_path: Path) -> None
         with pytest.raises(ValueError, match="no page images"):
             index.search("red", mode="pages")
         assert index.verify() == []
+
+
+def counting(encoder: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures, or texts that speak of these documents, the encoder was given, per call from here on; probes aside."""
+    calls: list[int] = []
+    original = encoder.encode_document
+
+    def counted(items: Any, **options: Any) -> Any:
+        words = ("Otters", "Granite", "Bread", "harbour")
+        known = [one for one in items if (any(map(one.__contains__, words)) if isinstance(one, str) else one.size != (224, 224))]
+        calls.extend([len(known)] if known else [])
+        return original(items, **options)
+
+    monkeypatch.setattr(encoder, "encode_document", counted)
+    return calls
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_a_change_of_pages_embeds_no_text_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, multi: bool
+) -> None:
+    reads, sees = HashEncoder(dims=64, multi_dims=16), HashEncoder(dims=64, multi_dims=32, images=True)
+    with Index.open(tmp_path / "library", model=reads, multi=multi) as index:
+        index.add(folder)
+        index.add([{"id": "note", "text": "Granite is hard."}])
+        before = {mode: index.search("granite otters", 10, mode=mode) for mode in ("dense", *(("multi",) if multi else ()))}
+        texts, pages = counting(reads, monkeypatch), counting(sees, monkeypatch)
+        for changes in ({"pages": "all", "page_model": sees}, {"page_pool": 2}, {"pages": "none"}):
+            report = index.rebuild(**changes)
+            assert report.done == "embedded"
+            for mode, hits in before.items():
+                assert [(hit.text, hit.score) for hit in index.search("granite otters", 10, mode=mode)] == [
+                    (hit.text, hit.score) for hit in hits
+                ]
+        assert texts == []
+        assert sum(pages) == 10  # five pages, twice
+        index.rebuild(chunker="page")
+        assert sum(texts) >= 5
+        assert index.verify() == []
+
+
+def test_fewer_dims_of_pages_are_cut_and_more_are_seen_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sees = HashEncoder(dims=64, multi_dims=32, images=True)
+    with Index.open(tmp_path / "library", model=READS, chunker="page", pages="all", page_model=sees) as index:
+        index.add(folder)
+        wide = {
+            hit.key: row
+            for hit in index.search("red", 10, mode="page.dense")
+            for row in index._store.snapshot().known_rows([hit.key], kind="page").values()
+        }
+        tokens = [(hit.pages, hit.score) for hit in index.search("red", 10, mode="page.multi")]
+        pages = counting(sees, monkeypatch)
+        index.rebuild(page_dims=16)
+        assert pages == []
+        assert index.recipe.pages is not None
+        assert index.recipe.pages.dims == 16
+        found = index.search("red", 10, mode="page.dense")
+        assert pages_of(found[:1]) == [("signals.pdf", 1)]
+        narrow = index._store.snapshot().known_rows([hit.key for hit in found], kind="page")
+        cut = sorted((row[:16] / np.linalg.norm(row[:16])).round(2).tolist() for row in wide.values())
+        np.testing.assert_allclose(sorted(row.round(2).tolist() for row in narrow.values()), cut, atol=0.011)
+        assert [(hit.pages, hit.score) for hit in index.search("red", 10, mode="page.multi")] == tokens
+        index.rebuild(page_dims=32)
+        assert sum(pages) == 5
+        assert index.verify() == []
+
+
+def test_the_pages_of_an_encrypted_file_are_seen_with_its_password(tmp_path: Path) -> None:
+    fitz = pytest.importorskip("pymupdf")
+    path = pdf(tmp_path / "open.pdf", SIGNALS)
+    with fitz.open(path) as plain:
+        plain.save(tmp_path / "closed.pdf", encryption=fitz.PDF_ENCRYPT_AES_256, user_pw="otter", owner_pw="otter")
+    with Index.open(tmp_path / "library", model=READS) as index:
+        assert not index.add(tmp_path / "closed.pdf", password="otter").failed
+        [told, *_] = index.rebuild(pages="all", page_model=SEES, password="beaver").warnings
+        assert "password" in told
+        assert "beaver" not in told
+        assert not index.rebuild(page_pool=2, password="otter").warnings
+        assert pages_of(index.search("red", 1, mode="pages")) == [("closed.pdf", 1)]
+        stored = b"".join(file.read_bytes() for file in (tmp_path / "library").rglob("*") if file.is_file())
+        assert b"otter" not in stored.replace(b"Otters", b"")
 
 
 def test_a_page_that_cannot_be_drawn_costs_that_page(folder: Path, tmp_path: Path) -> None:
