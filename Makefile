@@ -15,7 +15,7 @@ BENCHES := encode dense maxsim render safety serve
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long crash kill flip sanitize fuzz fuzz-load conformance hostile lint types bench docs clean
+.PHONY: help demo test test-long crash kill flip sanitize fuzz fuzz-load conformance hostile lint types bench docs pages clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1	/' | expand -t 20
@@ -81,6 +81,11 @@ conformance: $(READY)  ## ask the MCP server what npm's conformance runner asks
 
 hostile: $(READY)  ## feed 2,000 hostile files to the sandbox, by each PDF engine
 	$(BIN)/python -m pytest -s -m slow tests/load/test_hostile.py $(ARGS)
+
+pages: $(READY)  ## what page images bring and cost: drawn pages, fewer patches, a file of 5,000 pages
+	$(BIN)/python benchmarks/pages.py drawn $(ARGS)
+	$(BIN)/python benchmarks/visual.py reduce --encoder examples/visual/encoder
+	$(BIN)/python benchmarks/pages.py long
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
