@@ -6,6 +6,8 @@ import json
 import math
 from typing import Annotated, Any, cast
 
+import numpy as np
+import orjson
 from fastapi import Depends, Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
@@ -64,15 +66,16 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class Json(JSONResponse):
-    """JSON in ASCII, so that a lone surrogate that somebody sent can be sent back."""
+    """JSON of whatever somebody sent, and of arrays: float32 in as few digits as bring the same number back."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         try:
-            return json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
-        except ValueError:  # somebody's metadata
-            return json.dumps(_without_nan(content), ensure_ascii=True, separators=(",", ":")).encode()
+            return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+        except TypeError:  # lone surrogates and numbers beyond 64 bits, of somebody's metadata
+            plain = _without_nan(content)
+            return json.dumps(plain, ensure_ascii=True, separators=(",", ":"), default=np.ndarray.tolist).encode()
 
 
 def _without_nan(value: Any) -> Any:

@@ -217,7 +217,8 @@ def test_every_format_and_width_holds_the_same_vector(client: Any, model: str) -
         whole = rows(answer(client, model, TEXTS[0]))[0]
         expected = unit(whole[: fields.get("dimensions")])
         assert np.abs(np.array(item["embedding"]["float"]) - expected).max() < 1e-6
-        assert np.frombuffer(base64.b64decode(item["embedding"]["base64"]), "<f4").tolist() == item["embedding"]["float"]
+        packed = np.frombuffer(base64.b64decode(item["embedding"]["base64"]), "<f4")
+        np.testing.assert_array_equal(packed, np.array(item["embedding"]["float"], dtype=np.float32))
         assert item["embedding"]["ubinary"] == np.packbits(expected > 0).tolist()
         assert [value + 128 for value in item["embedding"]["binary"]] == item["embedding"]["ubinary"]
 
