@@ -1,6 +1,7 @@
 """What the server costs on top of the model: embeddings by 1, 8 and 64 clients, searches, and the start.
 
     python benchmarks/serve.py [--texts 512] [--clients 1 8 64]
+    python benchmarks/serve.py --turns 24        # full batches only, the server and the encoder in one process and in turns
 
 The server is a process of its own, `ragkit serve`, with one thread for arithmetic, and so is the loop it is compared with: the
 encoder called with the same requests, one after the other. Ratios of processor time change little with other work on the machine.
@@ -164,6 +165,34 @@ def embeddings(texts: list[str], clients: Sequence[int]) -> None:
                 )
 
 
+def in_turns(texts: Sequence[str], turns: int) -> None:
+    """Requests of full batches through the whole application, and the encoder alone, in turns: what noise leaves of the ratio."""
+    from starlette.testclient import TestClient
+
+    from ragkit.serve.app import create_app
+    from ragkit.serve.service import Service
+
+    encoder = load_encoder("default")
+    jobs = [texts[at : at + TOGETHER] for at in range(0, len(texts), TOGETHER)]
+    with TestClient(create_app(Service(models={"default": encoder})), base_url="http://localhost") as client:
+
+        def spent(work: Callable[[Any], Any]) -> float:
+            started = time.process_time()
+            for job in jobs:
+                work(job)
+            return time.process_time() - started
+
+        def served(job: Any) -> None:
+            client.post("/v1/embeddings", json={"model": "default", "input": job}).raise_for_status()
+
+        spent(encoder.encode_document), spent(served)
+        rows = [(spent(encoder.encode_document), spent(served)) for _ in range(turns)]
+    least = min(b for _, b in rows) / min(a for a, _ in rows)
+    middle = statistics.median(b / a for a, b in rows)
+    print(f"{len(jobs)} requests of {TOGETHER} texts, {turns} turns; processor time of server and client beside the encoder's:")
+    print(f"  least beside least {least:.3f}, median of the ratios {middle:.3f}")
+
+
 def searches(texts: list[str], clients: Sequence[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "library"
@@ -205,8 +234,12 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--texts", type=int, default=512)
     options.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
+    options.add_argument("--turns", type=int, default=0)
     given = options.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the server
+    if given.turns:
+        in_turns(texts_of(4 * TOGETHER), given.turns)
+        return
     texts = texts_of(given.texts)
     embeddings(texts, given.clients)
     searches(texts, given.clients)
