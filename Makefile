@@ -53,7 +53,7 @@ test-long: $(READY)  ## run the long proofs and measurements too
 	$(PYTEST) $(ARGS)
 
 crash: $(READY)  ## kill, fail and lose the power at every change that add, replace, delete, compact, rebuild and backup make
-	$(BIN)/python -m pytest -s -m slow tests/safe/test_interrupted.py -k "not random" $(ARGS)
+	$(BIN)/python -m pytest -s -m slow tests/safe/test_interrupted.py tests/safe/test_signals.py -k "not random" $(ARGS)
 
 flip: $(READY)  ## flip every byte of every file of a small index
 	$(BIN)/python -m pytest -s -m slow tests/safe/test_flips.py $(ARGS)

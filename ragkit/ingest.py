@@ -25,7 +25,7 @@ from ragkit import sources
 from ragkit.catalog.catalog import CHUNK, PAGE, Catalog, DocumentRow, Failure, Origin, origin_of
 from ragkit.chunk import chunk_document
 from ragkit.chunk.headers import headed_texts
-from ragkit.encode.contract import Encoder, Encoding
+from ragkit.encode.contract import Encoder, Encoding, as_encode_errors
 from ragkit.encode.given import embeds_text, unit_vectors
 from ragkit.encode.late import late_chunk_documents, late_chunk_tokens
 from ragkit.errors import LoadError, RagkitError, StorageError, UnsupportedFormat
@@ -700,18 +700,16 @@ class Ingest:
         """Each chunk's vector from the states of its document; a document that cannot be encoded fails alone."""
         stage = self._recipe.encode
         documents = [(item.document.text, [chunk.span for chunk in item.chunks]) for item in pool]
+        options: dict[str, Any] = {"task": stage.task, "window": stage.max_tokens, "truncate_dim": stage.dims}
         try:
-            if self._layout is None:
-                rows = late_chunk_documents(
-                    self._encoder, documents, task=stage.task, window=stage.max_tokens, truncate_dim=stage.dims
-                )
-            else:
-                both = late_chunk_tokens(
-                    self._encoder, documents, task=stage.task, window=stage.max_tokens, truncate_dim=stage.dims
-                )
-                rows = [dense for dense, _ in both]
-                for item, (_, multi) in zip(pool, both, strict=True):
-                    item.multi = [*self._stored(multi)]
+            with as_encode_errors():
+                if self._layout is None:
+                    rows = late_chunk_documents(self._encoder, documents, **options)
+                else:
+                    both = late_chunk_tokens(self._encoder, documents, **options)
+                    rows = [dense for dense, _ in both]
+                    for item, (_, multi) in zip(pool, both, strict=True):
+                        item.multi = [*self._stored(multi)]
         except RagkitError as error:
             if len(pool) > 1:
                 for item in pool:
@@ -757,12 +755,13 @@ class Ingest:
 
     def _encode(self, texts: Sequence[str]) -> Encoding:
         """One vector each, and one multi-vector, in one pass through the model."""
-        stage = self._recipe.encode
-        if stage.overflow == "window":
-            encoding = encode_windows(self._encoder, texts, max_tokens=stage.max_tokens, task=stage.task, dims=stage.dims)
-        else:
-            truncate = stage.overflow == "truncate"
-            encoding = self._encoder.encode_document(texts, task=stage.task, truncate_dim=stage.dims, truncate=truncate)
+        stage, encoder = self._recipe.encode, self._encoder
+        with as_encode_errors():
+            if stage.overflow == "window":
+                encoding = encode_windows(encoder, texts, max_tokens=stage.max_tokens, task=stage.task, dims=stage.dims)
+            else:
+                truncate = stage.overflow == "truncate"
+                encoding = encoder.encode_document(texts, task=stage.task, truncate_dim=stage.dims, truncate=truncate)
         for vectors in (encoding.dense, encoding.multi):
             if vectors is not None and len(vectors) != len(texts):
                 raise RagkitError(f"the encoder returned {len(vectors)} vectors for {len(texts)} texts")

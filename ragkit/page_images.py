@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.encode.contract import Encoder, ImageEncoder
+from ragkit.encode.contract import Encoder, ImageEncoder, as_encode_errors
 from ragkit.errors import EncodeError, LoadError, RagkitError
 from ragkit.load import Parser, RenderedPage, WantedPage
 from ragkit.ragged import MultiVectors
@@ -146,7 +146,8 @@ class PageReader:
         images = [image for _, image in pictures]
         stage = self._stage
         try:
-            encoding = self._encoder.encode_document(images, task=stage.task, truncate_dim=stage.dims, truncate=True)
+            with as_encode_errors():
+                encoding = self._encoder.encode_document(images, task=stage.task, truncate_dim=stage.dims, truncate=True)
         except EncodeError as error:
             if len(pictures) > 1:  # one bad picture must not take its neighbours with it
                 for one in pictures:

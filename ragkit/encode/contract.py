@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from ragkit.errors import EncodeError, RagkitError
 from ragkit.ragged import MultiVectors
 from ragkit.types import Floats, Ints
 from ragkit.types import Patches as Patches  # a value, told of here too
@@ -182,3 +184,14 @@ class ImageEncoder(Protocol):
     def patches(self, width: int, height: int) -> Patches:
         """The grid over an image of so many pixels, given alone to `encode_document`."""
         ...
+
+
+@contextmanager
+def as_encode_errors() -> Iterator[None]:
+    """What an encoder raises within, as an EncodeError: encoders are anybody's code, and run out of memory."""
+    try:
+        yield
+    except RagkitError:
+        raise
+    except Exception as error:
+        raise EncodeError(f"the encoder failed: {type(error).__name__}: {error}") from error

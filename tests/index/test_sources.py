@@ -146,16 +146,29 @@ def test_odd_names_of_files_and_of_indexes_work(tmp_path: Path, name: str) -> No
 class Picky(HashEncoder):
     """Refuses texts that say BAD."""
 
+    error: Exception = EncodeError("it says BAD")
+
     def encode_document(self, documents: Any, **options: Any) -> Any:
         if any("BAD" in text for text in documents):
-            raise EncodeError("it says BAD")
+            raise self.error
         return super().encode_document(documents, **options)
 
+    def token_ids(self, text: str, **options: Any) -> Any:
+        if "BAD" in text:
+            raise self.error
+        return super().token_ids(text, **options)
 
-def test_a_text_that_cannot_be_encoded_fails_alone(tmp_path: Path) -> None:
-    with Index.open(tmp_path / "library", model=Picky(dims=32)) as index:
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("error", [EncodeError("it says BAD"), RuntimeError("device lost"), MemoryError()], ids=repr)
+def test_a_text_that_cannot_be_encoded_fails_alone(tmp_path: Path, error: Exception, late: bool) -> None:
+    model = Picky(dims=32)
+    model.error = error
+    with Index.open(tmp_path / "library", model=model, late_chunking=late) as index:
         report = index.add([{"id": "a", "text": "BAD"}, {"id": "b", "text": "fine"}, {"id": "a", "text": "good"}])
         assert sources(report.failed) == ["a"]
+        told = str(error) if isinstance(error, EncodeError) else f"the encoder failed: {type(error).__name__}: {error}"
+        assert report.failed[0].reason == told
         assert sources(report.added) == ["a", "b"]
         assert index.document("a").text == "good"
 
