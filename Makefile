@@ -55,8 +55,8 @@ test-long: $(READY)  ## run the long proofs and measurements too
 crash: $(READY)  ## kill, fail and lose the power at every change that add, replace, delete, compact, rebuild and backup make
 	$(BIN)/python -m pytest -s -m slow tests/safe/test_interrupted.py tests/safe/test_signals.py -k "not random" $(ARGS)
 
-flip: $(READY)  ## flip every byte of every file of a small index
-	$(BIN)/python -m pytest -s -m slow tests/safe/test_flips.py $(ARGS)
+flip: $(READY)  ## flip every byte of every file of a small index, and mend every two damages at once
+	$(BIN)/python -m pytest -s -m slow tests/safe/test_flips.py tests/safe/test_repair.py $(ARGS)
 
 kill: $(READY)  ## kill a writer a thousand times, at any moment
 	$(BIN)/python -m pytest -s -m slow tests/safe/test_interrupted.py -k random $(ARGS)

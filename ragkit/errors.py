@@ -98,7 +98,7 @@ class NotAnIndex(StorageError):
 
 
 class Damaged(StorageError):
-    """Bytes on disk do not match their checksum. The message names the file and the command."""
+    """Bytes on disk do not match their checksum, or are not there. The message names the file and the command."""
 
 
 class MissingExtra(RagkitError):

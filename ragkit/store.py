@@ -527,7 +527,7 @@ class Store:
             if self.catalog.latest().number != commit.number:
                 return None
             if isinstance(error, FileNotFoundError):
-                raise StorageError(f"{error.filename} is missing. Run: ragkit repair {self.path}") from error
+                raise Damaged(f"{error.filename} is missing. Run: ragkit repair {self.path}") from error
             raise
 
     def intact(self) -> Snapshot:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, islice, pairwise
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ragkit.load.outline import Entry
 from ragkit.load.part import Part
 from ragkit.load.pdf_text import Aside, PageWords
 from ragkit.load.render import Canvas, Pixels
-from ragkit.load.scripts import ALEF_LAM, ALEFS, LAM, Bools, cut, has_single
+from ragkit.load.scripts import ALEF_LAM, ALEFS, LAM, Bools, cut, has_single, is_plain
 from ragkit.types import Floats, Ints
 
 _BEYOND = 1e9  # points
@@ -29,7 +28,8 @@ _Box = tuple[float, float, float, float]
 _NOWHERE: Sequence[_Box] = ()
 _NARROW = 0.1  # points
 # A span of MuPDF's HTML that has no colour, because it is not painted, or one of LIGHT or lighter.
-_PALE = re.compile(r'font-size:[\d.]+pt(?:">|;color:#(?:e[6-9a-f]|f[0-9a-f]){3}\b)')
+_PALE = re.compile(rb'font-size:[\d.]+pt(?:">|;color:#(?:e[6-9a-f]|f[0-9a-f]){3}\b)')
+_HTML_BYTES = 1 << 16  # about a page's worth
 
 
 class Pdf:
@@ -107,9 +107,13 @@ class Pdf:
             asides = self._asides(page)
             textpage = self._textpage(page, plain=not (rotation or asides))
             with _Pictures(self._pymupdf, textpage) as pictures:
-                words, outside = self._words(textpage)
+                words, boxes, outside = self._words(textpage)
                 pale = self._pale(textpage) if words else _NOWHERE
-                by_letter, shaped = _by_letter(words), _has_lam_alef(words)
+                texts = [word[4] for word in words]
+                joined = "".join(texts)
+                special = not is_plain(joined)
+                by_letter = _by_letter(words, texts, joined if special else "")
+                shaped = special and ALEF_LAM.search(joined) is not None
                 raw = textpage.extractRAWDICT() if by_letter or shaped else {}
         except self._failure as error:
             raise LoadError(f"cannot be read: {error}") from None
@@ -118,11 +122,9 @@ class Pdf:
         asides += [Aside("hidden", word[4], word[:4], "it lies outside the page") for word in outside]
         if not words:
             return replace(PageWords.blank(width, height, rotation, label), asides=tuple(asides))
-        x0, y0, x1, y1, texts, blocks, lines, _ = zip(*words, strict=True)
-        boxes = np.array((x0, y0, x1, y1), dtype=np.float32).T
-        block, line = np.array((blocks, lines), dtype=np.int64)
+        block, line = np.array([word[5:7] for word in words], dtype=np.int64).T
         found = PageWords(
-            _with_lam_first(texts, raw) if shaped else list(texts),
+            _with_lam_first(texts, raw) if shaped else texts,
             boxes,
             block * (int(line.max()) + 1) + line,
             width,
@@ -141,29 +143,37 @@ class Pdf:
         # display list is as displayed, and may leave those out.
         return self._pymupdf.TextPage(page.get_displaylist(annots=0).get_textpage(self._flags))
 
-    def _words(self, textpage: Any) -> tuple[list[Any], list[Any]]:
-        """The words on the page, cut at its edge, and those wholly outside it."""
+    def _words(self, textpage: Any) -> tuple[list[Any], Floats, list[Any]]:
+        """The words on the page, cut at its edge, their boxes, (n, 4) float32, and the words wholly outside it."""
         shown = textpage.this.m_internal.mediabox
         x0, y0, x1, y1 = edges = shown.x0, shown.y0, shown.x1, shown.y1
         shown.x0 = shown.y0 = -_BEYOND
         shown.x1 = shown.y1 = _BEYOND
         words = textpage.extractWORDS()
         shown.x0, shown.y0, shown.x1, shown.y1 = edges
-        # The least and the greatest of each side, by C alone: a page has hundreds of words, and hardly ever one outside.
-        sides = (map(itemgetter(side), words) for side in range(4))
-        least, top, right, bottom = (pick(side, default=0.0) for pick, side in zip((min, min, max, max), sides, strict=True))
-        if not words or (least >= x0 and top >= y0 and right <= x1 and bottom <= y1):
-            return words, []
+        boxes = _boxes(words)
+        if not words or ((boxes[:, :2] >= (x0, y0)).all() and (boxes[:, 2:] <= (x1, y1)).all()):
+            return words, boxes, []
         outside = [word for word in words if word[2] <= x0 or word[3] <= y0 or word[0] >= x1 or word[1] >= y1]
-        return textpage.extractWORDS(), outside
+        words = textpage.extractWORDS()
+        return words, _boxes(words), outside
 
     def _pale(self, textpage: Any) -> Sequence[_Box]:
         """Boxes of the text that is painted in white or nearly, or not at all: by a text mode, or fully transparent."""
-        if not _PALE.search(textpage.extractHTML()):  # a fifth of the time of the spans, which few pages need
+        if not _PALE.search(self._html(textpage)):  # a fifth of the time of the spans, which few pages need
             return _NOWHERE
         lines = (line for block in textpage.extractDICT()["blocks"] for line in block.get("lines", ()))
         spans = (span for line in lines for span in line["spans"])
         return [span["bbox"] for span in spans if not span["alpha"] or _is_light(span["color"])]
+
+    def _html(self, textpage: Any) -> bytes:
+        """What TextPage.extractHTML gives, as it is: that one decodes escapes in it too."""
+        mupdf = self._pymupdf.mupdf
+        buffer = mupdf.fz_new_buffer(_HTML_BYTES)
+        output = mupdf.FzOutput(buffer)
+        mupdf.fz_print_stext_page_as_html(output, textpage.this, 0)
+        output.fz_close_output()
+        return bytes(mupdf.fz_buffer_extract_copy(buffer))
 
     def _asides(self, page: Any) -> list[Aside]:
         """Form fields with text in them, and annotations with a text."""
@@ -265,21 +275,19 @@ def _doubtful(places: Floats, blocks: Ints, pale: Sequence[_Box], pictures: Sequ
     return found if found.any() else None
 
 
-def _by_letter(words: Sequence[Any]) -> bool:
+def _boxes(words: Sequence[Any]) -> Floats:
+    return np.array([word[:4] for word in words], dtype=np.float32).reshape(-1, 4)
+
+
+def _by_letter(words: Sequence[Any], texts: Sequence[str], joined: str) -> bool:
     """Whether a page is to be read letter by letter: for a script without spaces, or where most lines are a single letter, as
     they are in vertical writing."""
-    texts = list(map(itemgetter(4), words))
-    if has_single(texts):
+    if has_single(joined):
         return True
     if 2 * list(map(len, texts)).count(1) <= len(texts):
         return False
     counts = Counter((word[5], word[6]) for word in words).values()
     return len(counts) >= 4 and 2 * sum(count == 1 for count in counts) > len(counts)
-
-
-def _has_lam_alef(words: Sequence[Any]) -> bool:
-    joined = "".join(map(itemgetter(4), words))
-    return not joined.isascii() and ALEF_LAM.search(joined) is not None
 
 
 def _with_lam_first(texts: Sequence[str], raw: Mapping[str, Any]) -> list[str]:

@@ -99,7 +99,7 @@ class Pdf:
             return replace(PageWords.blank(width, height, rotation, label), asides=tuple(asides))
         text = codes.astype("<u4").tobytes().decode("utf-32-le", errors="replace")
         glued = None
-        if has_single([text]):
+        if has_single(text):
             words = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
             _, owners, ranges, glued = cut(words)
             starts, ends, lines = starts[owners] + ranges[:, 0], starts[owners] + ranges[:, 1], lines[owners]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ragkit.load import furniture, layout
-from ragkit.load.scripts import RTL, UNSPACED, mend
+from ragkit.load.scripts import RTL, UNSPACED, is_plain, mend
 from ragkit.types import Block, Floats, Ints, Page, Span, Words
 
 PAGE_BREAK = "\n\f\n"
@@ -198,7 +198,7 @@ _SOME, _MOSTLY = 1, 2
 def _script(page: PageWords) -> tuple[int, bool]:
     """Whether some or most letters of a page run from right to left, and whether some belong to scripts without spaces."""
     joined = "".join(page.texts)
-    if joined.isascii():
+    if is_plain(joined):
         return 0, False
     rtl = len(RTL.findall(joined))
     return (0 if not rtl else _MOSTLY if 2 * rtl > len(joined) else _SOME), UNSPACED.search(joined) is not None

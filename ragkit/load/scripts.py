@@ -29,6 +29,15 @@ _BROKEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SHAPED = re.compile(r"[\ufb00-\ufb06\ufb13-\ufb17\ufb1d-\ufdff\ufe70-\ufefc]+")
 
 
+def is_plain(text: str) -> bool:
+    """Whether a text has neither shaped letters, nor such as are written without spaces or from right to left: it holds nothing
+    from the Hebrew letters on but punctuation and symbols."""
+    if text.isascii():
+        return True
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    return not ((codes >= 0x590) & ((codes < 0x2000) | (codes >= 0x2E80))).any()
+
+
 def mend(texts: list[str]) -> list[str]:
     """The words with control characters replaced and shaped letters taken apart; the list itself where none has any."""
     joined = "".join(texts)
@@ -36,7 +45,7 @@ def mend(texts: list[str]) -> list[str]:
         return texts
     if not joined.isprintable() and _BROKEN.search(joined):
         texts = [_BROKEN.sub("\ufffd", word) for word in texts]
-    if _SHAPED.search(joined):
+    if not is_plain(joined) and _SHAPED.search(joined):
         texts = [_SHAPED.sub(_taken_apart, word) for word in texts]
     return texts
 
@@ -46,10 +55,9 @@ def _taken_apart(match: re.Match[str]) -> str:
     return "".join(unicodedata.normalize("NFKC", match[0]).split()) or match[0]
 
 
-def has_single(texts: Sequence[str]) -> bool:
+def has_single(text: str) -> bool:
     """Whether there are letters of a script without spaces."""
-    joined = "".join(texts)
-    return not joined.isascii() and _SINGLE.search(joined) is not None
+    return not is_plain(text) and _SINGLE.search(text) is not None
 
 
 def pieces(word: str) -> list[tuple[int, int]]:

@@ -4,6 +4,8 @@ with those documents named that cannot."""
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from ragkit import Index
 from ragkit.errors import Damaged
+from ragkit.testing import HashEncoder
 from tests.index.conftest import NOTES, record
 from tests.safe.damage import answers, flip, in_catalog, only
 
@@ -233,3 +236,87 @@ def test_until_it_is_whole_again_nothing_is_answered_from_half_of_it(index: Inde
         damaged.repair(progress=ask)
         assert damaged.search("fish", mode="dense")
     assert {"verify", "encode", "write"} <= set(asked)
+
+
+Damage = Callable[[Path], None]
+
+
+def in_files(pattern: str, *, gone: bool) -> Damage:
+    def damage(path: Path) -> None:
+        for file in sorted(path.glob(pattern)):
+            file.unlink() if gone else flip(file, -1)
+
+    return damage
+
+
+def in_rows(statement: str) -> Damage:
+    return lambda path: in_catalog(path, statement)
+
+
+DAMAGES: dict[str, Damage] = {
+    "words": lambda path: shutil.rmtree(only((path / "lexical").iterdir())),
+    "stored words": in_files("lexical/*/*.store", gone=False),
+    "terms": in_files("lexical/*/*.term", gone=True),
+    "segment": lambda path: shutil.rmtree(only((path / "segments").iterdir())),
+    "vectors": in_files("segments/*/chunk.dense.npy", gone=True),
+    "a vector": in_files("segments/*/chunk.dense.npy", gone=False),
+    "keys": in_files("segments/*/keys.npy", gone=False),
+    "owners": in_files("segments/*/documents.npy", gone=True),
+    "derived": in_files("segments/*/chunk.dense.json", gone=False),
+    "multi-vectors": in_files("segments/*/chunk.multi*", gone=False),
+    "count": in_rows("UPDATE commits SET units = 99"),
+    "generation": in_rows("UPDATE commits SET lexical = 'elsewhere'"),
+    "number": in_rows("UPDATE commits SET number = number + 5 WHERE number = (SELECT max(number) FROM commits)"),
+    "rows": in_rows("UPDATE segments SET rows = 3"),
+    "size": in_rows("UPDATE files SET size = size + 1 WHERE name = 'keys.npy'"),
+    "sums": in_rows("UPDATE files SET sums = zeroblob(8) WHERE name = 'meta.json'"),
+    "counters": in_rows("DELETE FROM counters"),
+    "ends": in_rows("UPDATE units SET end = end + 1"),
+    "a unit": in_rows("DELETE FROM units WHERE document = 3 AND key = (SELECT min(key) FROM units WHERE document = 3)"),
+    "a text": in_rows("UPDATE texts SET body = zeroblob(40) WHERE document = 3"),
+    "a title": in_rows("UPDATE documents SET title = 'Wrong' WHERE id = 3"),
+    "an id": in_rows("UPDATE documents SET id = 77 WHERE id = 3"),
+}
+LOSING = {"a text", "a title", "an id"}  # of document 3, and nothing else holds it
+
+
+def known(found: Any) -> Any:
+    """Answers without document 3; of the lexical mode only which documents are found, since what is embedded again leaves its
+    words in BM25's statistics."""
+    return {
+        key: sorted(hit[: 1 if key[0] == "lexical" else 4] for hit in hits if hit[0] != "quarry")
+        for key, hits in found.items()
+        if key[0] != "hybrid"
+    }
+
+
+def mended(path: Path, both: tuple[str, str]) -> None:
+    """Two damages at once, mended: nothing is lost but what no file holds any more."""
+    model = HashEncoder(dims=64, multi_dims=16)
+    with Index.open(path / "library", model=model, multi=True, chunk_tokens=32) as index:
+        if not index.stats().documents:
+            index.add([record(name, number=at) for at, name in enumerate(NOTES)])
+        before = answers(index)
+    copy = path / "damaged"
+    shutil.copytree(path / "library", copy)
+    for name in both:
+        DAMAGES[name](copy)
+    with Index.open(copy, model=model) as index:
+        lost = {one.source for one in index.repair().lost}
+        assert lost <= ({"quarry"} if LOSING & set(both) else set())
+        assert index.verify() == []
+        assert known(answers(index)) == known(before)
+    shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("other", ["vectors", "keys", "a unit", "a text", "rows", "multi-vectors"])
+def test_words_that_are_lost_together_with_something_else(tmp_path: Path, other: str) -> None:
+    mended(tmp_path, ("words", other))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", DAMAGES)
+def test_any_two_damages_at_once(tmp_path: Path, first: str) -> None:
+    for both in permutations(DAMAGES, 2):
+        if both[0] == first and both != ("an id", "a title"):  # by then there is no such row
+            mended(tmp_path, both)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ragkit import Index
-from ragkit.errors import Damaged
+from ragkit.errors import StorageError
 from ragkit.terminal import INTERRUPTED
 from tests.safe.damage import Answers, answers
 
@@ -86,7 +86,7 @@ def refused_or_equal(path: Path, before: Answers) -> bool:
     with Index.open(path) as index:
         try:
             return answers(index, QUERIES) == before
-        except Damaged as error:
+        except StorageError as error:
             return "repair" in str(error)
 
 
