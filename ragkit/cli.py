@@ -416,6 +416,8 @@ def show(
 
         _print_json({"png": None if path is None else str(path), "citations": [citation_fields(one) for one in found.citations]})
         return
+    if not found.citations:
+        _say(f"nothing in {found.row.source} is found by this question: the index has no passage or page image of it")
     for citation, text in zip(found.citations, found.texts, strict=True):
         print(f"{citation}: {_shortened(' '.join(text.split()))}")
     if path is not None:

@@ -694,13 +694,10 @@ class Index:
             if len(rows) != len(queries):
                 raise ValueError(f"{len(queries)} queries need as many vectors, got {len(rows)}")
             return [alone(query, vector=row) for query, row in zip(queries, rows, strict=True)]
-        if questions.images is not None:
-            options = answerable(options, questions, texts=self.encoder, pages=self.page_encoder)
         given = [vector] if vector is not None and one else vector
         if refinement.rerank is not None and not questions.spoken:
             raise ValueError("rerank orders hits by the words of a question, and a picture has none: leave rerank out")
-        snapshot, vectors = self._asked(questions, options, given=given, multi=refinement.by_maxsim)
-        options = _as_embedded(options, vectors)
+        snapshot, vectors, options = self._asked(questions, options, given=given, multi=refinement.by_maxsim)
         allowed = None if filters is None else self._columns.allowed(filters, passages=True)
         found = search(
             snapshot,
@@ -788,10 +785,7 @@ class Index:
         _check_k(k)
         options = self._options(mode, dims, min_score, group_by, weights, rrf, exact)
         questions = _one_asked(query)
-        if questions.images is not None:
-            options = answerable(options, questions, texts=self.encoder, pages=self.page_encoder)
-        snapshot, vectors = self._asked(questions, options)
-        options = _as_embedded(options, vectors)
+        snapshot, vectors, options = self._asked(questions, options)
         allowed = None if filters is None else self._columns.allowed(filters, passages=True)
         wanted = passage_test(filters, self._catalog)
         [(ranked, _)] = rank(snapshot, self._catalog, queries=vectors, k=k, allowed=allowed, options=options, wanted=wanted)
@@ -855,8 +849,11 @@ class Index:
 
     def _asked(
         self, queries: Asked, options: SearchOptions, *, given: Any = None, multi: bool = False
-    ) -> tuple[Snapshot, Queries]:
-        """One commit, and the queries' vectors by the very models that its vectors are of, should those change meanwhile."""
+    ) -> tuple[Snapshot, Queries, SearchOptions]:
+        """One commit, the queries' vectors by the very models that its vectors are of, should those change meanwhile, and the
+        options without the spaces that cannot answer such queries."""
+        if queries.images is not None:
+            options = answerable(options, queries, texts=self.encoder, pages=self.page_encoder)
         multi = multi or MULTI in options.spaces
         while True:
             snapshot = self._view(degraded=options.degraded)
@@ -868,7 +865,8 @@ class Index:
             if items and set(OF_PAGES) & set(options.spaces):
                 pages = self._encode_page_queries(queries, known=chunks if given is None and items == queries.items else None)
             if self.recipe is recipe:
-                return snapshot, Queries(queries.texts, chunks, pages)
+                vectors = Queries(queries.texts, chunks, pages)
+                return snapshot, vectors, _as_embedded(options, vectors)
 
     def _encode_page_queries(self, queries: Asked, *, known: Encoding | None) -> Encoding:
         """The queries as the encoder of pages has them; `known` where the texts' encoder, if it is the same, had them already."""
@@ -919,11 +917,8 @@ class Index:
     def search_within(self, row: DocumentRow, query: Query, k: int = 10, *, mode: str = "hybrid") -> list[Hit]:
         """The k best hits in one document, by the row that `documents()` or `find()` gave: names may be shared, rows are not."""
         _check_k(k)
-        options = SearchOptions(mode=mode, available=self.spaces)
         questions = _one_asked(query)
-        if questions.images is not None:
-            options = answerable(options, questions, texts=self.encoder, pages=self.page_encoder)
-        snapshot, vectors = self._asked(questions, options)
+        snapshot, vectors, options = self._asked(questions, SearchOptions(mode=mode, available=self.spaces))
         allowed, why = np.array([row.id], dtype=np.int64), self._explainer(questions, vectors, options)
         return search(snapshot, self._catalog, queries=vectors, k=k, allowed=allowed, options=options, explain=why)[0]
 
@@ -1001,9 +996,7 @@ class Index:
                 "the model that saw the pages of this index keeps no multi-vectors of them, so nothing can be explained"
             )
         options = SearchOptions(mode=f"{unit.kind}.multi", available=self.spaces)
-        if questions.images is not None:
-            options = answerable(options, questions, texts=self.encoder, pages=self.page_encoder)
-        snapshot, vectors = self._asked(questions, options)
+        snapshot, vectors, _ = self._asked(questions, options)
         return self._explained(snapshot, questions, vectors, 0, key)
 
     def _explained(self, snapshot: Snapshot, questions: Asked, vectors: Queries, number: int, key: int) -> Explanation:

@@ -10,7 +10,6 @@ Every document that goes in comes out in the report exactly once.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -79,7 +78,7 @@ class _Item:
     dense: list[Floats | None] = field(default_factory=list)
     multi: list[Stored | None] = field(default_factory=list)
     seen: PageVectors | None = None
-    settled: bool = True  # False: not all of its pages could be seen, and the next `add` tries again
+    settled: bool = True  # False: it lacks something, as a page that could not be seen, and the next `add` tries again
     failed: bool = False
     warnings: tuple[str, ...] = ()
     duplicate_of: str = ""
@@ -226,7 +225,7 @@ class Ingest:
         for row in rows:
             former = row if replaces else self._former(row.identity)
             if replaces or not self._settled(former, row.content_hash):
-                self._take(_Item(origin_of(row), source.document(row), former))
+                self._take(_Item(origin_of(row), source.document(row), former, settled=bool(row.recipe_hash)))
         self._encode_pool()
         self._commit()
         return self._told(started)
@@ -300,7 +299,7 @@ class Ingest:
     def _changed(self, source: Source, found: _Found) -> bool:
         """Whether a file is not what it was when its hash was taken: then nobody knows what was read."""
         try:
-            return _stamp(source.path) != found.stamp and file_hash(source.path) != found.digest
+            return _stamp(source.path) != found.stamp and not _holds(source.path, found.digest)
         except OSError:
             return True
 
@@ -578,7 +577,7 @@ class Ingest:
         with Parser(limits=limits, pdf_engine=engine, password=options.password) as parser:
             for item in pool:
                 known = first.setdefault(item.origin.content_hash, item)
-                item.seen, item.settled = known.seen, known.settled
+                item.seen, item.settled = known.seen, item.settled and known.settled
                 try:
                     if item.seen is None and item.document.pages and not item.failed:
                         self._see(item, parser)
@@ -613,11 +612,11 @@ class Ingest:
             here = sum(reader.page_bytes(page) for page in item.document.pages)
             self._report("cost", here, here * max(self._total or 1, 1), "bytes")
         seen = reader.see(path, item.document, name=item.file)
-        if file_hash(path) != item.origin.content_hash:
+        if not _holds(path, item.origin.content_hash):
             raise LoadError(CHANGED)
         if len(seen.warnings) == len(item.document.pages) and self._had_pages(item):
             raise LoadError(f"none of its pages can be seen again: {seen.warnings[0]}")  # what was seen before must not be lost
-        item.seen, item.settled = seen.vectors, not seen.warnings
+        item.seen, item.settled = seen.vectors, item.settled and not seen.warnings
         item.warnings += seen.warnings
         if not item.chunks and not seen.vectors.pages and not seen.warnings:
             item.warnings += ("nothing was found in it: no text, and no page that is not blank",)
@@ -634,9 +633,8 @@ class Ingest:
     def _same_file(self, item: _Item) -> Path | None:
         """Where the bytes of a document still are: its file, or the copy that the index keeps."""
         assert item.file is not None
-        with contextlib.suppress(OSError):
-            if file_hash(item.file) == item.origin.content_hash:
-                return item.file
+        if _holds(item.file, item.origin.content_hash):
+            return item.file
         return sources.kept((self._former_store or self._store).path, item.origin.content_hash)
 
     def _known_pages(self, item: _Item) -> PageVectors | None:
@@ -912,6 +910,14 @@ def _stamp(path: Path) -> tuple[int, ...]:
     """What changes when a file does, nearly always: its size, times and inode."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def _holds(path: Path, digest: str) -> bool:
+    """Whether a file is there and can be read, and its bytes have that hash."""
+    try:
+        return file_hash(path) == digest
+    except OSError:
+        return False
 
 
 def _named_path(target: str | Path | Source) -> Path:

@@ -187,7 +187,10 @@ def _new_pages(given: Mapping[str, Any], encoder: Encoder | None) -> PagesStage 
     precision: Any = ("int8" if multi in (None, True) else multi) if keeps_multi else None
     pool, background = given["page_pool"] or 1, given["page_background"] is not False
     if (pool > 1 or not background) and not (keeps_multi and isinstance(encoder, ImageEncoder)):
-        raise ValueError(f"page_pool and page_background make multi-vectors of pages fewer, and {card.name} has none to reduce")
+        raise ValueError(
+            f"page_pool and page_background make multi-vectors of pages fewer, and none of {card.name} are kept: "
+            "set page_pool=1 and page_background=True"
+        )
     return PagesStage(
         which="auto" if which is True else which,
         model=card.name,
@@ -277,6 +280,8 @@ def changed(old: Recipe, encoder: Encoder, given: Mapping[str, Any]) -> dict[str
         stored |= dict.fromkeys(("dims", *OF_MODEL))
     if given.get("multi") is False:
         stored["pool"] = None
+    if given.get("page_multi") is False:
+        stored |= dict.fromkeys(("page_pool", "page_background"))
     return {**stored, **given}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +64,8 @@ def evidence(index: Index, reference: str, *, query: Query | None = None, k: int
     row = rows[0]
     if query is None:
         start = index.cite(row, Span(0, min(row.characters, 1)))
+        if not start.pages:  # no text, as of a scan: its beginning is its first page
+            start = replace(start, pages=tuple(one.number for one in index.pages(row)[:1]))
         return Evidence(row, (start,), (index.text(row, Span(0, min(row.characters, 300))),))
     hits = index.search_within(row, query, k)
     heat = _heat(hit.explain(PAGE_MULTI) for hit in hits if any(one.space == PAGE_MULTI for one in hit.via))

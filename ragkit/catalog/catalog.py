@@ -867,12 +867,12 @@ def insert_segment(connection: Connection, row: SegmentRow, files: Sequence[File
 
 
 def _stamp(connection: Connection, change: Change) -> None:
-    """Give every live document the hash of the new recipe, which its vectors now follow."""
+    """Give every live document the hash of the new recipe, which its vectors now follow; one that is to be made anew has none."""
     ids = connection.execute(select(s.documents.c.id).where(s.documents.c.deleted.is_(None))).scalars().all()
     for batch in in_batches(ids):
         for row in connection.execute(select(s.documents).where(s.documents.c.id.in_(batch))).mappings().all():
             fields = dict(s.checked(s.documents, row))
-            fields["recipe_hash"] = "" if row["mime"] in change.unmade else change.recipe_hash
+            fields["recipe_hash"] = change.recipe_hash if row["recipe_hash"] and row["mime"] not in change.unmade else ""
             fresh = s.summed(s.documents, fields)
             values = {name: fresh[name] for name in ("recipe_hash", "sum")}
             connection.execute(update(s.documents).where(s.documents.c.id == row["id"]).values(**values))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from ragkit import Index, Limits, page_images
 from ragkit.encode.contract import Encoding
 from ragkit.errors import StorageError
+from ragkit.show import evidence
 from ragkit.testing import HashEncoder
 from ragkit.types import Document, Span
 from tests.index.test_pages import READS, SEES, papers_in, pdf
@@ -186,3 +187,87 @@ def test_memory_does_not_grow_with_the_pages_of_a_file() -> None:
     (few, child_few), (many, child_many) = peaks
     assert many < 1.25 * few
     assert child_many < 1.5 * child_few
+
+
+class Moody(HashEncoder):
+    """Sees, as long as it is in the mood: `before` is called with what it is given."""
+
+    before: Callable[[Sequence[Any]], object] = staticmethod(len)
+
+    def encode_document(self, documents: Sequence[Any], **options: Any) -> Encoding:
+        if not isinstance(documents[0], str):
+            self.before(documents)
+        return super().encode_document(documents, **options)
+
+
+def test_a_file_that_goes_while_its_pages_are_seen_costs_that_file(tmp_path: Path) -> None:
+    papers, sees = papers_in(tmp_path / "papers"), Moody(dims=64, multi_dims=32, images=True)
+    with Index.open(tmp_path / "library", model=READS, pages="all", page_model=sees) as index:
+        assert index.page_encoder is sees
+        sees.before = lambda pictures: len(pictures) > 1 and (papers / "signals.pdf").unlink()
+        report = index.add(papers)
+        assert [(one.source, "changed" in one.reason) for one in report.failed] == [("signals.pdf", True)]
+        assert {one.source for one in report.added} == {"orange.png", "plain.pdf"}
+
+
+@pytest.mark.parametrize("changes", [{"chunk_tokens": 64}, {"page_dims": 32}, {"dims": 32}], ids=repr)
+def test_pages_that_could_not_be_seen_are_tried_again_after_a_rebuild_too(tmp_path: Path, changes: dict[str, Any]) -> None:
+    def spoiled(pictures: Sequence[Any]) -> None:
+        if any(picture.getpixel((picture.width // 4, picture.height * 9 // 16)) == (0, 0, 255) for picture in pictures):
+            raise RuntimeError("out of sorts")
+
+    path = pdf(tmp_path / "two.pdf", [("Otters", "red"), ("Bread", "blue")])
+    sees = Moody(dims=64, multi_dims=32, images=True)
+    with Index.open(tmp_path / "library", model=READS, pages="all", page_model=sees) as index:
+        assert index.page_encoder is sees
+        sees.before = spoiled
+        assert index.add(path).pages == 1
+        sees.before = len
+        index.rebuild(**changes)
+        assert [hit.pages for hit in index.search("blue", mode="pages")] == [(1,)]
+        assert index.add(path).pages == 2
+        assert [hit.pages for hit in index.search("blue", 1, mode="pages")] == [(2,)]
+        assert len(index.add(path).unchanged) == 1
+
+
+def test_reductions_go_with_the_multi_vectors_they_reduce(tmp_path: Path) -> None:
+    path = pdf(tmp_path / "one.pdf", [("Otters", "red")])
+    with Index.open(tmp_path / "library", model=READS, pages="all", page_model=SEES, page_pool=4, page_background=False) as index:
+        index.add(path)
+        dense = HashEncoder(dims=64, images=True)
+        with pytest.raises(ValueError, match="set page_pool=1 and page_background=True"):
+            index.rebuild(page_model=dense)
+        index.rebuild(page_multi=False)
+        assert "page.multi" not in index.spaces
+        index.rebuild(page_model=dense)
+        assert [hit.kind for hit in index.search("red", mode="pages")] == ["page"]
+
+
+class Unpaired(HashEncoder):
+    """Takes texts and pictures, and no pairs of them."""
+
+    def encode_query(self, queries: Sequence[Any], **options: Any) -> Encoding:
+        if any(isinstance(query, tuple) for query in queries):
+            raise TypeError("a text or a picture")
+        return super().encode_query(queries, **options)
+
+
+def test_a_pair_is_asked_of_single_vectors_where_the_model_takes_none(tmp_path: Path) -> None:
+    path = pdf(tmp_path / "two.pdf", [("Otters", "red"), ("Bread", "blue")])
+    pair = ("blue", Image.new("RGB", (64, 64), "blue"))
+    sees = Unpaired(dims=64, multi_dims=32, images=True)
+    with Index.open(tmp_path / "library", model=READS, pages="all", page_model=sees) as index:
+        index.add(path)
+        [row] = index.documents()
+        for hits in (index.search(pair, mode="pages"), index.search_within(row, pair, mode="pages")):
+            assert [(hit.pages, [why.space for why in hit.via]) for hit in hits] == [
+                ((2,), ["page.dense"]),
+                ((1,), ["page.dense"]),
+            ]
+        with pytest.raises(ValueError, match="ask with one of them"):
+            index.explain(pair, index.search("blue", 1, mode="pages")[0].key)
+
+
+def test_what_is_shown_of_a_document_without_text_is_its_first_page(index: Index) -> None:
+    assert evidence(index, "orange.png").pages == (1,)
+    assert evidence(index, "signals.pdf").pages == (1,)
