@@ -17,10 +17,9 @@ Higher is better on every scale. Ties break by key.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -184,9 +183,14 @@ def fuse(
 
 
 def chunks_on_pages(
-    ranked: Mapping[str, Ranked], given: Mapping[str, npt.NDArray[np.float64]], catalog: Catalog
+    ranked: Mapping[str, Ranked],
+    given: Mapping[str, npt.NDArray[np.float64]],
+    catalog: Catalog,
+    *,
+    wanted: Callable[[UnitRow], bool] | None = None,
 ) -> dict[int, int]:
-    """For each page among the candidates on which a chunk among them stands, by key: the chunk that ranks best there.
+    """For each page among the candidates on which a chunk among them stands, by key: the chunk that ranks best there, of those
+    that are `wanted`.
 
     A chunk stands on the page that has most of it.
     """
@@ -205,8 +209,10 @@ def chunks_on_pages(
         shares = {page.key: shared(page.span, chunk.span) for page in by_document.get(chunk.document, ())}
         page = max(shares, key=lambda key: (shares[key], -key), default=None)
         # The page with most of the chunk may not be among the candidates; then less than half of it is on any other.
-        if page is not None and 2 * shares[page] >= chunk.span.length > 0:
-            found.setdefault(page, chunk.key)
+        if page is None or page in found or not 2 * shares[page] >= chunk.span.length > 0:
+            continue
+        if wanted is None or wanted(chunk):  # a page that is wanted must not go with a chunk that is not
+            found[page] = chunk.key
     return found
 
 
@@ -312,20 +318,18 @@ def _chosen(
 ) -> tuple[list[Candidate], bool]:
     """The k best, and whether candidates fell below the least score: then a deeper search finds no more.
 
-    `lost`, where given, takes what of them is damaged in the catalog, and the others are chosen.
+    `lost`, where given, takes what of the candidates is damaged in the catalog, and of the others is chosen.
     """
+    if lost is not None:
+        damaged = _damaged(list(dict.fromkeys(key for keys, _ in spaces.values() for key in keys.tolist())), catalog)
+        lost += [f"unit {key}: {problem}" for key, problem in damaged.items()]
+        spaces = {space: _without(ranked, damaged) for space, ranked in spaces.items()}
     given = shares(spaces, options)
-    stands_for = chunks_on_pages(spaces, given, catalog)
-    if wanted is not None and stands_for:  # a page that is wanted must not go with a chunk that is not
-        chunks = catalog.units(stands_for.values())
-        stands_for = {page: chunk for page, chunk in stands_for.items() if wanted(chunks[chunk])}
+    stands_for = chunks_on_pages(spaces, given, catalog, wanted=wanted)
     found = fuse(spaces, given, stands_for=stands_for)
     candidates = found if options.min_score is None else [one for one in found if one.score >= options.min_score]
-    plain = options.group_by is None and wanted is None
     below = len(candidates) < len(found)
-    if lost is not None:
-        candidates = list(islice(_readable(candidates, catalog, lost), k if plain else None))
-    if plain:
+    if options.group_by is None and wanted is None:
         return candidates[:k], below
     units = catalog.units([one.key for one in candidates])
     chosen: list[Candidate] = []
@@ -341,15 +345,19 @@ def _chosen(
     return chosen, below
 
 
-def _readable(candidates: Sequence[Candidate], catalog: Catalog, lost: list[str]) -> Iterator[Candidate]:
-    """Those whose rows in the catalog are whole, each tried by itself; what is wrong with the others goes to `lost`."""
-    for candidate in candidates:
-        try:
-            read_hits([candidate], catalog, scale="")
-        except Damaged as error:
-            lost.append(f"unit {candidate.key}: {error}")
-        else:
-            yield candidate
+def _without(ranked: Ranked, keys: Collection[int]) -> Ranked:
+    kept = ~np.isin(ranked[0], list(keys))
+    return ranked[0][kept], ranked[1][kept]
+
+
+def _damaged(keys: Sequence[int], catalog: Catalog) -> dict[int, str]:
+    """Those of the keys that cannot be read from the catalog, and what is wrong with each; halved until they are found."""
+    try:
+        read_hits([Candidate(key, 0.0, ()) for key in keys], catalog, scale="")
+    except Damaged as error:
+        middle = len(keys) // 2
+        return _damaged(keys[:middle], catalog) | _damaged(keys[middle:], catalog) if middle else {keys[0]: str(error)}
+    return {}
 
 
 def read_hits(
@@ -371,7 +379,7 @@ def read_hits(
     documents = catalog.documents_by_id({unit.document for unit in found})
     passages = catalog.passages([(unit.document, unit.span) for unit in found])
     reader = CatalogReader(catalog, explain)
-    seen = units | ({} if locate is None else catalog.units(_pages_seen(candidates) - units.keys()))
+    seen = units | catalog.units(_pages_seen(candidates) - units.keys())
     sizes = catalog.page_sizes([(unit.document, unit.page) for unit in seen.values() if unit.page is not None])
     hits = []
     for rank, (candidate, unit, (text, pages)) in enumerate(zip(candidates, found, passages, strict=True), start=first):

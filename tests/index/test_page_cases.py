@@ -60,6 +60,19 @@ def test_a_page_that_is_wanted_does_not_go_with_a_chunk_that_is_not(tmp_path: Pa
         assert (page.kind, page.pages) == ("page", (2,))
 
 
+def test_a_page_that_is_wanted_goes_with_the_best_chunk_on_it_that_is(tmp_path: Path) -> None:
+    def halves(document: Document) -> Iterator[Span]:
+        middle = document.text.index("Bread")
+        yield from (Span(0, middle), Span(middle, len(document.text)))
+
+    pages = [("Otters", None), ("Granite bridges outlive their builders. Bread is gone by noon", "green")]
+    with Index.open(tmp_path / "library", model=READS, chunker=halves, pages="all", page_model=SEES) as index:
+        index.add(pdf(tmp_path / "two.pdf", pages))
+        [hit] = index.search("granite green", 10, filters={"hit.page": 2})  # the best chunk there begins on the page before
+        assert (hit.kind, hit.text) == ("chunk", "Bread is gone by noon")
+        assert {why.space for why in hit.via} >= {"chunk.dense", "page.multi"}
+
+
 def test_reranking_by_maxsim_is_of_texts_alone(index: Index) -> None:
     hits = index.search("red otters", 100, rerank="maxsim")
     assert {hit.kind for hit in hits} == {"chunk"}
