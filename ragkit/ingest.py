@@ -39,11 +39,12 @@ from ragkit.load import (
     fields,
     file_hash,
     format_of,
+    office,
     record,
     sidecar,
 )
 from ragkit.load.language import language_of
-from ragkit.page_images import PageReader
+from ragkit.page_images import NOT_SEEN, PageReader
 from ragkit.ragged import MultiVectors, unit_rows
 from ragkit.recipe import Recipe
 from ragkit.store import PageVectors, Prepared, Store, Writer
@@ -456,6 +457,8 @@ class Ingest:
             return False
         if given is not None and not says(former.meta, given):
             return False
+        if self._page_encoder is not None and former.path is not None and _lacked_office(former) and can_render(former.path):
+            return False
         self._finish("unchanged", Outcome(former.source, units=former.units))
         return True
 
@@ -594,15 +597,17 @@ class Ingest:
             return
         if not self._sees(item):
             if item.file is None and item.origin.path is not None:
-                item.warnings += ("its pages were not seen, since it lies within another file: add it by itself",)
+                item.warnings += (f"its pages were {NOT_SEEN}, since it lies within another file: add it by itself",)
             return
         path = self._same_file(item)
         if path is None:
-            problem = f"{item.file} has moved or changed, so its pages cannot be seen"
-            item.settled = False
             if self._had_pages(item):
-                raise LoadError(f"{problem}. Put it back, or add it again; keep_sources=True keeps a copy")
-            item.warnings += (f"{problem}; add it again",)
+                raise LoadError(
+                    f"{item.file} has moved or changed, so its pages cannot be seen. Put it back, or add it again; "
+                    "keep_sources=True keeps a copy"
+                )
+            item.settled = False
+            item.warnings += (f"its pages were {NOT_SEEN}, since {item.file} has moved or changed: add it again",)
             return
         reader = PageReader(
             parser, encoder, stage, self._store.layouts.get(PAGE), folder=self._store.path, on_pages=self._report_pages
@@ -851,6 +856,12 @@ def _warnings(document: Document) -> tuple[str, ...]:
     if hidden := document.meta.get("hidden_characters"):
         found.append(f"{hidden} hidden characters were left out")
     return tuple(found)
+
+
+def _lacked_office(row: DocumentRow) -> bool:
+    """Whether a document was read without pages since LibreOffice was not installed."""
+    unread = row.meta.get("unread")
+    return isinstance(unread, list) and any(str(office.missing()) in str(one) for one in unread)
 
 
 def _textless(document: Document) -> int:

@@ -159,8 +159,10 @@ def encoder_of_pages(
 
 
 def wants_pages(given: Mapping[str, Any]) -> bool:
-    """Whether page images are asked for; ValueError where only something about them is."""
+    """Whether page images are asked for; ValueError where only something about them is, or something unknown."""
     if given["pages"] not in (None, False, "none"):
+        if given["pages"] not in (True, "auto", "all", "figures"):
+            raise ValueError(f"pages is 'auto', 'all', 'figures' or 'none', got {given['pages']!r}")
         return True
     asked = [name for name in KEYWORDS if name.startswith("page_") and given[name] is not None]
     if asked:
@@ -172,8 +174,6 @@ def _new_pages(given: Mapping[str, Any], encoder: Encoder | None) -> PagesStage 
     if encoder is None:
         return None
     card, which, multi = encoder.card, given["pages"], given["page_multi"]
-    if which not in (True, "auto", "all", "figures"):
-        raise ValueError(f"pages is 'auto', 'all', 'figures' or 'none', got {which!r}")
     if multi not in (None, True, False, *PRECISIONS):
         raise ValueError(f"page_multi is True, False or a precision ({', '.join(PRECISIONS)}), got {multi!r}")
     if multi and not card.multi_dims:

@@ -43,7 +43,7 @@ FULL = 0.1  # share of a square's pixels with ink outside the words that makes i
 FIGURE = 0.002
 SCANT = 100  # characters; a page with fewer tells little by its text. Of those 84 pages none but the blank one
 
-NOT_SEEN = "was not seen"  # in the warning of a page that should have been
+NOT_SEEN = "not seen"  # in the warning of pages that should have been
 
 Image = Any  # PIL.Image.Image
 
@@ -128,7 +128,7 @@ class PageReader:
 
     def _wanted(self, document: Document, page: Page, one: RenderedPage | LoadError, kept: _Kept) -> bool:
         if isinstance(one, LoadError):
-            kept.warnings.append(f"page {page.number} {NOT_SEEN}: {one}")
+            kept.warnings.append(f"page {page.number} was {NOT_SEEN}: {one}")
             return False
         if one.blank:
             kept.blank += 1
@@ -153,7 +153,7 @@ class PageReader:
                 for one in pictures:
                     self._encode([one], kept)
                 return
-            kept.warnings.append(f"page {pictures[0][0].number} {NOT_SEEN}: {error}")
+            kept.warnings.append(f"page {pictures[0][0].number} was {NOT_SEEN}: {error}")
             return
         for vectors in (encoding.dense, encoding.multi):
             if vectors is not None and len(vectors) != len(images):

@@ -16,11 +16,13 @@ from PIL import Image, ImageDraw
 from ragkit import Index, Limits, page_images
 from ragkit.encode.contract import Encoding
 from ragkit.errors import StorageError
+from ragkit.load import office
 from ragkit.show import evidence
 from ragkit.testing import HashEncoder
 from ragkit.types import Document, Span
 from tests.index.test_pages import READS, SEES, papers_in, pdf
 from tests.load.rawpdf import bomb, show
+from tests.load.test_laid_out import odp, rtf
 
 ROOT = Path(__file__).parents[2]
 SMALL = HashEncoder(dims=64, multi_dims=32, images=True, max_pixels=16 * 28 * 28)
@@ -284,3 +286,30 @@ def test_a_pair_is_asked_of_single_vectors_where_the_model_takes_none(tmp_path: 
 def test_what_is_shown_of_a_document_without_text_is_its_first_page(index: Index) -> None:
     assert evidence(index, "orange.png").pages == (1,)
     assert evidence(index, "signals.pdf").pages == (1,)
+
+
+def test_a_rebuild_names_documents_whose_files_are_gone(tmp_path: Path) -> None:
+    path = pdf(tmp_path / "one.pdf", [("Otters", "red")])
+    with Index.open(tmp_path / "library", model=READS) as index:
+        index.add(path)
+        path.rename(tmp_path / "other.pdf")
+        [told] = index.rebuild(pages="all", page_model=SEES).warnings
+        assert re.match(r"one\.pdf: its pages were not seen, since .* has moved or changed", told)
+        (tmp_path / "other.pdf").rename(path)
+        assert index.add(path).pages == 1
+
+
+@pytest.mark.parametrize("name", ["slides.odp", "text.rtf"])
+def test_office_pages_are_seen_once_libreoffice_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    if office.program() is None:
+        pytest.skip("LibreOffice is not installed")
+    path = odp(tmp_path / name, 1, hidden=0) if name.endswith("odp") else rtf(tmp_path / name, "Otters hold hands")
+    with Index.open(tmp_path / "library", model=READS, pages="all", page_model=SEES) as index:
+        with monkeypatch.context() as without:
+            without.setenv("PATH", str(tmp_path))
+            report = index.add(path)
+            assert report.pages == 0
+            assert "LibreOffice is not installed" in report.added[0].warnings[0]
+            assert len(index.add(path).unchanged) == 1
+        assert index.add(path).pages == 1
+        assert len(index.add(path).unchanged) == 1
