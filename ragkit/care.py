@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ragkit.terminal import FAILED, INTERRUPTED, PARTLY, AsJson, IndexPath, bar, opened, print_json, say
+from ragkit.terminal import FAILED, INTERRUPTED, PARTLY, AsJson, IndexPath, bar, keywords, opened, print_json, say, with_recipe
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
@@ -88,68 +88,21 @@ def repair(
         raise typer.Exit(PARTLY)
 
 
+@with_recipe
 def migrate(
     index: IndexPath,
-    model: Annotated[str | None, typer.Option(help="Another encoder, or the same where it became another.")] = None,
-    task: Annotated[str | None, typer.Option(help="The encoder's task, where it has several.")] = None,
-    dims: Annotated[int | None, typer.Option(help="Keep the first DIMS of each vector.")] = None,
-    chunker: Annotated[str | None, typer.Option(help="sentences, structure, page or whole.")] = None,
-    chunk_tokens: Annotated[int | None, typer.Option(help="Tokens per chunk, at most.")] = None,
-    chunk_overlap: Annotated[int | None, typer.Option(help="Tokens shared by neighbouring chunks.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Tokens the encoder takes, at most.")] = None,
-    overflow: Annotated[str | None, typer.Option(help="What to do with longer units: error, truncate or window.")] = None,
-    late_chunking: Annotated[bool | None, typer.Option("--late-chunking/--no-late-chunking")] = None,
-    contextual_headers: Annotated[bool | None, typer.Option("--contextual-headers/--no-contextual-headers")] = None,
-    multi: Annotated[str | None, typer.Option(help="A vector per token, too: int8, float16, float32, or off.")] = None,
-    pool: Annotated[int | None, typer.Option(help="Tokens by this factor fewer, with --multi.")] = None,
-    pages: Annotated[str | None, typer.Option(help="Pages as pictures, too: auto, figures, all, or none.")] = None,
-    page_model: Annotated[str | None, typer.Option(help="The encoder that sees them, where it is another.")] = None,
-    page_dims: Annotated[int | None, typer.Option(help="Keep the first DIMS of each page's vector.")] = None,
-    page_multi: Annotated[str | None, typer.Option(help="A page's vectors per patch: int8, float16, float32, or off.")] = None,
-    page_pixels: Annotated[int | None, typer.Option(help="Pixels of a page that the encoder sees, at most.")] = None,
-    page_pool: Annotated[int | None, typer.Option(help="A page's patches by this factor fewer.")] = None,
-    keep_sources: Annotated[
-        bool | None, typer.Option("--keep-sources/--no-keep-sources", help="Keep a copy of every file added from here on.")
-    ] = None,
-    pdf_engine: Annotated[str | None, typer.Option(help="auto, pymupdf or pypdfium2.")] = None,
-    ocr: Annotated[str | None, typer.Option(help="Read pages without text: off, auto, or languages as eng+deu.")] = None,
-    recall: Annotated[float | None, typer.Option(help="The share of the best ten that a compressed search must find.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, …")] = None,
+    *,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
     password: Annotated[
         str | None, typer.Option(envvar="RAGKIT_PASSWORD", help="For encrypted documents whose pages are seen.")
     ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    **settings: Any,
 ) -> None:
     """Change what an index was built with, redoing only what the change reaches. Searches go on meanwhile."""
-    changes: dict[str, Any] = {
-        "model": model,
-        "task": task,
-        "dims": dims,
-        "chunker": chunker,
-        "chunk_tokens": chunk_tokens,
-        "chunk_overlap": chunk_overlap,
-        "max_tokens": max_tokens,
-        "overflow": overflow,
-        "late_chunking": late_chunking,
-        "contextual_headers": contextual_headers,
-        "multi": False if multi == "off" else multi,
-        "pool": pool,
-        "pages": pages,
-        "page_model": page_model,
-        "page_dims": page_dims,
-        "page_multi": False if page_multi == "off" else page_multi,
-        "page_pixels": page_pixels,
-        "page_pool": page_pool,
-        "keep_sources": keep_sources,
-        "pdf_engine": pdf_engine,
-        "ocr": ocr,
-        "recall": recall,
-        "dtype": dtype,
-    }
     with opened(index, create=False, device=device) as library, bar("migrating", quiet=quiet or as_json) as progress:
-        report = library.rebuild(**changes, password=password, progress=progress)
+        report = library.rebuild(**keywords(settings), password=password, progress=progress)
     if as_json:
         print_json(asdict(report))
         return

@@ -23,7 +23,7 @@ import typer
 from ragkit import care
 from ragkit.errors import RagkitError
 from ragkit.serve import commands as serving
-from ragkit.terminal import FAILED, INTERRUPTED, PARTLY, AsJson, IndexPath, tell_cost
+from ragkit.terminal import FAILED, INTERRUPTED, PARTLY, AsJson, IndexPath, keywords, tell_cost, with_recipe
 from ragkit.terminal import opened as _opened
 from ragkit.terminal import print_json as _print_json
 from ragkit.terminal import say as _say
@@ -64,40 +64,11 @@ def _terminate(number: int, frame: Any) -> NoReturn:
 
 
 @app.command()
+@with_recipe
 def add(
     index: IndexPath,
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Files, folders or globs.")],
-    model: Annotated[str | None, typer.Option(help="The encoder; the bundled all-MiniLM-L6-v2 if left out.")] = None,
-    task: Annotated[str | None, typer.Option(help="The encoder's task, where it has several.")] = None,
-    dims: Annotated[int | None, typer.Option(help="Keep the first DIMS of each vector.")] = None,
-    chunker: Annotated[str | None, typer.Option(help="sentences, structure, page or whole.")] = None,
-    chunk_tokens: Annotated[int | None, typer.Option(help="Tokens per chunk, at most.")] = None,
-    chunk_overlap: Annotated[int | None, typer.Option(help="Tokens shared by neighbouring chunks.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Tokens the encoder takes, at most.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Pixels of an image that the encoder sees, at most.")] = None,
-    overflow: Annotated[str | None, typer.Option(help="What to do with longer units: error, truncate or window.")] = None,
-    late_chunking: Annotated[
-        bool | None, typer.Option("--late-chunking/--no-late-chunking", help="Each chunk's vector from its document's states.")
-    ] = None,
-    contextual_headers: Annotated[
-        bool | None,
-        typer.Option("--contextual-headers/--no-contextual-headers", help="Embed a chunk behind its title and headings."),
-    ] = None,
-    multi: Annotated[
-        str | None, typer.Option(help="Keep a vector per token, too, for late interaction: int8, float16 or float32.")
-    ] = None,
-    pool: Annotated[int | None, typer.Option(help="Tokens by this factor fewer, with --multi.")] = None,
-    pages: Annotated[str | None, typer.Option(help="Embed pages as pictures, too: auto, figures or all.")] = None,
-    page_model: Annotated[str | None, typer.Option(help="The encoder that sees them, where it is another.")] = None,
-    page_dims: Annotated[int | None, typer.Option(help="Keep the first DIMS of each page's vector.")] = None,
-    page_multi: Annotated[str | None, typer.Option(help="A page's vectors per patch: int8, float16, float32 or off.")] = None,
-    page_pixels: Annotated[int | None, typer.Option(help="Pixels of a page that the encoder sees, at most.")] = None,
-    page_pool: Annotated[int | None, typer.Option(help="A page's patches by this factor fewer.")] = None,
-    keep_sources: Annotated[
-        bool | None, typer.Option("--keep-sources/--no-keep-sources", help="Keep a copy of every file, to show its pages.")
-    ] = None,
-    pdf_engine: Annotated[str | None, typer.Option(help="auto, pymupdf or pypdfium2.")] = None,
-    ocr: Annotated[str | None, typer.Option(help="Read pages without text: off, auto, or languages as eng+deu.")] = None,
+    *,
     include: Annotated[list[str] | None, typer.Option(help="Only files that match this glob; may be repeated.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No files that match this glob; may be repeated.")] = None,
     ignore_file: Annotated[
@@ -116,40 +87,16 @@ def add(
     cache: Annotated[Path | None, typer.Option(help="A file of embeddings made before; made if it is not there.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: AsJson = False,
+    **settings: Any,
 ) -> None:
     """Bring files into the index: what is new or changed is embedded, the rest is left alone."""
-    settings: dict[str, Any] = {
-        "model": model,
-        "task": task,
-        "dims": dims,
-        "chunker": chunker,
-        "chunk_tokens": chunk_tokens,
-        "chunk_overlap": chunk_overlap,
-        "max_tokens": max_tokens,
-        "max_pixels": max_pixels,
-        "overflow": overflow,
-        "late_chunking": late_chunking,
-        "multi": False if multi == "off" else multi,
-        "pool": pool,
-        "pages": pages,
-        "page_model": page_model,
-        "page_dims": page_dims,
-        "page_multi": False if page_multi == "off" else page_multi,
-        "page_pixels": page_pixels,
-        "page_pool": page_pool,
-        "keep_sources": keep_sources,
-        "contextual_headers": contextual_headers,
-        "pdf_engine": pdf_engine,
-        "ocr": ocr,
-        "device": device,
-        "cache": cache,
-    }
     from ragkit.ingest import paths_of
     from ragkit.load import IGNORE_FILES, Limits
 
     paths_of(sources)  # what is not there is told before anything is made or loaded for it
     limits = Limits.parse(limit or ())
-    with _opened(index, **settings) as opened, _progress(quiet=quiet or as_json) as callback:
+    how = keywords(settings)
+    with _opened(index, device=device, cache=cache, **how) as opened, _progress(quiet=quiet or as_json) as callback:
         report = opened.add(
             sources,
             include=include or (),

@@ -587,6 +587,10 @@ def test_the_command_line_sees_pages(folder: Path, tmp_path: Path, capsys: pytes
     assert "signals.pdf, p. 2" in run("show", library, "signals.pdf", "--image", str(tmp_path / "green.png"), "-o", str(png))
     with Image.open(png) as image:
         assert image.size == (733, 978)  # 110 dots an inch
+    with pytest.raises(RecipeMismatch) as refused:
+        Index.open(library, page_background=False)
+    assert "made again" in run(*str(refused.value).partition("ragkit ")[2].split())  # the command that the message names
+    assert "signals.pdf, p. 4" in run("search", library, "blue", "--mode", "pages", "-k", "1")
 
 
 @pytest.mark.parametrize("error", [EncodeError("out of sorts"), RuntimeError("out of sorts")], ids=repr)
