@@ -29,7 +29,7 @@ from ragkit.catalog.catalog import CHUNK, PAGE, Catalog, DocumentRow, Failure, U
 from ragkit.cite import cite
 from ragkit.encode import load_encoder, resolve_name
 from ragkit.encode.cache import EmbeddingCache, cached
-from ragkit.encode.contract import Encoder, Encoding, ImageEncoder
+from ragkit.encode.contract import Encoder, Encoding
 from ragkit.encode.given import PREFIX, embeds_text, unit_vectors
 from ragkit.errors import NotAnIndex, RecipeMismatch
 from ragkit.filters import FieldColumns, Filters
@@ -55,6 +55,8 @@ from ragkit.opening import (
 from ragkit.passages import passage_test
 from ragkit.recipe import (
     KEYWORDS,
+    EncodeStage,
+    PagesStage,
     Recipe,
     chunker_name,
     disagreements,
@@ -129,6 +131,14 @@ class Duplicate:
     second: Hit
 
 
+@dataclass(slots=True, eq=False)
+class _Model:
+    """An encoder of the index: loaded, and checked to be the one that built it, when it is first needed."""
+
+    encoder: Encoder | None = None
+    checked: bool = False
+
+
 class Index:
     """An index on disk. Open one with `Index.open`; it may be shared by threads, and closed with `close()` or `with`."""
 
@@ -150,15 +160,12 @@ class Index:
         self._catalog = catalog
         self._store = Store(path, catalog, recall=recipe.store.recall, layouts=layouts_of(recipe))
         self._store.device = device if device is not None and device.startswith("cuda") else None
-        self._encoder = encoder
+        self._texts, self._pages = _Model(encoder), _Model(page_encoder)
         self._chunker = chunker
         self._device = device
         self._cache = cache
         self._api_keys = api_keys
         self._followed: Mapping[str, Any] | None = None  # the stored recipe that `recipe` was read from
-        self._encoder_checked = False
-        self._page_encoder = page_encoder
-        self._page_encoder_checked = False
         self._encoder_lock = threading.Lock()
         self._columns = FieldColumns(lambda after: catalog.versions(after=after))
 
@@ -300,52 +307,39 @@ class Index:
     @property
     def encoder(self) -> Encoder:
         """The encoder that built the index; loaded and checked on first use. FingerprintMismatch where it is another."""
-        with self._encoder_lock:
-            if self._encoder is None:
-                stage = self.recipe.encode
-                self._encoder = load_encoder(
-                    stage.model,
-                    revision=stage.revision or None,
-                    device=self._device,
-                    api_keys=self._api_keys,
-                    dtype=stage.dtype,
-                    task=stage.task,
-                    max_tokens=stage.max_tokens,
-                    max_pixels=stage.max_pixels,
-                )
-            if not self._encoder_checked:
-                check_fingerprint(self.path, self._catalog, self._encoder, self.recipe.encode)
-                self._encoder_checked = True
-                if self._cache is not None:  # behind the check, which must see what the model does now
-                    self._encoder = cached(self._encoder, self._cache)
-            return self._encoder
+        model, stage = self._texts, self.recipe.encode  # in this order: `_view` changes the recipe first
+        return self._ready(model, stage, check_fingerprint, task=stage.task, max_tokens=stage.max_tokens)
 
     @property
     def page_encoder(self) -> Encoder | None:
         """The encoder that sees the pages, loaded and checked on first use; that of the texts, where the recipe names the same.
         None for an index without page images. FingerprintMismatch where it is another than saw them."""
-        stage, texts = self.recipe.pages, self.recipe.encode
+        model, stage, texts = self._pages, self.recipe.pages, self.recipe.encode
         if stage is None:
             return None
         same = (stage.model, stage.revision, stage.dtype) == (texts.model, texts.revision, texts.dtype)
-        if same and stage.max_pixels in (None, texts.max_pixels) and self._page_encoder is None:
+        if same and stage.max_pixels in (None, texts.max_pixels) and model.encoder is None:
             return self.encoder
+        return self._ready(model, stage, check_page_fingerprint)
+
+    def _ready(self, model: _Model, stage: EncodeStage | PagesStage, check: Callable[..., None], **settings: Any) -> Encoder:
         with self._encoder_lock:
-            if self._page_encoder is None:
-                self._page_encoder = load_encoder(
+            if model.encoder is None:
+                model.encoder = load_encoder(
                     stage.model,
                     revision=stage.revision or None,
                     device=self._device,
                     api_keys=self._api_keys,
                     dtype=stage.dtype,
                     max_pixels=stage.max_pixels,
+                    **settings,
                 )
-            if not self._page_encoder_checked:
-                check_page_fingerprint(self.path, self._catalog, self._page_encoder, stage)
-                self._page_encoder_checked = True
-                if self._cache is not None and isinstance(self._page_encoder, ImageEncoder):  # a cache in front looks like one
-                    self._page_encoder = cached(self._page_encoder, self._cache)
-            return self._page_encoder
+            if not model.checked:
+                check(self.path, self._catalog, model.encoder, stage)
+                model.checked = True
+                if self._cache is not None:  # behind the check, which must see what the model does now
+                    model.encoder = cached(model.encoder, self._cache)
+            return model.encoder
 
     # Adding and deleting
 
@@ -548,8 +542,8 @@ class Index:
         self._chunker = chunker if callable(chunker) else self._chunker
         self._view()
         with self._encoder_lock:
-            self._encoder, self._encoder_checked = encoder, True
-            self._page_encoder, self._page_encoder_checked = None if page_encoder is encoder else page_encoder, True
+            self._texts = _Model(encoder, checked=True)
+            self._pages = _Model(None if page_encoder is encoder else page_encoder, checked=True)
         to_parse = sum(row.mime in unmade(old, new) for row in self.documents())
         documents, units, lost = counts if done == "embedded" else (0, 0, ())
         lost = (*lost, *unkept)
@@ -887,8 +881,7 @@ class Index:
                 if recipe != self.recipe:
                     self.recipe = recipe
                     self._store.recall, self._store.layouts = recipe.store.recall, layouts_of(recipe)
-                    self._encoder, self._encoder_checked = None, False
-                    self._page_encoder, self._page_encoder_checked = None, False
+                    self._texts, self._pages = _Model(), _Model()
                 self._followed = snapshot.recipe
         return snapshot
 

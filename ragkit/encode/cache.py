@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 import xxhash
 
-from ragkit.encode.contract import Encoder, EncoderCard, Encoding, ImageEncoder, Item, Patches
+from ragkit.encode.contract import Encoder, EncoderCard, Encoding, ImageEncoder, Item
 from ragkit.encode.tasks import full_task
 from ragkit.encode.texts import check_truncate_dim, split_item
 from ragkit.errors import EncodeError
@@ -215,7 +215,7 @@ def content_key(index: int, item: Item, card: EncoderCard, task: str) -> bytes:
 def cached(encoder: Encoder, cache: EmbeddingCache | str | Path, *, max_bytes: int = MAX_BYTES) -> Encoder:
     """The encoder behind a cache; a path is opened, and bounded by max_bytes."""
     opened = cache if isinstance(cache, EmbeddingCache) else EmbeddingCache(cache, max_bytes=max_bytes)
-    wrapped: Any = CachedEncoder(encoder, opened)
+    wrapped: Any = CachedImageEncoder(encoder, opened) if isinstance(encoder, ImageEncoder) else CachedEncoder(encoder, opened)
     return wrapped  # type: ignore[no-any-return]
 
 
@@ -232,18 +232,6 @@ class CachedEncoder:
     @property
     def card(self) -> EncoderCard:
         return self.encoder.card
-
-    def image_size(self, width: float, height: float) -> tuple[int, int]:
-        return self._seeing.image_size(width, height)
-
-    def patches(self, width: int, height: int) -> Patches:
-        return self._seeing.patches(width, height)
-
-    @property
-    def _seeing(self) -> ImageEncoder:
-        if not isinstance(self.encoder, ImageEncoder):
-            raise ValueError(f"{self.card.name} does not tell how it sees pictures")
-        return self.encoder
 
     def encode_query(
         self, queries: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
@@ -299,6 +287,14 @@ class CachedEncoder:
         tokens = self.encoder.count_tokens([split_item(i, item)[0] or "" for i, item in enumerate(items)])
         cut = [bool(one) for one in tokens > self.card.max_tokens]
         return cut if sum(cut) == count else None
+
+
+class CachedImageEncoder(CachedEncoder):
+    """The same of an encoder that sees: an `ImageEncoder`, which `__getattr__` alone would not make it."""
+
+    def __init__(self, encoder: Any, cache: EmbeddingCache) -> None:  # an `Encoder` that is an `ImageEncoder`, too
+        super().__init__(encoder, cache)
+        self.image_size, self.patches = encoder.image_size, encoder.patches
 
 
 def _entry(encoding: Encoding, i: int, *, cut: bool) -> Entry:

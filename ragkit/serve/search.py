@@ -41,7 +41,9 @@ class SearchRequest(BaseModel):
     group_by: Literal["document"] | None = None
     phrasings: list[str] = Field(default_factory=list, max_length=PHRASINGS)
     diversity: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
-    weights: dict[str, float] = Field(default_factory=dict, max_length=10, description="of a space's ranks, 1 where not given")
+    weights: dict[str, float] = Field(
+        default_factory=dict, max_length=10, description="of a space's scores, 1 where not given; pages share it"
+    )
     rerank: str | None = Field(None, description="the name of one of the server's rerankers, or maxsim")
     candidates: int = Field(50, ge=1)
     expand: Literal["page", "section"] | None = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from PIL import Image, ImageDraw
@@ -313,3 +314,24 @@ def test_office_pages_are_seen_once_libreoffice_is_there(tmp_path: Path, monkeyp
             assert len(index.add(path).unchanged) == 1
         assert index.add(path).pages == 1
         assert len(index.add(path).unchanged) == 1
+
+
+class Unmapped:
+    """Sees, and does not tell how: no `ImageEncoder`."""
+
+    def __init__(self) -> None:
+        self.card = SEES.card
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("image_size", "patches", "query_tokens"):
+            raise AttributeError(name)
+        return getattr(SEES, name)
+
+
+def test_a_cache_in_front_of_a_model_that_does_not_tell_how_it_sees_tells_nothing_either(tmp_path: Path) -> None:
+    path, plain = pdf(tmp_path / "one.pdf", [("Otters", "red")]), Unmapped()
+    with Index.open(tmp_path / "library", model=cast(Any, plain), pages="all", cache=tmp_path / "cache.db") as index:
+        assert index.add(path).pages == 1
+        [hit] = index.search("red", mode="pages")
+        assert [box.relative.area for box in hit.boxes] == [1]
+        assert math.isclose(hit.explain().score, index.search("red", mode="page.multi")[0].score, rel_tol=1e-5)

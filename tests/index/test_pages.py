@@ -356,7 +356,7 @@ def test_the_encoder_of_the_pages_has_a_fingerprint_of_its_own(index: Index) -> 
     impostor = HashEncoder(dims=64, multi_dims=32, images=True, seed=7)
     impostor.card = SEES.card
     with Index.open(index.path) as opened:
-        opened._page_encoder = impostor
+        opened._pages.encoder = impostor
         with pytest.raises(FingerprintMismatch, match="probe picture"):
             opened.search("red", mode="pages")
 
