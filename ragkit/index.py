@@ -63,6 +63,7 @@ from ragkit.recipe import (
 )
 from ragkit.refine import CANDIDATES, Refinement, refine
 from ragkit.retrieve import (
+    MODES,
     NO_MULTI,
     OF_PAGES,
     RRF,
@@ -750,7 +751,7 @@ class Index:
     ) -> SearchOptions:
         return SearchOptions(
             mode=mode,
-            available=self.spaces,
+            available=self._available(mode, degraded=degraded),
             dims=self._checked_dims(dims),
             min_score=min_score,
             group_by=group_by,
@@ -832,6 +833,12 @@ class Index:
             return texts
         return (*texts, *((PAGE_DENSE,) if pages.dense else ()), *((PAGE_MULTI,) if pages.precision else ()))
 
+    def _available(self, mode: str, *, degraded: bool = False) -> tuple[str, ...]:
+        """The spaces, looked up again where none is of the mode: another process may have changed the recipe."""
+        if not set(MODES.get(mode, ())) & set(self.spaces):
+            self._view(degraded=degraded)
+        return self.spaces
+
     def _query_vectors(self, queries: Sequence[Query], given: Any, *, multi: bool) -> Encoding:
         """The queries embedded, once for all spaces; or the dense rows (q, d) given, and the rest embedded where `multi`."""
         if given is None:
@@ -852,6 +859,8 @@ class Index:
         while True:
             snapshot = self._view(degraded=options.degraded)
             recipe = self.recipe
+            if not set(options.available) <= set(self.spaces):  # the recipe may have changed since
+                options = replace(options, available=tuple(space for space in options.available if space in self.spaces))
             chunks = pages = Encoding()
             items = list(queries.texts) if queries.spoken else queries.items
             if items and (multi or DENSE in options.spaces):
@@ -911,7 +920,7 @@ class Index:
         """The k best hits in one document, by the row that `documents()` or `find()` gave: names may be shared, rows are not."""
         _check_k(k)
         questions = _one_asked(query)
-        snapshot, vectors, options = self._asked(questions, SearchOptions(mode=mode, available=self.spaces))
+        snapshot, vectors, options = self._asked(questions, SearchOptions(mode=mode, available=self._available(mode)))
         allowed, why = np.array([row.id], dtype=np.int64), self._explainer(questions, vectors, options)
         return search(snapshot, self._catalog, queries=vectors, k=k, allowed=allowed, options=options, explain=why)[0]
 
@@ -984,12 +993,13 @@ class Index:
         of the page, that it matched best and its share. The shares sum to the score exactly. ValueError for an index without
         such multi-vectors, or a unit that is gone."""
         questions, (unit, _) = _one_asked(query), self._unit(key)
-        if unit.kind == PAGE and PAGE_MULTI not in self.spaces:
+        mode = f"{unit.kind}.multi"
+        available = self._available(mode)
+        if unit.kind == PAGE and PAGE_MULTI not in available:
             raise ValueError(
                 "the model that saw the pages of this index keeps no multi-vectors of them, so nothing can be explained"
             )
-        options = SearchOptions(mode=f"{unit.kind}.multi", available=self.spaces)
-        snapshot, vectors, _ = self._asked(questions, options)
+        snapshot, vectors, _ = self._asked(questions, SearchOptions(mode=mode, available=available))
         return self._explained(snapshot, questions, vectors, 0, key)
 
     def _explained(self, snapshot: Snapshot, questions: Asked, vectors: Queries, number: int, key: int) -> Explanation:

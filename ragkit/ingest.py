@@ -24,7 +24,7 @@ from ragkit import sources
 from ragkit.catalog.catalog import CHUNK, PAGE, Catalog, DocumentRow, Failure, Origin, origin_of
 from ragkit.chunk import chunk_document
 from ragkit.chunk.headers import headed_texts
-from ragkit.encode.contract import Encoder, Encoding, as_encode_errors
+from ragkit.encode.contract import Encoder, Encoding, as_encode_errors, checked
 from ragkit.encode.given import embeds_text, unit_vectors
 from ragkit.encode.late import late_chunk_documents, late_chunk_tokens
 from ragkit.errors import LoadError, RagkitError, StorageError, UnsupportedFormat
@@ -713,6 +713,8 @@ class Ingest:
                     rows = [dense for dense, _ in both]
                     for item, (_, multi) in zip(pool, both, strict=True):
                         item.multi = [*self._stored(multi)]
+            for vectors in rows:
+                checked(Encoding(dense=vectors), len(vectors), dense=True, multi=False)
         except RagkitError as error:
             if len(pool) > 1:
                 for item in pool:
@@ -765,16 +767,13 @@ class Ingest:
             else:
                 truncate = stage.overflow == "truncate"
                 encoding = encoder.encode_document(texts, task=stage.task, truncate_dim=stage.dims, truncate=truncate)
-        for vectors in (encoding.dense, encoding.multi):
-            if vectors is not None and len(vectors) != len(texts):
-                raise RagkitError(f"the encoder returned {len(vectors)} vectors for {len(texts)} texts")
-        return encoding
+        alone = self._recipe.multi is not None and self._recipe.multi.alone
+        return checked(encoding, len(texts), dense=not alone, multi=self._layout is not None)
 
     def _stored_of(self, encoding: Encoding, *, count: int) -> list[Stored] | None:
         if self._layout is None:
             return None
-        if encoding.multi is None:
-            raise RagkitError(f"the encoder returned no multi-vectors for {count} texts, which the recipe keeps")
+        assert encoding.multi is not None
         return self._stored([encoding.multi[at] for at in range(count)])
 
     def _stored(self, rows: Sequence[Floats]) -> list[Stored]:

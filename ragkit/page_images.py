@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.encode.contract import Encoder, ImageEncoder, as_encode_errors
-from ragkit.errors import EncodeError, LoadError, RagkitError
+from ragkit.encode.contract import Encoder, ImageEncoder, as_encode_errors, checked
+from ragkit.errors import EncodeError, LoadError
 from ragkit.load import Parser, RenderedPage, WantedPage
 from ragkit.ragged import MultiVectors
 from ragkit.recipe import PagesStage
@@ -143,11 +143,9 @@ class PageReader:
     def _encode(self, pictures: Sequence[tuple[Page, Image]], kept: _Kept) -> None:
         if not pictures:
             return
-        images = [image for _, image in pictures]
-        stage = self._stage
         try:
             with as_encode_errors():
-                encoding = self._encoder.encode_document(images, task=stage.task, truncate_dim=stage.dims, truncate=True)
+                dense, multi, patches = self._vectors([image for _, image in pictures])
         except EncodeError as error:
             if len(pictures) > 1:  # one bad picture must not take its neighbours with it
                 for one in pictures:
@@ -155,20 +153,24 @@ class PageReader:
                 return
             kept.warnings.append(f"page {pictures[0][0].number} was {NOT_SEEN}: {error}")
             return
-        for vectors in (encoding.dense, encoding.multi):
-            if vectors is not None and len(vectors) != len(images):
-                raise RagkitError(f"the encoder returned {len(vectors)} vectors for {len(images)} pages")
-        patches = [self._patches(image) for image in images]
-        if self._layout is not None:
-            if encoding.multi is None:
-                raise RagkitError(f"the encoder returned no multi-vectors for {len(images)} pages, which the recipe keeps")
-            reduced = [self._reduced(encoding.multi[at], one, images[at]) for at, one in enumerate(patches)]
-            kept.multi.append(self._layout.store(MultiVectors.pack([rows for rows, _ in reduced])))
-            patches = [one for _, one in reduced]
-        if encoding.dense is not None and stage.dense:
-            kept.dense.append(encoding.dense)
+        kept.dense += [] if dense is None else [dense]
+        kept.multi += [] if multi is None else [multi]
         kept.pages += [page for page, _ in pictures]
         kept.patches += patches
+
+    def _vectors(self, images: Sequence[Image]) -> tuple[Floats | None, Stored | None, list[Patches | None]]:
+        """What is kept of n pictures: single vectors (n, d), n multi-vectors as they are stored, and where they look."""
+        stage = self._stage
+        encoding = self._encoder.encode_document(images, task=stage.task, truncate_dim=stage.dims, truncate=True)
+        checked(encoding, len(images), dense=stage.dense, multi=self._layout is not None)
+        dense = encoding.dense if stage.dense else None
+        patches = [self._patches(image) for image in images]
+        if self._layout is None:
+            return dense, None, patches
+        assert encoding.multi is not None
+        reduced = [self._reduced(encoding.multi[at], one, images[at]) for at, one in enumerate(patches)]
+        multi = self._layout.store(MultiVectors.pack([rows for rows, _ in reduced]))
+        return dense, multi, [one for _, one in reduced]
 
     def _patches(self, image: Image) -> Patches | None:
         return self._encoder.patches(image.width, image.height) if isinstance(self._encoder, ImageEncoder) else None

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
@@ -335,3 +336,45 @@ def test_a_cache_in_front_of_a_model_that_does_not_tell_how_it_sees_tells_nothin
         [hit] = index.search("red", mode="pages")
         assert [box.relative.area for box in hit.boxes] == [1]
         assert math.isclose(hit.explain().score, index.search("red", mode="page.multi")[0].score, rel_tol=1e-5)
+
+
+def test_an_open_index_follows_what_another_makes_of_its_pages(tmp_path: Path) -> None:
+    path, sees = pdf(tmp_path / "two.pdf", [("Otters", "red"), ("Bread", "blue")]), SEES.card.name
+    with (
+        Index.open(tmp_path / "library", model=READS, pages="all", page_model=SEES) as index,
+        Index.open(tmp_path / "library") as other,
+    ):
+        index.add(path)
+        assert len(other.search("red", mode="pages")) == 2
+        index.rebuild(pages="none")
+        assert [hit.kind for hit in other.search("red")] == ["chunk"]
+        index.rebuild(pages="all", page_model=sees)
+        assert len(other.search("red", mode="pages")) == 2
+        index.rebuild(page_multi=False)
+        assert {why.space for hit in other.search("red", mode="pages") for why in hit.via} == {"page.dense"}
+
+
+class Overflowing(HashEncoder):
+    """Makes numbers that are no numbers of what is blue."""
+
+    def encode_document(self, documents: Sequence[Any], **options: Any) -> Encoding:
+        made = super().encode_document(documents, **options)
+        assert made.dense is not None
+        seen = [
+            one if isinstance(one, str) else "blue" * bool((np.asarray(one) == (0, 0, 255)).all(axis=2).any())
+            for one in documents
+        ]
+        return replace(made, dense=made.dense / np.array([[np.nan if "blue" in one else 1] for one in seen], dtype=np.float32))
+
+
+def test_numbers_that_are_none_cost_the_text_or_the_page_they_are_of(tmp_path: Path) -> None:
+    path = pdf(tmp_path / "two.pdf", [("Otters", "red"), ("Bread", "blue")])
+    model = Overflowing(dims=64, multi_dims=32, images=True)
+    with Index.open(tmp_path / "library", model=model, pages="all") as index:
+        [outcome] = index.add(path).added
+        assert [one for one in outcome.warnings if re.match("page 2 was not seen: .*not finite", one)]
+        assert [hit.pages for hit in index.search("red", mode="pages")] == [(1,)]
+        report = index.add([{"id": "sky", "text": "blue sky"}, {"id": "rose", "text": "red rose"}])
+        assert [one.source for one in report.added] == ["rose"]
+        assert [one.reason for one in report.failed] == ["the encoder returned vectors with numbers that are not finite"]
+        assert index.verify() == []
