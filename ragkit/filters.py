@@ -9,8 +9,8 @@ Two spellings, mixed freely:
 Operators: == != > >= < <= in "not in" contains exists ($eq $ne $gt $gte $lt $lte $in $nin $contains $exists). From Python, the
 operator of a comparison may also be a function of (value, target), value None where missing.
 Fields are keys of the document's metadata (dots reach into nested objects), and source, id, title, mime, lang of the
-document itself; "meta." in front says metadata where both have the name. Three fields more, hit.headings, hit.page and
-hit.page_label, speak of passages: `ragkit.passages`. Semantics follow Haystack's document-store suite:
+document itself; "meta." in front says metadata where both have the name. Four fields more, hit.headings, hit.kind,
+hit.page and hit.page_label, speak of passages: `ragkit.passages`. Semantics follow Haystack's document-store suite:
 a missing field is None, equals None and
 differs from everything else; ordering compares numbers, or ISO 8601 dates; ordering a missing or unlike value is false.
 
@@ -48,7 +48,7 @@ MONGO = {
     "$exists": "exists",
 }
 ORDER: dict[str, Callable[[Any, Any], bool]] = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
-UNIT_FIELDS = frozenset({"hit.headings", "hit.page", "hit.page_label"})  # of passages: `ragkit.passages`
+UNIT_FIELDS = frozenset({"hit.headings", "hit.kind", "hit.page", "hit.page_label"})  # of passages: `ragkit.passages`
 MAX_DEPTH = 50
 
 
@@ -149,6 +149,10 @@ def _shorthand(name: str, value: Any, depth: int) -> tuple[Any, ...]:
 
 
 def _checked(op: str, field: str, value: Any) -> tuple[Any, ...]:
+    if field.startswith("hit.") and field not in UNIT_FIELDS:
+        raise ValueError(
+            f"unknown field {field!r}: of passages there are {', '.join(sorted(UNIT_FIELDS))}; metadata is 'meta.{field}'"
+        )
     if op in ("in", "not in") and (not isinstance(value, Iterable) or isinstance(value, (str, Mapping))):
         raise ValueError(f"{op!r} on {field!r} takes a list of values, got {value!r}")
     if op in ORDER:

@@ -1,7 +1,8 @@
-"""Filters on passages, beside those on documents: `hit.headings`, `hit.page`, `hit.page_label`.
+"""Filters on passages, beside those on documents: `hit.headings`, `hit.kind`, `hit.page`, `hit.page_label`.
 
     {"hit.headings": {"$contains": "Methods"}, "year": 2024}      passages that stand under the heading, of documents of the year
     {"hit.page": {"$lte": 10}}                                    that begin on one of the first ten pages
+    {"hit.kind": "page"}                                          page images, each a hit of its own; or "chunk"
     {"hit.page_label": "iv"}                                      by the printed number, a sheet's name, a minute of subtitles
 
 A page image is on its own page, and under no heading. The filter's part on documents narrows the search as ever
@@ -46,10 +47,12 @@ def _holds(tree: tuple[Any, ...], unit: UnitRow, row: DocumentRow, catalog: Cata
 
 
 def _value(unit: UnitRow, field: str, catalog: Catalog) -> Any:
-    """A passage's headings, outermost first, or the number or label of the page that it begins on, or is the image of; None where
-    it has none."""
+    """A passage's kind, its headings, outermost first, or the number or label of the page that it begins on, or is the image of;
+    None where it has none."""
     if field == "hit.headings":
         return list(unit.headings)
+    if field == "hit.kind":
+        return unit.kind
     if unit.page is not None:  # a page image, which may have no text to find it by
         return unit.page if field == "hit.page" else catalog.page(unit.document, unit.page).label
     pages = catalog.pages(unit.document, Span(unit.span.start, unit.span.start + 1)) or catalog.pages(unit.document, unit.span)

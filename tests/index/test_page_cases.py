@@ -378,3 +378,12 @@ def test_numbers_that_are_none_cost_the_text_or_the_page_they_are_of(tmp_path: P
         assert [one.source for one in report.added] == ["rose"]
         assert [one.reason for one in report.failed] == ["the encoder returned vectors with numbers that are not finite"]
         assert index.verify() == []
+
+
+def test_hits_of_one_kind_are_asked_for_by_a_filter(index: Index) -> None:
+    for kind in ("chunk", "page"):
+        hits = index.search("red otters", 100, filters={"hit.kind": kind})
+        assert {hit.kind for hit in hits} == {kind}
+        assert len(hits) == {"chunk": 4, "page": 5}[kind]
+    with pytest.raises(ValueError, match=r"unknown field 'hit\.sort'.*hit\.kind"):
+        index.search("red", filters={"hit.sort": "page"})
