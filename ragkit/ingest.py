@@ -580,7 +580,9 @@ class Ingest:
         with Parser(limits=limits, pdf_engine=engine, password=options.password) as parser:
             for item in pool:
                 known = first.setdefault(item.origin.content_hash, item)
-                item.seen, item.settled = known.seen, item.settled and known.settled
+                if known is not item:
+                    item.seen, item.settled = known.seen, item.settled and known.settled
+                    item.warnings += tuple(one for one in known.warnings if item.seen is not None and NOT_SEEN in one)
                 try:
                     if item.seen is None and item.document.pages and not item.failed:
                         self._see(item, parser)
