@@ -431,6 +431,29 @@ def test_a_page_number_alone_is_next_to_nothing() -> None:
         assert not is_blank(name)
 
 
+@pytest.mark.parametrize("size", [(392, 560), (644, 924), (1190, 1684), (2380, 3368)])
+def test_a_drawing_in_hairlines_is_not_blank_and_a_rule_is(
+    parser: Parser, engine: str, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    import pymupdf
+
+    with pymupdf.open() as document:
+        for drawn in (True, False):
+            lines = document.new_page(width=595, height=842).new_shape()
+            lines.draw_line((60, 700), (540, 700))
+            if drawn:
+                lines.draw_circle((300, 300), 120)
+                lines.draw_rect((100, 100, 500, 600))
+            lines.finish(width=0.1)
+            lines.commit()
+        document.save(tmp_path / "a.pdf")
+    found = list(parser.render_pages(tmp_path / "a.pdf", wanted([1, 2], *size)))
+    told = [one.blank for one in found if isinstance(one, RenderedPage)]
+    assert told[0] is False
+    if engine == "pymupdf":  # PDFium draws every line a pixel wide
+        assert told[1] is True
+
+
 @pytest.mark.parametrize("size", [(1, 1), (9, 5), (40, 3000), (1000, 1000)])
 def test_one_colour_is_blank_whatever_it_is_and_two_are_not(size: tuple[int, int]) -> None:
     for colour in ("white", "black", "#204080"):
