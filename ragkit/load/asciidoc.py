@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ragkit.load.decode import decode
+from ragkit.load.decode import text_of
 from ragkit.load.limits import Options
 from ragkit.load.lines import Line, document, items, lines_of, paragraph_end, trimmed
 from ragkit.types import Block, Document, Span
@@ -24,7 +24,7 @@ _LABEL = re.compile(r"\.[^\s.].*")
 
 def load(path: Path, options: Options) -> Iterator[Document]:
     """The one Document of an .adoc file."""
-    text = decode(path.read_bytes())
+    text = text_of(path.read_bytes())
     yield document(text, *_read(text, lines_of(text)))
 
 

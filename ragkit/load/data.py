@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ragkit.errors import LimitExceeded, LoadError
-from ragkit.load.decode import decode
+from ragkit.load.decode import text_of
 from ragkit.load.draft import clean
 from ragkit.load.limits import Limits, Options
 from ragkit.load.source import stretches
@@ -30,7 +30,7 @@ class _Pairs(list[tuple[str, Any]]):
 
 def load(path: Path, options: Options) -> Iterator[Document]:
     """The one Document of a .json, .yaml or .yml file."""
-    text = decode(path.read_bytes())
+    text = text_of(path.read_bytes())
     if path.suffix.lower() != ".json":
         cuts = sorted({0, *(match.start() for match in _ENTRY.finditer(text))})
         yield Document(text=text, blocks=tuple(stretches(text, cuts)), meta={"language": "yaml"})

@@ -9,6 +9,8 @@ import codecs
 import re
 from collections.abc import Sequence
 
+from ragkit.errors import LoadError
+
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -18,7 +20,20 @@ _MARKS = (
 )
 _SAMPLE = 256 * 1024  # bytes looked at to guess an encoding
 _SURE = 128  # bytes outside ASCII from which a guess over all encodings is better than the likeliest few
-_LIKELY = ["cp1252", "cp932", "gb18030", "big5", "cp949", "cp1251", "cp1256", "cp1255", "cp1253", "iso8859_2"]
+_LIKELY = ["cp1252", "cp932", "gb18030", "big5", "cp949", "cp1251", "koi8_r", "cp1256", "cp1255", "cp1253", "iso8859_2"]
+_BINARY = re.compile("[\x01-\x06\x0e-\x19]")  # no text has them; NUL, BEL, BS, SUB, ESC and the four separators some have
+_WORD = re.compile(r"[^\W\d_]+")
+_FOREIGN = re.compile("[\u0370-\u06ff\uff61-\uff9f]")  # Greek, Cyrillic, Hebrew, Arabic, halfwidth Katakana
+
+
+def text_of(data: bytes, *, declared: Sequence[str] = ()) -> str:
+    """What `decode` gives of a file's bytes; LoadError where they are no text, whatever the file's name says."""
+    text = decode(data, declared=declared)
+    sample = text[:_SAMPLE]
+    found = len(_BINARY.findall(sample))
+    if found > 4 and found * 50 > len(sample):
+        raise LoadError(f"it is no text: {found} of its first {len(sample)} characters are control characters")
+    return text
 
 
 def decode(data: bytes, *, declared: Sequence[str] = ()) -> str:
@@ -71,4 +86,12 @@ def _guess(data: bytes) -> str:
     # A few words fit dozens of encodings: then only the likely ones compete.
     beyond_ascii = sum(1 for byte in data if byte > 127)
     match = charset_normalizer.from_bytes(data, cp_isolation=None if beyond_ascii >= _SURE else _LIKELY).best()
-    return match.encoding if match else "cp1252"
+    return match.encoding if match and not _mixed(data.decode(match.encoding, errors="replace")) else "cp1252"
+
+
+def _mixed(text: str) -> bool:
+    """Whether words of another alphabet hold Latin letters as often as not, or are single letters all: "ДЦЬ GRЦSSE", "Дpfel"."""
+    words = [word for word in _WORD.findall(text) if _FOREIGN.search(word)]
+    mixed = sum(1 for word in words if re.search("[A-Za-z]", word))
+    whole = sum(1 for word in words if len(word) > 1) - mixed
+    return bool(words) and mixed >= whole

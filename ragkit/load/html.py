@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ragkit.load.decode import decode
+from ragkit.load.decode import text_of
 from ragkit.load.limits import Options
 from ragkit.load.records import DEEPEST
 from ragkit.types import Block, Document, Span
@@ -47,7 +47,7 @@ def load(path: Path, options: Options) -> Iterator[Document]:
     named = [match[1].decode("ascii") for pattern in (_CHARSET, _XML) if (match := pattern.search(head))]
     # What browsers do with these labels (WHATWG Encoding): the Windows code page, which holds more.
     declared = ["cp1252" if name.lower() in ("iso-8859-1", "latin1", "ascii", "us-ascii") else name for name in named]
-    yield parse(decode(data, declared=declared))
+    yield parse(text_of(data, declared=declared))
 
 
 def parse(source: str) -> Document:

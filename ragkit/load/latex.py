@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ragkit.load.decode import decode
+from ragkit.load.decode import text_of
 from ragkit.load.limits import Options
 from ragkit.load.lines import Line, document, lines_of, stripped
 from ragkit.types import Block, Document, Span
@@ -32,7 +32,7 @@ _MARKUP = re.compile(r"\\(?:[A-Za-z]+\*?|.)|[{}~]")
 
 def load(path: Path, options: Options) -> Iterator[Document]:
     """The one Document of a .tex file."""
-    text = decode(path.read_bytes())
+    text = text_of(path.read_bytes())
     yield document(text, *_read(text, lines_of(text)))
 
 

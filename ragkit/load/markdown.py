@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ragkit.load.decode import decode
+from ragkit.load.decode import text_of
 from ragkit.load.limits import Options
 from ragkit.load.records import record
 from ragkit.load.sidecar import plain_yaml
@@ -35,7 +35,7 @@ _OWN = {"title": "title", "author": "author", "authors": "author", "lang": "lang
 
 def load(path: Path, options: Options) -> Iterator[Document]:
     """The one Document of a Markdown file."""
-    text = decode(path.read_bytes())
+    text = text_of(path.read_bytes())
     front = _FRONT.match(text)
     meta = _front_matter(front[1]) if front else {}
     blocks = tuple(blocks_of(text, start=front.end() if front else 0))

@@ -10,7 +10,7 @@ from typing import Any
 
 from ragkit.errors import LoadError
 from ragkit.load import html
-from ragkit.load.decode import decode
+from ragkit.load.decode import text_of
 from ragkit.load.draft import Draft, clean
 from ragkit.load.limits import Options
 from ragkit.load.markdown import blocks_of
@@ -22,7 +22,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 def load(path: Path, options: Options) -> Iterator[Document]:
     """The one Document of an .ipynb file, of notebook format 3 or 4."""
     try:
-        notebook = json.loads(decode(path.read_bytes()))
+        notebook = json.loads(text_of(path.read_bytes()))
     except (ValueError, RecursionError) as error:
         raise LoadError(f"it is no JSON: {error}") from None
     if not isinstance(notebook, dict):

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ragkit.load.decode import decode
+from ragkit.load.decode import text_of
 from ragkit.load.limits import Options
 from ragkit.load.lines import Line, document, indented, items, lines_of, paragraph_end, trimmed
 from ragkit.types import Block, Document, Span
@@ -24,7 +24,7 @@ _CODE = {"code", "code-block", "sourcecode", "literalinclude", "math", "parsed-l
 
 def load(path: Path, options: Options) -> Iterator[Document]:
     """The one Document of an .rst file."""
-    text = decode(path.read_bytes())
+    text = text_of(path.read_bytes())
     yield document(text, *_read(text, lines_of(text)))
 
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from ragkit.load.decode import decode
+from ragkit.load.decode import text_of
 from ragkit.load.formats import format_of
 from ragkit.load.limits import Options
 from ragkit.types import Block, Document, Span
@@ -25,7 +25,7 @@ def load(path: Path, options: Options) -> Iterator[Document]:
     """The one Document of a source file; `meta["language"]` is its programming language."""
     data = path.read_bytes()
     named = [match[1].decode("ascii", "replace") for line in data.split(b"\n", 2)[:2] if (match := _CODING.match(line))]
-    text = decode(data, declared=named)
+    text = text_of(data, declared=named)
     kind = format_of(path)
     language = kind.language if kind else ""
     blocks = _python(text) if language == "python" else _stanzas(text)

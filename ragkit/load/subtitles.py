@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ragkit.errors import LoadError
-from ragkit.load.decode import decode
+from ragkit.load.decode import text_of
 from ragkit.load.draft import Draft
 from ragkit.load.limits import Options
 from ragkit.types import Document
@@ -27,7 +27,7 @@ _SIZE = (640.0, 360.0)  # points; a minute has no size, and citations need none
 
 def load(path: Path, options: Options) -> Iterator[Document]:
     """The one Document of a subtitle file."""
-    text = decode(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
+    text = text_of(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
     draft = Draft(options.limits)
     said: list[str] = []
     ended, minute = 0.0, -1

@@ -13,7 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from ragkit.errors import LoadError
-from ragkit.load.decode import decode
+from ragkit.load.decode import text_of
 from ragkit.load.draft import Draft, clean
 from ragkit.load.limits import Options
 from ragkit.load.sheet import has_header
@@ -25,7 +25,7 @@ _SAMPLE = 50  # records looked at
 
 def load(path: Path, options: Options) -> Iterator[Document]:
     """The one Document of a table."""
-    text = clean(decode(path.read_bytes()))
+    text = clean(text_of(path.read_bytes()))
     delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else _delimiter(text)
     csv.field_size_limit(min(options.limits.characters, sys.maxsize))
     lines = csv.reader(StringIO(text, newline=""), delimiter=delimiter)

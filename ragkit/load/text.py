@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ragkit.load.decode import decode
+from ragkit.load.decode import text_of
 from ragkit.load.limits import Options
 from ragkit.types import Block, Document, Span
 
@@ -15,7 +15,7 @@ _PARAGRAPH = re.compile(r"\S[^\n]*(?:\n(?=[^\n]*\S)[^\n]*)*")
 
 def load(path: Path, options: Options) -> Iterator[Document]:
     """The one Document of a text file."""
-    text = decode(path.read_bytes())
+    text = text_of(path.read_bytes())
     yield Document(text=text, blocks=tuple(paragraphs(text)))
 
 

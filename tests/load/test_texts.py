@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
+import zlib
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ragkit.errors import LimitExceeded, LoadError
-from ragkit.load import Limits, html, jsonl, markdown, source, text
+from ragkit.load import Limits, html, jsonl, markdown, source, table, text
 from ragkit.load.decode import decode
 from ragkit.load.language import recognise, with_language
 from ragkit.load.limits import Options
@@ -207,11 +210,29 @@ def test_text_has_paragraphs_between_blank_lines(tmp_path: Path) -> None:
         ("cp1252", "“Größe” und Maße – süß wie Öl, für Ärzte und Köche in Österreich und der Schweiz"),
         ("cp1251", "Широкая электрификация южных губерний даст мощный толчок подъёму сельского хозяйства. " * 3),
         ("shift_jis", "日本語の文書は多くの場合、この符号化で書かれていました。今でも時々見かけます。" * 3),
+        ("koi8-r", "Привет, мир. Это русский текст, написанный в этой кодировке много лет назад."),
+        ("cp1251", "И в дом, и в сад, и к реке"),
+        ("cp1252", "Äpfel"),
+        ("cp1252", "ÄÖÜ GRÖSSE"),
+        ("cp1252", "ÉTÉ À PARIS"),
+        ("cp1252", "„schön“ – 5 €"),
         ("big5", "這是一份以傳統中文編碼寫成的文件，內容足夠長，可以被正確地辨認出來。" * 3),
     ],
 )
 def test_encodings_are_found(encoding: str, content: str) -> None:
     assert decode(content.encode(encoding)) == content
+
+
+@pytest.mark.parametrize("loader", [text, source, markdown, html, table])
+def test_what_is_no_text_is_refused_whatever_its_name(tmp_path: Path, loader: Any) -> None:
+    packed = zlib.compress(bytes(range(256)) * 50 + random.Random(0).randbytes(3000))
+    with pytest.raises(LoadError, match="it is no text: [0-9]+ of its first [0-9]+ characters are control characters"):
+        list(loader.load(write(tmp_path / "a.txt", packed), OPTIONS))
+
+
+@pytest.mark.parametrize("content", ["", "\0" * 5000 + "after a crash\n", "a\x1fb\x1ec\x1f" * 99, "\x1b[31mred\x1b[0m\x07 o\x08o\n" * 9])
+def test_text_with_the_control_characters_that_texts_have_is_text(tmp_path: Path, content: str) -> None:
+    assert [document.text for document in text.load(write(tmp_path / "a.txt", content), OPTIONS)] == [content]
 
 
 @given(st.binary(max_size=300))
