@@ -2,7 +2,7 @@
 
 Nothing is unpacked to disk, so no name can lead anywhere; names are still made relative and plain. Bytes are counted
 while they are unpacked, never as the archive declares them, over all that one file holds, archives in archives included.
-Links, devices, hidden files and empty files are left out.
+Links, devices and hidden files are left out; a name that was there before gets a number, so that both are found.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from io import RawIOBase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from ragkit.errors import EncryptedDocument, LimitExceeded, LoadError
 from ragkit.load.draft import one_line
 from ragkit.load.finish import iso
 from ragkit.load.limits import Budget, Options
-from ragkit.load.part import Part, begins, inside, load_part
+from ragkit.load.part import Part, begins, inside, load_part, unique
 from ragkit.types import Document
 
 _PIECE = 1 << 18  # bytes unpacked at a time
@@ -60,6 +60,7 @@ Member = tuple[Part, str]  # a file and its date
 def _zip(path: Path, options: Options) -> Iterator[Member | LoadError]:
     budget = options.budget
     assert budget is not None
+    taken: set[str] = set()
     with path.open("rb") as file:
         try:
             archive = zipfile.ZipFile(file)
@@ -69,7 +70,10 @@ def _zip(path: Path, options: Options) -> Iterator[Member | LoadError]:
         for info in infos:
             name = plain_name(info.filename)
             mode = info.external_attr >> 16
-            if not name or info.is_dir() or mode & 0o170000 == 0o120000 or not begins(name, options):
+            if not name or info.is_dir() or mode & 0o170000 == 0o120000:
+                continue
+            name = unique(name, taken, suffix=PurePosixPath(name).suffix)
+            if not begins(name, options):
                 continue
             try:
                 password = options.password.encode() if options.password else None
@@ -98,6 +102,7 @@ def _tar(path: Path, options: Options) -> Iterator[Member | LoadError]:
     budget = options.budget
     assert budget is not None
     opener = _OPENERS.get(path.suffix.lower())
+    taken: set[str] = set()
     with path.open("rb") as packed:
         try:
             unpacked: Any = opener(packed) if opener else packed
@@ -105,7 +110,10 @@ def _tar(path: Path, options: Options) -> Iterator[Member | LoadError]:
             with tarfile.open(fileobj=stream, mode="r|") as archive:
                 for info in archive:
                     name = plain_name(info.name)
-                    if not name or not info.isreg() or not begins(name, options):
+                    if not name or not info.isreg():
+                        continue
+                    name = unique(name, taken, suffix=PurePosixPath(name).suffix)
+                    if not begins(name, options):
                         continue
                     member = archive.extractfile(info)
                     if member is None:

@@ -23,7 +23,10 @@ _SURE = 128  # bytes outside ASCII from which a guess over all encodings is bett
 _LIKELY = ["cp1252", "cp932", "gb18030", "big5", "cp949", "cp1251", "koi8_r", "cp1256", "cp1255", "cp1253", "iso8859_2"]
 _BINARY = re.compile("[\x01-\x06\x0e-\x19]")  # no text has them; NUL, BEL, BS, SUB, ESC and the four separators some have
 _WORD = re.compile(r"[^\W\d_]+")
-_FOREIGN = re.compile("[\u0370-\u06ff\uff61-\uff9f]")  # Greek, Cyrillic, Hebrew, Arabic, halfwidth Katakana
+_LETTERS = "\u0370-\u06ff\uff61-\uff9f"  # Greek, Cyrillic, Hebrew, Arabic, halfwidth Katakana
+_SIGNS = "\u3040-\u9fff\uac00-\ud7af"  # Japanese, Chinese, Korean: Latin letters stand beside them, not around one
+_FOREIGN = re.compile(f"[{_LETTERS}{_SIGNS}]")
+_MIXED = re.compile(f"[A-Za-z][{_LETTERS}]|[{_LETTERS}][A-Za-z]|[A-Za-z][{_SIGNS}][a-z]")
 
 
 def text_of(data: bytes, *, declared: Sequence[str] = ()) -> str:
@@ -90,8 +93,8 @@ def _guess(data: bytes) -> str:
 
 
 def _mixed(text: str) -> bool:
-    """Whether words of another alphabet hold Latin letters as often as not, or are single letters all: "ДЦЬ GRЦSSE", "Дpfel"."""
+    """Whether words of another script hold Latin letters as often as not, or are single letters all: "ДЦЬ GRЦSSE", "J顤g"."""
     words = [word for word in _WORD.findall(text) if _FOREIGN.search(word)]
-    mixed = sum(1 for word in words if re.search("[A-Za-z]", word))
+    mixed = sum(1 for word in words if _MIXED.search(word))
     whole = sum(1 for word in words if len(word) > 1) - mixed
     return bool(words) and mixed >= whole

@@ -1,6 +1,7 @@
 """E-mail (.eml, .mbox): each message a Document, each attachment another, read by the loader of its own kind.
 
-A message's text is its subject, who wrote to whom and when, and its body: the plain text, or the HTML where there is none.
+A message's text is its subject, who wrote to whom and when, and its body: the plain text, or the HTML where that says nothing;
+then the texts that stand beside the body without a name, such as what is written below a picture.
 In a mailbox a message is known by its Message-ID, else by its content, so that moving it within the mailbox changes nothing.
 A mailbox is read message by message, so one larger than memory is fine.
 """
@@ -8,6 +9,7 @@ A mailbox is read message by message, so one larger than memory is fine.
 from __future__ import annotations
 
 import hashlib
+import mimetypes
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +17,7 @@ from email import policy
 from email.message import EmailMessage
 from email.parser import BytesParser
 from email.utils import getaddresses
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from ragkit.errors import LimitExceeded, LoadError
@@ -25,7 +27,7 @@ from ragkit.load.draft import Draft, clean, one_line
 from ragkit.load.finish import finished
 from ragkit.load.formats import Format
 from ragkit.load.limits import Options
-from ragkit.load.part import Part, begins, inside, load_part
+from ragkit.load.part import Part, begins, inside, load_part, named, unique
 from ragkit.types import Document
 
 _KIND = Format("mail", "message/rfc822", container=True)
@@ -38,18 +40,19 @@ def load(path: Path, options: Options) -> Iterator[Document | LoadError]:
     deeper = inside(options)
     if path.suffix.lower() == ".mbox":
         with path.open("rb") as file:
+            taken: set[str] = set()
             for number, data in enumerate(_messages(file, options.limits.file_bytes), start=1):
                 if isinstance(data, LoadError):
                     yield type(data)(f"message {number}: {data}")
                     continue
-                name = _name(data)
+                name = unique(_name(data), taken)
                 if not begins(f"message {number}", deeper):
                     continue
                 for result in _message(data, deeper):
                     if isinstance(result, Document):
                         yield replace(result, id=f"{name}#{result.id}" if result.id else name)
                     else:
-                        yield result
+                        yield named(result, f"message {number}")
         return
     data = path.read_bytes()
     if len(data) > options.limits.file_bytes:
@@ -101,9 +104,9 @@ def _message(data: bytes, options: Options, *, alone: bool = False) -> Iterator[
     draft.heading(subject, 1)
     lines = (f"{name}: {value}" for name in _SHOWN if (value := _header(message, name)))
     draft.block("paragraph", "\n".join(lines))
-    body = _body(message)
-    if body is not None:
-        _write_body(draft, body)
+    texts, attachments = _parts(message)
+    for part in texts:
+        _write(draft, part)
     meta = {
         "author": _header(message, "From"),
         "to": [address for _, address in getaddresses([_header(message, "To"), _header(message, "Cc")]) if address],
@@ -111,7 +114,6 @@ def _message(data: bytes, options: Options, *, alone: bool = False) -> Iterator[
         "message_id": _header(message, "Message-ID").strip("<> "),
         "in_reply_to": _header(message, "In-Reply-To").strip("<> "),
     }
-    attachments = _attachments(message, body)
     meta["attachments"] = [name for name, _ in attachments]
     written = draft.document(title=subject, meta=meta)
     done = finished(written, _KIND, size=len(data), modified="", limits=options.limits)
@@ -139,26 +141,34 @@ def _attachment(name: str, part: Any, options: Options) -> Iterator[Document | L
 
 
 def _header(message: EmailMessage, name: str) -> str:
-    """A header's value decoded, on one line; "" where it is missing or too broken to be parsed."""
+    """A header's value decoded, on one line; "" where it is missing. One that is broken is as written, in whatever encoding."""
+    raw = str(next((value for key, value in message.raw_items() if key.lower() == name.lower()), ""))
     try:
-        return one_line(str(message.get(name) or ""))
+        if not re.search("[\ud800-\udfff]", raw):  # what is not ASCII, though it ought to be
+            return one_line(str(message.get(name) or ""))
     except (ValueError, TypeError, AttributeError, IndexError, LookupError):
-        raw = next((value for key, value in message.raw_items() if key.lower() == name.lower()), "")
-        return one_line(str(raw))
+        pass
+    return one_line(decode(raw.encode(errors="surrogateescape")))
 
 
 def _body(message: EmailMessage) -> Any:
     try:
-        return message.get_body(preferencelist=("plain", "html"))
+        plain, rich = message.get_body(("plain",)), message.get_body(("html",))
+        blank = plain is None or not _bytes(plain).strip()
     except (KeyError, ValueError, AttributeError, IndexError):
         return None
+    return rich if blank and rich is not None else plain
 
 
-def _write_body(draft: Draft, body: Any) -> None:
-    data = body.get_payload(decode=True) or b""
-    charset = str(body.get_content_charset() or "")
+def _bytes(part: Any) -> bytes:
+    return part.get_payload(decode=True) or b""
+
+
+def _write(draft: Draft, part: Any) -> None:
+    data = _bytes(part)
+    charset = str(part.get_content_charset() or "")
     text = clean(decode(data, declared=[charset] if charset else []).replace("\r\n", "\n"))
-    if body.get_content_type() == "text/html":
+    if part.get_content_type() == "text/html":
         draft.include(html.parse(text))
         return
     at = 0
@@ -174,37 +184,40 @@ def _paragraphs(draft: Draft, text: str) -> None:
         draft.block("paragraph", "\n".join(line.rstrip() for line in paragraph.strip("\n").split("\n")))
 
 
-def _attachments(message: EmailMessage, body: Any) -> list[tuple[str, Any]]:
-    """The parts that are files of their own, each with a name that no other has. Pictures shown in the text have none."""
-    found: list[tuple[str, Any]] = []
+def _parts(message: EmailMessage) -> tuple[list[Any], list[tuple[str, Any]]]:
+    """The parts that are the message's text, and those that are files of their own, each with a name that no other has.
+
+    Of alternatives to each other the body alone is text. Pictures shown in the text are neither.
+    """
+    body = _body(message)
+    texts: list[Any] = []
+    files: list[tuple[str, Any]] = []
     taken: set[str] = set()
-    todo: list[Any] = [message]
+    todo: list[tuple[Any, bool]] = [(message, False)]  # with whether it is one of several alternatives
     while todo:
-        part = todo.pop(0)
+        part, alternative = todo.pop(0)
         kind = part.get_content_type()
         if kind == "message/rfc822" and part is not message:
             name = "message.eml"
         elif part.is_multipart():
-            todo = [*part.get_payload(), *todo]
+            alternative = alternative or kind == "multipart/alternative"
+            todo = [*((inner, alternative) for inner in part.get_payload()), *todo]
             continue
         else:
             name = _file_name(part)
-        if part is body or not name:
-            continue
-        stem, dot, suffix = name.rpartition(".")
-        stem = stem if dot else suffix
-        count, unique = 1, name
-        while unique in taken:
-            count += 1
-            unique = f"{stem} ({count}){dot}{suffix if dot else ''}"
-        taken.add(unique)
-        found.append((unique, part))
-    return found
+        if part is body or (not name and not alternative and kind.startswith("text/")):
+            texts.append(part)
+        elif name:
+            files.append((unique(name, taken, suffix=PurePosixPath(name).suffix), part))
+    return texts, files
 
 
 def _file_name(part: Any) -> str:
+    """The name of a part that is a file: its own, or one after its kind; "" for what is shown within the message."""
     try:
-        name = part.get_filename() or ""
+        name = clean(re.split(r"[/\\]", part.get_filename() or "")[-1]).replace("#", "").strip()
+        if not name and (part.get_content_disposition() == "attachment" or part.get_content_maintype() == "application"):
+            name = "attachment" + (mimetypes.guess_extension(part.get_content_type(), strict=False) or "")
     except (ValueError, TypeError, LookupError, AttributeError):
-        name = ""
-    return clean(re.split(r"[/\\]", name)[-1]).replace("#", "").strip()
+        return ""
+    return name

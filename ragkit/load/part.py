@@ -57,9 +57,20 @@ def begins(name: str, options: Options) -> bool:
     return options.depth > 1 or options.on_part(name)
 
 
+def unique(name: str, taken: set[str], *, suffix: str = "") -> str:
+    """The name, with a number before its suffix where it is taken; it is taken from now on."""
+    count, found = 1, name
+    while found in taken:
+        count += 1
+        found = f"{name.removesuffix(suffix)} ({count}){suffix}"
+    taken.add(found)
+    return found
+
+
 def load_part(part: Part, options: Options, *, modified: str = "") -> Iterator[Document | LoadError]:
     """The Documents of a part, each with an id that begins with the part's name; what fails is yielded, never raised:
-    UnsupportedFormat for a kind of file that nothing reads, LoadError and its other kinds for one that should have been read.
+    UnsupportedFormat for an empty file and a kind of file that nothing reads, LoadError and its other kinds for one that should
+    have been read.
 
     `options` are those of `inside`; `modified` is the part's date in ISO form. `meta["sha256"]` is the hash of its bytes.
     """
@@ -68,7 +79,7 @@ def load_part(part: Part, options: Options, *, modified: str = "") -> Iterator[D
         yield UnsupportedFormat(f"{part.name}: no loader takes this kind of file")
         return
     if not part.data:
-        yield LoadError(f"{part.name}: it is empty")
+        yield UnsupportedFormat(f"{part.name}: it is empty")
         return
     loader = importlib.import_module(f"ragkit.load.{kind.loader}")
     digest = hashlib.sha256(part.data).hexdigest()
@@ -80,15 +91,15 @@ def load_part(part: Part, options: Options, *, modified: str = "") -> Iterator[D
                     yield replace(done, id=f"{part.name}#{result.id}" if result.id else part.name)
                     continue
                 result = done
-            yield _named(result, part.name)
+            yield named(result, part.name)
     except LimitExceeded as error:
         if options.budget is not None and options.budget.spent:
             raise  # the whole file is over its limit, not this part
-        yield _named(error, part.name)
+        yield named(error, part.name)
     except UnsupportedFormat as error:  # its loader lacks an extra, say: not the same as a kind that nothing reads
         yield LoadError(f"{part.name}: {error}")
     except LoadError as error:
-        yield _named(error, part.name)
+        yield named(error, part.name)
     except MemoryError:
         raise
     except Exception as error:  # what a parser raises on a broken part is that part's failure
@@ -102,7 +113,7 @@ def _finish(document: Document, part: Part, options: Options, *, digest: str, mo
     return done if isinstance(done, LoadError) else replace(done, meta={**done.meta, "sha256": digest})
 
 
-def _named(error: LoadError, name: str) -> LoadError:
+def named(error: LoadError, name: str) -> LoadError:
     """The same failure, with the part's name in front."""
     kind = type(error) if type(error) in (EncryptedDocument, LimitExceeded, UnsupportedFormat) else LoadError
     return kind(f"{name}: {error}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import tarfile
+import warnings
+import zipfile
 from collections.abc import Sequence
 from email.message import EmailMessage
 from pathlib import Path
@@ -96,6 +98,52 @@ def test_a_mailbox_holds_messages_known_by_their_ids(tmp_path: Path) -> None:
     assert "no mailbox" in told(read(path))[0][1]
 
 
+def multipart(kind: str, *parts: str, headers: str = "Subject: S\n") -> bytes:
+    body = "".join(f"--B\n{part}\n" for part in parts)
+    return f"{headers}MIME-Version: 1.0\nContent-Type: multipart/{kind}; boundary=B\n\n{body}--B--\n".encode()
+
+
+def test_texts_beside_the_body_are_kept_and_files_without_a_name_get_one(tmp_path: Path) -> None:
+    html, plain = "Content-Type: text/html\n\n<p>The message.</p>", "Content-Type: text/plain\n\n"
+    nameless = "Content-Type: text/plain\nContent-Disposition: attachment\n\nan attachment"
+    (tmp_path / "m.eml").write_bytes(multipart("mixed", html, nameless, plain + "Below it.", plain + "The list's footer."))
+    first, attached = read(tmp_path / "m.eml")
+    assert isinstance(first, Document)
+    assert first.text == "S\n\nThe message.\n\nBelow it.\n\nThe list's footer."
+    assert told([attached]) == [("m.eml#attachment.txt", "an attachment")]
+
+
+def test_of_alternatives_the_plain_text_is_the_body_unless_it_says_nothing(tmp_path: Path) -> None:
+    html = "Content-Type: text/html\n\n<p>Rich.</p>"
+    for plain, expected in (("Plain.", "Plain."), (" \n", "Rich.")):
+        (tmp_path / "m.eml").write_bytes(multipart("alternative", f"Content-Type: text/plain\n\n{plain}", html))
+        (document,) = read(tmp_path / "m.eml")
+        assert isinstance(document, Document)
+        assert document.text == f"S\n\n{expected}"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+def test_headers_that_are_not_ascii_are_decoded_as_text_is(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "m.eml").write_bytes("Subject: Grüße aus Köln\nFrom: Jörg <j@x>\n\nBody".encode(encoding))
+    (document,) = read(tmp_path / "m.eml")
+    assert isinstance(document, Document)
+    assert (document.title, document.meta["author"]) == ("Grüße aus Köln", "Jörg <j@x>")
+
+
+def test_messages_of_one_id_are_two_and_failures_name_their_message(tmp_path: Path) -> None:
+    letters = [
+        b"Message-ID: <1@x.org>\nSubject: a\n\nfirst\n",
+        b"Message-ID: <1@x.org>\nSubject: b\n\nother\n",
+        b"\nno headers\n",
+    ]
+    (tmp_path / "box.mbox").write_bytes(b"".join(b"From x\n" + one + b"\n" for one in letters))
+    assert told(read(tmp_path / "box.mbox")) == [
+        ("box.mbox#1@x.org", "a"),
+        ("box.mbox#1@x.org (2)", "b"),
+        ("LoadError", "message 3: it is no message: it has no headers"),
+    ]
+
+
 def archived(path: Path, files: dict[str, bytes]) -> Path:
     if path.suffix == ".zip":
         return packages.zipped(path, dict(files))
@@ -138,6 +186,32 @@ def test_an_archive_is_a_folder_of_documents(tmp_path: Path, name: str) -> None:
     failures = [one for one in results if not one[0].startswith(name)]
     assert [kind for kind, _ in failures] == ["UnsupportedFormat", "LoadError", "LoadError"]
     assert [reason.split(":")[0] for _, reason in failures] == ["q.bin", "r.jsonl", "broken.docx"]
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+def test_files_of_one_name_in_an_archive_are_two(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "zip":
+        with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in ("x.txt", "x.txt", "../x.txt"):
+                archive.writestr(name, f"in {len(archive.infolist())}")
+    else:
+        with tarfile.open(path, "w") as archive:
+            for number, name in enumerate(("x.txt", "x.txt", "../x.txt")):
+                info = tarfile.TarInfo(name)
+                info.size = 4
+                archive.addfile(info, io.BytesIO(f"in {number}".encode()))
+    assert told(read(path)) == [
+        (f"a.{suffix}#x.txt", "in 0"),
+        (f"a.{suffix}#x (2).txt", "in 1"),
+        (f"a.{suffix}#x (3).txt", "in 2"),
+    ]
+
+
+def test_empty_files_in_an_archive_are_skipped_and_told(tmp_path: Path) -> None:
+    path = archived(tmp_path / "a.zip", {"pkg/__init__.py": b"", "pkg/a.txt": b"words"})
+    assert told(read(path)) == [("UnsupportedFormat", "pkg/__init__.py: it is empty"), ("a.zip#pkg/a.txt", "words")]
 
 
 def test_links_in_a_tar_lead_nowhere(tmp_path: Path) -> None:

@@ -213,6 +213,8 @@ def test_text_has_paragraphs_between_blank_lines(tmp_path: Path) -> None:
         ("koi8-r", "Привет, мир. Это русский текст, написанный в этой кодировке много лет назад."),
         ("cp1251", "И в дом, и в сад, и к реке"),
         ("cp1252", "Äpfel"),
+        ("cp1252", "Jörg Müller"),
+        ("gb18030", "使用Python编程，文件编码是GBK"),
         ("cp1252", "ÄÖÜ GRÖSSE"),
         ("cp1252", "ÉTÉ À PARIS"),
         ("cp1252", "„schön“ – 5 €"),
@@ -226,11 +228,13 @@ def test_encodings_are_found(encoding: str, content: str) -> None:
 @pytest.mark.parametrize("loader", [text, source, markdown, html, table])
 def test_what_is_no_text_is_refused_whatever_its_name(tmp_path: Path, loader: Any) -> None:
     packed = zlib.compress(bytes(range(256)) * 50 + random.Random(0).randbytes(3000))
-    with pytest.raises(LoadError, match="it is no text: [0-9]+ of its first [0-9]+ characters are control characters"):
+    with pytest.raises(LoadError, match=r"it is no text: [0-9]+ of its first [0-9]+ characters are control characters"):
         list(loader.load(write(tmp_path / "a.txt", packed), OPTIONS))
 
 
-@pytest.mark.parametrize("content", ["", "\0" * 5000 + "after a crash\n", "a\x1fb\x1ec\x1f" * 99, "\x1b[31mred\x1b[0m\x07 o\x08o\n" * 9])
+@pytest.mark.parametrize(
+    "content", ["", "\0" * 5000 + "after a crash\n", "a\x1fb\x1ec\x1f" * 99, "\x1b[31mred\x1b[0m\x07 o\x08o\n" * 9]
+)
 def test_text_with_the_control_characters_that_texts_have_is_text(tmp_path: Path, content: str) -> None:
     assert [document.text for document in text.load(write(tmp_path / "a.txt", content), OPTIONS)] == [content]
 
