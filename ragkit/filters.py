@@ -21,6 +21,7 @@ distinct values: evaluating a filter costs one call per distinct value and one n
 from __future__ import annotations
 
 import operator
+import re
 import threading
 from array import array
 from collections.abc import Callable, Iterable, Mapping
@@ -50,6 +51,7 @@ MONGO = {
 ORDER: dict[str, Callable[[Any, Any], bool]] = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 UNIT_FIELDS = frozenset({"hit.headings", "hit.kind", "hit.page", "hit.page_label"})  # of passages: `ragkit.passages`
 MAX_DEPTH = 50
+_YEAR_OR_MONTH = re.compile(r"\d{4}(-\d\d)?", re.ASCII)
 
 
 class Row(Protocol):
@@ -211,9 +213,10 @@ def _orderable(value: Any) -> float | datetime | None:
 
 
 def _date(value: str | datetime) -> datetime | None:
+    """The moment of an ISO 8601 date, of a year and of a month: its beginning."""
     if isinstance(value, str):
         try:
-            value = datetime.fromisoformat(value)
+            value = datetime.fromisoformat(value + "-01-01"[len(value) - 4 :] if _YEAR_OR_MONTH.fullmatch(value) else value)
         except ValueError:
             return None
     return value if value.tzinfo else value.replace(tzinfo=UTC)
