@@ -1,4 +1,4 @@
-"""HTML: the text a reader sees, without scripts, styles and navigation, with its headings, lists, tables and code.
+"""HTML: the text a reader sees, without scripts, styles and navigation, with its headings, lists, tables, code and alt texts.
 
 Parsed by Lexbor (selectolax) as browsers do. The tree is walked with a list of our own, so depth costs no stack. Cells of
 a table row are joined by " | ", one that covers several columns or rows stands in each; list items are lines of their own.
@@ -19,9 +19,10 @@ from ragkit.load.records import DEEPEST
 from ragkit.types import Block, Document, Span
 
 _HIDDEN = {
-    *("script", "style", "noscript", "template", "head", "nav", "svg", "math", "iframe", "object", "embed", "canvas"),
-    *("audio", "video", "select", "button", "input", "textarea", "dialog"),
+    *("script", "style", "noscript", "template", "head", "nav", "svg", "annotation", "iframe", "object", "embed", "canvas"),
+    *("annotation-xml", "audio", "video", "select", "button", "input", "textarea", "dialog"),
 }
+_SPOKEN = {"img": "alt", "math": "alttext"}  # elements whose text stands in an attribute
 _ROLES = {"navigation", "search", "banner", "contentinfo", "menu", "menubar", "toolbar", "dialog"}
 _BLOCKS = {
     *("address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details", "div", "dl", "dt"),
@@ -226,6 +227,9 @@ def _walk(root: Any, page: _Page) -> None:
             continue
         if tag.startswith(("-", "_", "!")) or _skipped(item, tag):
             continue
+        if tag in _SPOKEN and (spoken := item.attributes.get(_SPOKEN[tag])):
+            page.words(f" {spoken} ")
+            continue
         stack.append(_enter(item, tag, page))
         children = []
         child = item.first_child
@@ -261,7 +265,7 @@ def _skipped(node: Any, tag: str) -> bool:
 def _enter(node: Any, tag: str, page: _Page) -> str:
     """Opens what the element is; returns what `_leave` must close."""
     lines = 0
-    follows = tag in ("td", "th") and _has_cell_before(node)
+    follows = tag in ("td", "th") and not page.cells and _has_cell_before(node)
     if not follows and (tag in _BLOCKS or tag == "br"):
         lines = 1 if tag in _TIGHT or page.lists else 2
         page.break_line(lines)

@@ -67,6 +67,20 @@ def test_html_gives_what_a_reader_sees_with_its_structure() -> None:
     ]
 
 
+def test_texts_that_stand_in_attributes_are_read() -> None:
+    source = (
+        "<p>a<img alt='A duck,  swimming'>b<img alt=''><img src=x></p><p hidden><img alt='unseen'></p>"
+        "<p>As <math alttext='E=mc^{2}'><mi>E</mi></math> says, <math><mi>x</mi><mo>+</mo><mn>1</mn>"
+        "<annotation>x+1</annotation></math></p>"
+    )
+    assert html.parse(source).text == "a A duck, swimming b\n\nAs E=mc^{2} says, x+1"
+
+
+def test_cells_of_a_table_in_a_cell_are_words_apart() -> None:
+    inner = "<table><tr><td>A1</td><td>B1</td><td>C1</td></tr><tr><td>D1</td><td>E1</td></tr></table>"
+    assert html.parse(f"<table><tr><td>{inner}</td><td>2</td></tr></table>").text == "A1 B1 C1 D1 E1 | 2"
+
+
 CELLS = st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 3), st.integers(1, 3))
 
 
