@@ -101,8 +101,9 @@ def _document(pdf: Engine, options: Options) -> Document:
         meta["ocr_pages"] = reader.pages
     if unread:
         meta["unread"] = [why if why.startswith("page ") else f"page {number}: {why}" for number, why in unread.items()]
-    if found["author"].strip().lower() not in _PLACEHOLDERS:
-        meta["author"] = found["author"].strip()
+    for name in ("author", "subject", "keywords"):
+        if (value := found[name].strip()).lower() not in _PLACEHOLDERS:
+            meta[name] = value
     for name in ("created", "modified"):
         if date := iso_date(found[name]):
             meta[name] = date

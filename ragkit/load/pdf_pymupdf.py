@@ -57,6 +57,8 @@ class Pdf:
             self._count = int(self._document.page_count)
         except self._failure as error:
             raise LoadError(f"not a readable PDF: {error}") from None
+        if not self._document.is_pdf:  # MuPDF goes by the content
+            raise LoadError(f"not a PDF: its content is {(self._document.metadata or {}).get('format') or 'something else'}")
         if self._document.needs_pass and not self._document.authenticate(password or ""):
             wrong = "the password does not open it" if password else "it needs a password"
             raise EncryptedDocument(f"the PDF is encrypted; {wrong}")
@@ -87,7 +89,8 @@ class Pdf:
 
     def metadata(self) -> dict[str, str]:
         found = self._document.metadata or {}
-        names = {"title": "title", "author": "author", "created": "creationDate", "modified": "modDate"}
+        names = {"created": "creationDate", "modified": "modDate"}
+        names |= {name: name for name in ("title", "author", "subject", "keywords")}
         return {ours: found.get(theirs) or "" for ours, theirs in names.items()}
 
     def size(self, index: int) -> tuple[float, float]:

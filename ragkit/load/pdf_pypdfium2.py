@@ -64,7 +64,8 @@ class Pdf:
         return len(self._document)
 
     def metadata(self) -> dict[str, str]:
-        names = {"title": "Title", "author": "Author", "created": "CreationDate", "modified": "ModDate"}
+        names = {"created": "CreationDate", "modified": "ModDate"}
+        names |= {name.lower(): name for name in ("Title", "Author", "Subject", "Keywords")}
         return {ours: _mended(self._document.get_metadata_value(theirs) or "") for ours, theirs in names.items()}
 
     def size(self, index: int) -> tuple[float, float]:

@@ -6,8 +6,9 @@ Quotes are resolved and a line end within a cell is a space, so a row is a line 
 from __future__ import annotations
 
 import csv
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from io import StringIO
 from itertools import chain, islice
 from pathlib import Path
@@ -19,16 +20,18 @@ from ragkit.load.limits import Options
 from ragkit.load.sheet import has_header
 from ragkit.types import Document
 
-_DELIMITERS = ",;\t|"
+_DELIMITERS = "\t;|,"  # of two that cut alike, the first: what has commas besides semicolons has them within its cells
 _SAMPLE = 50  # records looked at
+_SAID = re.compile(r"sep=([^\w \r\n\"])\r?\n", re.IGNORECASE)  # a first line that Excel writes and reads
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
     """The one Document of a table."""
     text = clean(text_of(path.read_bytes()))
-    delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else _delimiter(text)
+    said = _SAID.match(text)
+    delimiter = said[1] if said else "\t" if path.suffix.lower() in (".tsv", ".tab") else _delimiter(text)
     csv.field_size_limit(min(options.limits.characters, sys.maxsize))
-    lines = csv.reader(StringIO(text, newline=""), delimiter=delimiter)
+    lines = csv.reader(StringIO(text[said.end() :] if said else text, newline=""), delimiter=delimiter)
     draft = Draft(options.limits)
     try:
         first = list(islice(lines, _SAMPLE))
@@ -39,18 +42,17 @@ def load(path: Path, options: Options) -> Iterator[Document]:
 
 
 def _delimiter(text: str) -> str:
-    """The delimiter that cuts the first records into the most columns, all alike; a comma where none does."""
+    """The delimiter that cuts most of the first records into columns, alike and many."""
 
-    def quality(delimiter: str) -> tuple[bool, int]:
+    def quality(delimiter: str) -> tuple[bool, bool, int]:
         try:
             rows = [row for row in islice(csv.reader(StringIO(text[:65536], newline=""), delimiter=delimiter), _SAMPLE) if row]
         except csv.Error:
-            return False, 0
-        widths = [len(row) for row in (rows[:-1] if len(rows) > 2 else rows)]  # the last may be cut short
-        return _mostly_alike(widths), min(widths, default=0)
+            return False, False, 0
+        widths = sorted(len(row) for row in (rows[:-1] if len(rows) > 2 else rows))  # the last may be cut short
+        if not widths:
+            return False, False, 0
+        middle = widths[(len(widths) - 1) // 2]  # a title or a remark above the table is not its width
+        return middle > 1, max(map(widths.count, set(widths))) >= 0.8 * len(widths), middle
 
-    return max(_DELIMITERS, key=lambda one: (quality(one)[1] > 1, *quality(one)))
-
-
-def _mostly_alike(widths: Sequence[int]) -> bool:
-    return bool(widths) and max(map(widths.count, set(widths))) >= 0.8 * len(widths)
+    return max(_DELIMITERS, key=quality)

@@ -54,6 +54,22 @@ def test_a_table_is_found_by_its_delimiter_and_quotes_are_resolved(delimiter: st
     assert blocks(document)[1] == ("row", 1, "Bird | Note")
 
 
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (
+            "Ducks of 2024\n\nBird;Weight, kg\nMallard;1,1\nTeal;0,3\nEider;2,2\n",
+            ["Ducks of 2024", "Bird | Weight, kg", "Mallard | 1,1"],
+        ),
+        ("a,b,c\n1\n1,2,3,4\n5,6,7\n", ["a | b | c", "1", "1 | 2 | 3 | 4"]),
+        ("sep=;\nBird;Note\nTeal;a, b\n", ["Bird | Note", "Teal | a, b"]),
+        ("Hello, world\none line\nand another\nand so on\n", ["Hello, world", "one line", "and another"]),
+    ],
+)
+def test_a_few_records_of_another_width_do_not_hide_the_delimiter(content: str, rows: list[str]) -> None:
+    assert [text for kind, _, text in blocks(read("a.csv", content)) if kind == "row"][: len(rows)] == rows
+
+
 def test_a_table_of_numbers_has_no_header() -> None:
     assert [level for kind, level, _ in blocks(read("a.csv", "1,2\n3,4\n")) if kind == "row"] == [0, 0]
 

@@ -266,6 +266,8 @@ def test_metadata_and_page_labels_are_read(read: Read, tmp_path: Path) -> None:
     canvas = Canvas(str(path), pagesize=A4)
     canvas.setTitle("Überblick")
     canvas.setAuthor("Ada Lovelace")
+    canvas.setSubject("Engines")
+    canvas.setKeywords(["mill", "store"])
     canvas.addPageLabel(0, style="ROMAN_LOWER")
     canvas.addPageLabel(2, style="ARABIC", start=1)
     for i in range(4):
@@ -275,6 +277,7 @@ def test_metadata_and_page_labels_are_read(read: Read, tmp_path: Path) -> None:
     document = read(path)
     assert document.title == "Überblick"
     assert document.meta["author"] == "Ada Lovelace"
+    assert (document.meta["subject"], document.meta["keywords"]) == ("Engines", "mill, store")
     assert document.meta["created"][:4].isdigit()
     assert document.meta["pages"] == 4
     assert [page.label for page in document.pages] == ["i", "ii", "1", "2"]
@@ -293,6 +296,12 @@ def test_an_encrypted_file_needs_its_password(read: Read, tmp_path: Path, passwo
     with pytest.raises(EncryptedDocument, match="password"):
         read(path, password=password)
     assert read(path, password="secret").text == "hush"
+
+
+def test_another_kind_of_file_named_pdf_is_refused(read: Read, tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_text("<html><body><p>a page of a login</p></body></html>")
+    with pytest.raises(LoadError, match=r"not a (readable )?PDF: "):
+        read(tmp_path / "a.pdf")
 
 
 def test_limits_on_pages_and_characters_hold(read: Read, tmp_path: Path) -> None:
