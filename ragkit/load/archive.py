@@ -68,7 +68,7 @@ def _zip(path: Path, options: Options) -> Iterator[Member | LoadError]:
         except _BROKEN as error:
             raise LoadError(f"it is no zip archive, or it is damaged: {error}") from None
         for info in infos:
-            name = plain_name(info.filename)
+            name = plain_name(_zip_name(info))
             mode = info.external_attr >> 16
             if not name or info.is_dir() or mode & 0o170000 == 0o120000:
                 continue
@@ -89,6 +89,14 @@ def _zip(path: Path, options: Options) -> Iterator[Member | LoadError]:
                 if budget.spent:
                     raise
                 yield error
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """A name that is UTF-8 without saying so, as macOS writes them, is read as such, and not as cp437."""
+    try:
+        return info.filename if info.flag_bits & 0x800 else info.filename.encode("cp437").decode()
+    except UnicodeError:
+        return info.filename
 
 
 def _zip_date(info: zipfile.ZipInfo) -> str:

@@ -429,6 +429,11 @@ class Parser:
 
     def _results(self, source: Source, task: _Task[Result]) -> Iterator[Result]:
         """All of one source, on a child of its own for the time."""
+        try:
+            str(source.path).encode()
+        except UnicodeEncodeError:
+            yield LoadError("its name is not valid UTF-8; rename it")
+            return
         skip: dict[int, str] = {}
         after, lost_parts = 0, 0
         clock = _Clock(self.limits)

@@ -209,6 +209,16 @@ def test_files_of_one_name_in_an_archive_are_two(tmp_path: Path, suffix: str) ->
     ]
 
 
+def test_names_in_a_zip_are_utf8_where_they_can_be(tmp_path: Path) -> None:
+    path = archived(tmp_path / "a.zip", {"Grüße.txt": b"words"})
+    data = bytearray(path.read_bytes())
+    for at in (data.find(b"PK\x03\x04") + 7, data.find(b"PK\x01\x02") + 9):
+        assert data[at] == 0x08  # the flag that says it
+        data[at] = 0
+    path.write_bytes(bytes(data))
+    assert told(read(path)) == [("a.zip#Grüße.txt", "words")]
+
+
 def test_empty_files_in_an_archive_are_skipped_and_told(tmp_path: Path) -> None:
     path = archived(tmp_path / "a.zip", {"pkg/__init__.py": b"", "pkg/a.txt": b"words"})
     assert told(read(path)) == [("UnsupportedFormat", "pkg/__init__.py: it is empty"), ("a.zip#pkg/a.txt", "words")]

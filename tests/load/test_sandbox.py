@@ -206,6 +206,15 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
         assert "regular file" in str(one(parser, tmp_path / "pipe.txt"))
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system has UTF-8 names only")
+def test_a_name_that_is_no_utf8_fails_alone(tmp_path: Path) -> None:
+    odd = write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")))
+    with Parser() as parser:
+        (_, failed), (_, read) = parser.parse([source(odd), source(write(tmp_path / "a.txt"))])
+    assert str(failed) == "its name is not valid UTF-8; rename it"
+    assert text_of(read) == "hello there"
+
+
 def test_a_password_opens_what_it_fits(tmp_path: Path, engine: str) -> None:
     from reportlab.pdfgen.canvas import Canvas
 
