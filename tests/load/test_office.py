@@ -291,6 +291,36 @@ def test_rich_text_keeps_letters_of_its_code_page_tables_and_title(tmp_path: Pat
     assert document.text == "Enten und Gänse ☃.\n\nArt | cm\nTeal | 35\n\nEnde."
 
 
+def test_rich_text_keeps_headings_footnotes_and_letters_beyond_sixteen_bits(tmp_path: Path) -> None:
+    source = (
+        r"{\rtf1\ansi{\stylesheet{\s0 Normal;}{\s1\fs48\b heading 1;}{\s2\sbasedon1 Heading 2;}}"
+        r"\pard\plain \s1 {\b Ducks}\par\pard They quack{\super\chftn{\*\footnote\pard\plain \s9 \chftn Not all{\i  do}, \{so\}.}} loudly"
+        r"{\super\chftn{\footnote Or not.}}.\par\pard \outlinelevel1 Teal\par\pard \u-10179?\u-8704?\par"
+        r"\trowd a{\footnote In a cell.}\cell b\cell\row\pard\outlinelevel9 body\par}"
+    )
+    (tmp_path / "a.rtf").write_text(source)
+    document = read(tmp_path / "a.rtf")
+    assert document.title == "Ducks"
+    assert blocks(document) == [
+        ("heading", 1, "Ducks"),
+        ("paragraph", 0, "They quack[1] loudly[2]."),
+        ("footnote", 0, "[1] Not all do, {so}."),
+        ("footnote", 0, "[2] Or not."),
+        ("heading", 2, "Teal"),
+        ("paragraph", 0, "😀"),
+        ("table", 0, "a[3] | b"),
+        ("row", 0, "a[3] | b"),
+        ("footnote", 0, "[3] In a cell."),
+        ("paragraph", 0, "body"),
+    ]
+
+
+@pytest.mark.parametrize("body", [r"{\footnote " * 30_000 + "end", r"\pard\s1 " * 30_000 + "end", "}" * 9 + r"{\footnote x}" * 9])
+def test_rich_text_that_never_closes_is_read(tmp_path: Path, body: str) -> None:
+    (tmp_path / "a.rtf").write_text(r"{\rtf1{\stylesheet{\s1 heading 1;}}start " + body)
+    assert read(tmp_path / "a.rtf").text.startswith("start")
+
+
 MAKERS = {
     "docx": lambda path: packages.docx(path, paragraph("words " * 50)),
     "pptx": lambda path: packages.pptx(path, [shape("words " * 50)]),
