@@ -19,6 +19,7 @@ from ragkit.types import Block, Document, Page, Span, Words
 
 CELL = " | "
 PAGE_BREAK = "\n\f\n"
+REPEATED = 500_000  # characters of a file's table cells that are written again for the columns and rows they cover
 _SPACE = re.compile(r"[^\S\n\xa0\u202f]+")
 _LINES = re.compile(r" ?\n ?")
 _ROMAN = (

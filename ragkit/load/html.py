@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ragkit.load.decode import text_of
+from ragkit.load.draft import REPEATED
 from ragkit.load.limits import Options
 from ragkit.load.records import DEEPEST
 from ragkit.types import Block, Document, Span
@@ -36,7 +37,6 @@ _XML = re.compile(rb"""^\s*<\?xml[^>]+encoding\s*=\s*["']([A-Za-z0-9_.:-]+)""")
 _SPACE = re.compile(r"[ \t\r\n\f]+")
 _CELL = " | "
 _COLUMNS, _ROWS = 1000, 65534  # that one cell covers, at most (HTML, 4.9.11)
-REPEATED = 500_000  # characters of a file's table cells that are written again for the columns and rows they cover
 _TIGHT = {"br", "li", "tr", "dt", "dd", "td", "th", "thead", "tbody", "tfoot"}  # one line end around them, not a blank line
 _SIMPLE = {"blockquote": "quote", "figcaption": "caption", "caption": "caption", "table": "table"}
 

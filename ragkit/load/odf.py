@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ragkit.errors import EncryptedDocument, LoadError
-from ragkit.load.draft import Draft, numeral, one_line, squeezed
+from ragkit.load.draft import REPEATED, Draft, numeral, one_line, squeezed
 from ragkit.load.limits import Options
 from ragkit.load.package import Package, attribute, child, children, descendants, local
 from ragkit.types import Document
@@ -140,6 +140,7 @@ class _Reader:
         self.size = _A4
         self._notes: list[Any] = []
         self._boxes: list[Any] = []
+        self._spare = REPEATED
 
     def slide(self, page: Any) -> None:
         frames = list(page)
@@ -259,8 +260,11 @@ class _Reader:
 
     def _table(self, table: Any) -> None:
         headers, rows = 0, []
-        for row, is_header in _rows(table):
-            cells = [text for cell in row for text in self._cells(cell)]
+        covers: dict[int, tuple[int, str]] = {}  # by column: the row that a merged cell ends before, and its text
+        for number, (row, is_header) in enumerate(_rows(table)):
+            cells: list[str] = []
+            for cell in row:
+                self._cell(cell, cells, covers, number)
             while cells and not cells[-1]:
                 cells.pop()
             times = min(max(_integer(attribute(row, "number-rows-repeated"), 1), 1), _REPEATED if cells else 1)
@@ -270,12 +274,20 @@ class _Reader:
         self.draft.table(([*cells, *[""] * (width - len(cells))] for cells in rows), headers=headers)
         self._follow()
 
-    def _cells(self, cell: Any) -> list[str]:
-        if local(cell) not in ("table-cell", "covered-table-cell"):
-            return []
-        text = one_line(self._flat(cell)) if local(cell) == "table-cell" else ""
-        times = max(_integer(attribute(cell, "number-columns-repeated"), 1), 1)
-        return [text] * min(times, _REPEATED)
+    def _cell(self, cell: Any, cells: list[str], covers: dict[int, tuple[int, str]], row: int) -> None:
+        """Writes a cell as often as it is repeated; one that is covered has the text of the merged cell above or before it."""
+        times = min(max(_integer(attribute(cell, "number-columns-repeated"), 1), 1), _REPEATED)
+        if local(cell) == "covered-table-cell":
+            for _ in range(times):
+                end, text = covers.get(len(cells), (0, ""))
+                self._spare -= len(text)
+                cells.append(text if end > row and self._spare > 0 else "")
+        elif local(cell) == "table-cell":
+            text = one_line(self._flat(cell))
+            wide, high = (_integer(attribute(cell, f"number-{name}-spanned"), 1) for name in ("columns", "rows"))
+            if text and (wide > 1 or high > 1):
+                covers |= {len(cells) + across: (row + high, text) for across in range(min(wide, _REPEATED))}
+            cells += [text] * times
 
     def _flat(self, element: Any) -> str:
         """All paragraphs below an element, a line each."""

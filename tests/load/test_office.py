@@ -249,6 +249,23 @@ def test_opendocument_text_has_headings_numbered_lists_tables_and_notes(tmp_path
     ]
 
 
+def test_a_merged_cell_of_an_opendocument_stands_in_all_it_covers(tmp_path: Path) -> None:
+    def cell(text: str, *, columns: int = 1, rows: int = 1) -> str:
+        spans = f'table:number-columns-spanned="{columns}" table:number-rows-spanned="{rows}"'
+        return f"<table:table-cell {spans}><text:p>{text}</text:p></table:table-cell>"
+
+    covered = "<table:covered-table-cell/>"
+    rows = [
+        cell("both", columns=2) + covered + cell("c"),
+        cell("tall", rows=2) + cell("x") + cell("y"),
+        covered + cell("block", columns=2, rows=2) + covered,
+        cell("z") + '<table:covered-table-cell table:number-columns-repeated="2"/>',
+    ]
+    body = "".join(f"<table:table-row>{row}</table:table-row>" for row in rows)
+    document = read(packages.odt(tmp_path / "a.odt", f"<table:table>{body}</table:table>"))
+    assert document.text.split("\n") == ["both | both | c", "tall | x | y", "tall | block | block", "z | block | block"]
+
+
 def test_opendocument_slides_are_pages(tmp_path: Path) -> None:
     def frame(text: str, role: str = "") -> str:
         role = f' presentation:class="{role}"' if role else ""
@@ -294,8 +311,8 @@ def test_rich_text_keeps_letters_of_its_code_page_tables_and_title(tmp_path: Pat
 def test_rich_text_keeps_headings_footnotes_and_letters_beyond_sixteen_bits(tmp_path: Path) -> None:
     source = (
         r"{\rtf1\ansi{\stylesheet{\s0 Normal;}{\s1\fs48\b heading 1;}{\s2\sbasedon1 Heading 2;}}"
-        r"\pard\plain \s1 {\b Ducks}\par\pard They quack{\super\chftn{\*\footnote\pard\plain \s9 \chftn Not all{\i  do}, \{so\}.}} loudly"
-        r"{\super\chftn{\footnote Or not.}}.\par\pard \outlinelevel1 Teal\par\pard \u-10179?\u-8704?\par"
+        r"\pard\plain \s1 {\b Ducks}\par\pard Quack{\super\chftn{\*\footnote\pard\plain \s9 \chftn Not all{\i  do}, \{so\}.}}"
+        r" loudly{\super\chftn{\footnote Or not.}}.\par\pard \outlinelevel1 Teal\par\pard \u-10179?\u-8704?\par"
         r"\trowd a{\footnote In a cell.}\cell b\cell\row\pard\outlinelevel9 body\par}"
     )
     (tmp_path / "a.rtf").write_text(source)
@@ -303,7 +320,7 @@ def test_rich_text_keeps_headings_footnotes_and_letters_beyond_sixteen_bits(tmp_
     assert document.title == "Ducks"
     assert blocks(document) == [
         ("heading", 1, "Ducks"),
-        ("paragraph", 0, "They quack[1] loudly[2]."),
+        ("paragraph", 0, "Quack[1] loudly[2]."),
         ("footnote", 0, "[1] Not all do, {so}."),
         ("footnote", 0, "[2] Or not."),
         ("heading", 2, "Teal"),

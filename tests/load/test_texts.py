@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ragkit.errors import LimitExceeded, LoadError
 from ragkit.load import Limits, html, jsonl, markdown, source, table, text
 from ragkit.load.decode import decode
+from ragkit.load.draft import REPEATED
 from ragkit.load.language import recognise, with_language
 from ragkit.load.limits import Options
 from ragkit.load.records import check
@@ -107,7 +108,7 @@ def test_a_cell_stands_in_every_column_and_row_it_covers(rows: list[list[tuple[s
 
 
 def test_cells_that_cover_a_million_columns_are_repeated_for_no_more_than_the_file_is_worth() -> None:
-    assert len(html.parse("<table><tr>" + "<td colspan=1000000 rowspan=1000000>x" * 5000).text) < 2 * html.REPEATED
+    assert len(html.parse("<table><tr>" + "<td colspan=1000000 rowspan=1000000>x" * 5000).text) < 2 * REPEATED
     assert html.parse("<table>" + "<tr><td colspan=1000 rowspan=0>" * 300 + "<tr><td>end").text.endswith("end")
 
 
