@@ -19,6 +19,7 @@ from ragkit.types import Block, Document, Page, Span, Words
 
 CELL = " | "
 PAGE_BREAK = "\n\f\n"
+SOFT_HYPHEN = "\xad"
 REPEATED = 500_000  # characters of a file's table cells that are written again for the columns and rows they cover
 _SPACE = re.compile(r"[^\S\n\xa0\u202f]+")
 _LINES = re.compile(r" ?\n ?")
@@ -30,8 +31,9 @@ _UNSTORABLE = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 def clean(text: str) -> str:
-    """Without control characters and lone surrogates, which are no text; each becomes U+FFFD."""
-    return _UNSTORABLE.sub("\ufffd", text) if not text.isprintable() else text
+    """Without soft hyphens, which part words that a reader sees whole; what is no text, control characters and lone
+    surrogates, becomes U+FFFD."""
+    return _UNSTORABLE.sub("\ufffd", text.replace(SOFT_HYPHEN, "")) if not text.isprintable() else text
 
 
 def squeezed(text: str) -> str:

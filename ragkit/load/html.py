@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ragkit.load.decode import text_of
-from ragkit.load.draft import REPEATED
+from ragkit.load.draft import REPEATED, SOFT_HYPHEN
 from ragkit.load.limits import Options
 from ragkit.load.records import DEEPEST
 from ragkit.types import Block, Document, Span
@@ -223,7 +223,7 @@ def _walk(root: Any, page: _Page) -> None:
             continue
         tag = item.tag
         if tag == "-text":
-            _text(item.text_content or "", page)
+            _text((item.text_content or "").replace(SOFT_HYPHEN, ""), page)
             continue
         if tag.startswith(("-", "_", "!")) or _skipped(item, tag):
             continue

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ragkit.errors import LimitExceeded, LoadError
 from ragkit.load import Limits, html, jsonl, markdown, source, table, text
 from ragkit.load.decode import decode
-from ragkit.load.draft import REPEATED
+from ragkit.load.draft import REPEATED, squeezed
 from ragkit.load.language import recognise, with_language
 from ragkit.load.limits import Options
 from ragkit.load.records import check
@@ -75,6 +75,11 @@ def test_texts_that_stand_in_attributes_are_read() -> None:
         "<annotation>x+1</annotation></math></p>"
     )
     assert html.parse(source).text == "a A duck, swimming b\n\nAs E=mc^{2} says, x+1"
+
+
+def test_words_with_soft_hyphens_are_whole() -> None:
+    assert html.parse("<p>Donau&shy;dampf\xadschiff</p>").text == "Donaudampfschiff"
+    assert squeezed("Donau\xaddampf \xad schiff") == "Donaudampf schiff"
 
 
 def test_cells_of_a_table_in_a_cell_are_words_apart() -> None:
