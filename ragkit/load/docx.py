@@ -1,7 +1,7 @@
 """Word documents (Office Open XML): paragraphs, headings with their numbers, lists, tables, notes, text boxes, formulas.
 
-What a reader of the final text sees: tracked insertions are in, deletions and comments are not. A note stands after the
-paragraph that refers to it. A merged cell's text stands in each of its columns and rows, so that a row says all it says.
+What a reader of the final text sees: tracked insertions are in, deletions, comments and hidden runs are not. A note stands after
+the paragraph that refers to it. A merged cell's text stands in each of its columns and rows, so that a row says all it says.
 Pages are those that Word saw when it last laid the document out and wrote down where they begin
 (`w:lastRenderedPageBreak`); a file without such marks has no pages.
 """
@@ -23,7 +23,7 @@ from ragkit.types import Document
 
 _PAGE = "\ue000"  # stands for a page break until the text is written; of private use, and dropped from the text itself
 _HEADING = re.compile(r"heading (\d)")
-_LEFT_OUT = {"del", "moveFrom", "instrText", "delText", "rPr", "pPr", "Fallback", "sectPr"}
+_LEFT_OUT = {"del", "moveFrom", "instrText", "delText", "rPr", "pPr", "Fallback", "sectPr", "rt"}
 _TWIPS = 20  # in a point
 _LETTER = (612.0, 792.0)
 
@@ -246,9 +246,9 @@ class _Reader:
         for style in self._chain(style_id):
             if style.name == "caption":
                 return "caption"
-            if style.name in ("quote", "intense quote", "block text"):
+            if style.name in ("quote", "intense quote", "block text", "quotations"):
                 return "quote"
-            if style.name in ("html preformatted", "plain text", "macro text") or "code" in style.name:
+            if style.name in ("html preformatted", "preformatted text", "plain text", "macro text") or "code" in style.name:
                 return "code"
         return "paragraph"
 
@@ -284,7 +284,7 @@ class _Reader:
                 self._boxes.append(one)
             elif name == "AlternateContent":  # the same thing told twice, for new and for old readers
                 self._inline(one[:1], pieces)
-            elif name not in _LEFT_OUT:
+            elif name not in _LEFT_OUT and not _is_hidden(one):
                 self._inline(one, pieces)
 
     def _table(self, table: Any) -> None:
@@ -333,6 +333,11 @@ class _Reader:
                 label = self._numbering.label(*numbered) if numbered and text.strip() else None
                 pieces.append(f"{label} {text}" if label else text)
         return " ".join(pieces)
+
+
+def _is_hidden(run: Any) -> bool:
+    hidden = child(run, "rPr", "vanish")
+    return hidden is not None and _value(hidden) not in ("0", "false", "off")
 
 
 def _rows(parent: Any, name: str) -> list[Any]:

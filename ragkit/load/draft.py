@@ -111,7 +111,18 @@ class Draft:
         return self.block("heading", one_line(text), min(max(level, 1), 6))
 
     def paragraph(self, text: str, kind: str = "paragraph") -> Span | None:
-        return self.block(kind, squeezed(text))
+        return self._code(clean(text).rstrip()) if kind == "code" else self.block(kind, squeezed(text))
+
+    def _code(self, text: str) -> Span | None:
+        """A line of code with its indentation; lines that follow each other are one block."""
+        last = self._blocks[-1] if self._blocks else None
+        if not text or self._lists or last is None or last[0] != "code" or last[2] != self._size or self._top == self._size:
+            return self.block("code", text)
+        self._gap = "\n"
+        span = self._write(text)
+        self._blocks[-1] = ("code", last[1], span.end, last[3])
+        self._gap = "\n\n"
+        return span
 
     def item(self, text: str, depth: int = 0) -> Span | None:
         """An item of a list that is `depth` lists deep, on lines of its own; items that follow each other share their list."""

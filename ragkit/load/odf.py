@@ -307,7 +307,7 @@ class _Reader:
         for one in element:
             name = local(one)
             if name == "s":
-                pieces.append(" ")
+                pieces.append(" " * min(_integer(attribute(one, "c"), 1), _REPEATED))
             elif name == "tab":
                 pieces.append("\t")
             elif name == "line-break":

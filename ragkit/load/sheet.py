@@ -7,6 +7,7 @@ Formulas are their last computed values. A merged cell's text stands in each cel
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +21,7 @@ from ragkit.load.package import Package, core_properties
 from ragkit.types import Document
 
 _SIZE = (612.0, 792.0)  # points; a sheet has no size of its own, and citations need none
+_YEAR = re.compile(r"(?:19|20)\d\d")
 _MERGED = 100_000  # cells filled from merged ones, at most
 
 
@@ -106,12 +108,19 @@ def _write_table(draft: Draft, rows: Sequence[Sequence[str]]) -> None:
 
 
 def has_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names the columns: words only, no two alike, and rows after it."""
+    """Whether the first row names the columns: words, or years above what is none, no two alike, and rows after it."""
     if len(rows) < 2:
         return False
     names = [cell for cell in rows[0] if cell]
+    below = [*rows[1], *[""] * len(rows[0])]
     return (
         len(names) >= max(1, len(rows[0]) - 1)
         and len(set(names)) == len(names)
-        and all(any(c.isalpha() for c in name) and len(name) < 200 for name in names)
+        and not _YEAR.fullmatch(rows[0][0])
+        and all(_names(name, under) for name, under in zip(rows[0], below, strict=False) if name)
     )
+
+
+def _names(name: str, under: str) -> bool:
+    words = any(c.isalpha() for c in name) and len(name) < 200
+    return words or (_YEAR.fullmatch(name) is not None and not _YEAR.fullmatch(under))

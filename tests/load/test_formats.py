@@ -70,6 +70,20 @@ def test_a_few_records_of_another_width_do_not_hide_the_delimiter(content: str, 
     assert [text for kind, _, text in blocks(read("a.csv", content)) if kind == "row"][: len(rows)] == rows
 
 
+@pytest.mark.parametrize(
+    ("content", "header"),
+    [
+        ("Country,2019,2020\nChad,1.5,2\n", 1),
+        (",2019,2020\nChad,1.5,2\n", 1),
+        ("Chad,2019\nMali,2020\n", 0),
+        ("2019,2020\n2,3\n", 0),
+        ("Chad,1.5,2\nMali,2,3\n", 0),
+    ],
+)
+def test_years_may_name_columns(content: str, header: int) -> None:
+    assert [level for kind, level, _ in blocks(read("a.csv", content)) if kind == "row"] == [header, 0]
+
+
 def test_a_table_of_numbers_has_no_header() -> None:
     assert [level for kind, level, _ in blocks(read("a.csv", "1,2\n3,4\n")) if kind == "row"] == [0, 0]
 

@@ -121,6 +121,31 @@ def test_word_notes_follow_their_paragraph_and_deletions_and_field_codes_are_lef
     ]
 
 
+def test_word_code_is_one_block_with_its_indentation(tmp_path: Path) -> None:
+    styles = '<w:style w:styleId="C"><w:name w:val="HTML Preformatted"/></w:style>'
+    lines = ("for duck in flock:", "    quack()", "end")
+    body = paragraph("Before") + "".join(paragraph(line, style="C") for line in lines) + paragraph("After")
+    document = read(packages.docx(tmp_path / "a.docx", body, styles=styles))
+    assert blocks(document) == [("paragraph", 0, "Before"), ("code", 0, "\n".join(lines)), ("paragraph", 0, "After")]
+
+
+def test_opendocument_code_is_one_block_with_its_indentation(tmp_path: Path) -> None:
+    styles = '<style:style style:name="P1" style:parent-style-name="Preformatted_20_Text"/>'
+    lines = ("for duck in flock:", '<text:s text:c="4"/>quack()')
+    content = "".join(f'<text:p text:style-name="P1">{line}</text:p>' for line in lines) + "<text:p>After</text:p>"
+    document = read(packages.odt(tmp_path / "a.odt", content, styles=styles))
+    assert blocks(document) == [("code", 0, "for duck in flock:\n    quack()"), ("paragraph", 0, "After")]
+
+
+def test_word_hidden_runs_and_readings_above_characters_are_left_out(tmp_path: Path) -> None:
+    def run(text: str, properties: str = "") -> str:
+        return f"<w:r><w:rPr>{properties}</w:rPr><w:t>{text}</w:t></w:r>"
+
+    ruby = f"<w:r><w:ruby><w:rt>{run('かも')}</w:rt><w:rubyBase>{run('鴨')}</w:rubyBase></w:ruby></w:r>"
+    body = run("seen ") + run("unseen", "<w:vanish/>") + run("too ", '<w:vanish w:val="0"/>') + ruby
+    assert read(packages.docx(tmp_path / "a.docx", f"<w:p>{body}</w:p>")).text == "seen too 鴨"
+
+
 def test_word_text_boxes_once_alternative_texts_and_formulas(tmp_path: Path) -> None:
     box = f"<w:txbxContent>{paragraph('In a box')}</w:txbxContent>"
     twice = f"<AlternateContent><Choice>{box}</Choice><Fallback>{box}</Fallback></AlternateContent>"
