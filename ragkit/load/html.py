@@ -102,6 +102,7 @@ class _Page:
 
     parts: list[str] = field(default_factory=list)
     size: int = 0
+    told: int = 0  # where the last word ends
     owed: int = 0  # newlines before the next word
     space: bool = False  # a space before the next word
     joint: str = ""  # what stands between two cells
@@ -132,8 +133,13 @@ class _Page:
         for block in self.open:
             if block[2] < 0:
                 block[2] = self.size
-        self.parts.append(joint + text)
-        self.size += len(joint) + len(text)
+        self.append(joint + text)
+
+    def append(self, text: str) -> None:
+        self.parts.append(text)
+        if kept := len(text.rstrip()):
+            self.told = self.size + kept
+        self.size += len(text)
 
     def words(self, text: str) -> None:
         squeezed = _squeezed(text)
@@ -205,7 +211,7 @@ class _Page:
                 self.parts.pop()
 
     def end(self) -> None:
-        self.open.pop()[3] = self.size
+        self.open.pop()[3] = self.told  # the blanks after it may yet be taken back
 
     def finish(self) -> tuple[str, tuple[Block, ...]]:
         kept = [b for b in self.blocks if 0 <= b[2] < b[3]]
@@ -225,7 +231,7 @@ def _walk(root: Any, page: _Page) -> None:
         if tag == "-text":
             _text((item.text_content or "").replace(SOFT_HYPHEN, ""), page)
             continue
-        if tag.startswith(("-", "_", "!")) or _skipped(item, tag):
+        if tag is None or tag.startswith(("-", "_", "!")) or _skipped(item, tag):  # None: <?php ... ?>
             continue
         if tag in _SPOKEN and (spoken := item.attributes.get(_SPOKEN[tag])):
             page.words(f" {spoken} ")
@@ -245,8 +251,7 @@ def _text(text: str, page: _Page) -> None:
         return
     body = text.replace("\r\n", "\n")
     if page.size and not page.parts[-1].endswith("\n") and not page.owed and not page.space:
-        page.parts.append(body)  # goes on where the last piece of the same <pre> stopped
-        page.size += len(body)
+        page.append(body)  # goes on where the last piece of the same <pre> stopped
     elif body.strip():
         page.write(body.lstrip("\n"))
 

@@ -50,7 +50,7 @@ def blocks_of(text: str, *, start: int = 0) -> Iterator[Block]:
     lines = [0, *(match.end() for match in _LINE_END.finditer(body))]
     if lines[-1] != len(body) or len(lines) == 1:
         lines.append(len(body))
-    depth = 0
+    depth = before = 0
     for token in _parser().parse(body):
         if token.type.endswith("list_close") or token.type == "blockquote_close":
             depth -= 1
@@ -62,7 +62,8 @@ def blocks_of(text: str, *, start: int = 0) -> Iterator[Block]:
             if kind == "row":
                 level = int(_is_header(body, first, end))
             if span.length:
-                yield Block(kind, Span(start + span.start, start + span.end), level)
+                before = max(before, span.start)  # code that begins on the line of its list's mark has no indent of its own
+                yield Block(kind, Span(start + before, start + span.end), level)
         if token.type.endswith("list_open") or token.type == "blockquote_open":
             depth += 1
 

@@ -60,8 +60,10 @@ def _cells(sheet: Any) -> list[list[str]]:
     """The cells' texts, those covered by a merged one filled with its text."""
     rows = [[shown(value) for value in row] for row in sheet.to_python()]
     filled = 0
+    top0, left0 = sheet.start or (0, 0)
     for (top, left), (bottom, right) in sheet.merged_cell_ranges or ():
-        top0, left0 = sheet.start or (0, 0)
+        if top < top0 or left < left0:
+            continue  # it begins before the first cell with a value, and so has none
         for row in range(top - top0, min(bottom - top0 + 1, len(rows))):
             for column in range(left - left0, min(right - left0 + 1, len(rows[row]))):
                 filled += 1

@@ -100,7 +100,9 @@ class Stored:
 
     @classmethod
     def join(cls, parts: Sequence[Stored]) -> Stored:
-        """The rows of all parts, at least one part."""
+        """The rows of all parts, at least one part; of a single one they are not copied."""
+        if len(parts) == 1:
+            return parts[0]
         loss = Loss()
         for part in parts:
             loss |= part.loss

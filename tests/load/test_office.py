@@ -239,6 +239,12 @@ def test_a_merged_cell_stands_in_all_it_covers(tmp_path: Path) -> None:
     assert document.text.endswith("x | y\nTeal | 1\nTeal | 2")
 
 
+def test_a_merged_cell_that_begins_before_the_first_value_is_empty(tmp_path: Path) -> None:
+    rows: dict[str, list[list[str | float | None]]] = {"S": [[None] * 3, [None, "x", None], [None, None, "y"]]}
+    document = read(packages.xlsx(tmp_path / "a.xlsx", rows, merged="A1:C3"))
+    assert document.text == "S\n\nx\n\n | y"
+
+
 def test_opendocument_text_has_headings_numbered_lists_tables_and_notes(tmp_path: Path) -> None:
     styles = (
         '<text:list-style style:name="L"><text:list-level-style-number text:level="1" style:num-format="1" style:num-suffix="."/>'

@@ -20,7 +20,7 @@ from ragkit.load.draft import REPEATED, squeezed
 from ragkit.load.language import recognise, with_language
 from ragkit.load.limits import Options
 from ragkit.load.records import check
-from ragkit.types import Document
+from ragkit.types import Block, Document, Span
 
 OPTIONS = Options()
 
@@ -85,6 +85,17 @@ def test_words_with_soft_hyphens_are_whole() -> None:
 def test_cells_of_a_table_in_a_cell_are_words_apart() -> None:
     inner = "<table><tr><td>A1</td><td>B1</td><td>C1</td></tr><tr><td>D1</td><td>E1</td></tr></table>"
     assert html.parse(f"<table><tr><td>{inner}</td><td>2</td></tr></table>").text == "A1 B1 C1 D1 E1 | 2"
+
+
+def test_html_leaves_out_what_is_for_other_programs() -> None:
+    source = "<p>one</p><ul><?php echo 'no'; ?><li>two</li></ul><?xml version='1.0'?>three"
+    assert html.parse(source).text == "one\n\ntwo\n\nthree"
+
+
+def test_blocks_within_preformatted_text_end_with_their_words() -> None:
+    document = html.parse("<pre>a\n<h2>b </h2><ul><li>c   </li></ul>   </pre>")
+    assert document.text == "a\n\n\nb \n\nc"
+    assert blocks(document) == [("code", 0, document.text), ("heading", 2, "b"), ("list", 0, "c")]
 
 
 CELLS = st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 3), st.integers(1, 3))
@@ -205,6 +216,11 @@ def test_markdown_keeps_windows_line_ends_and_takes_its_title_from_the_heading(t
 def test_front_matter_that_is_none_or_dangerous_is_left(tmp_path: Path, front: str) -> None:
     (document,) = markdown.load(write(tmp_path / "a.md", f"---\n{front}\n---\ntext"), OPTIONS)
     assert document.meta == {}
+
+
+def test_code_that_begins_beside_its_list_s_mark_begins_with_it() -> None:
+    text = "  -     code\n"
+    assert list(markdown.blocks_of(text)) == [Block("list", Span(2, 12), 0), Block("code", Span(2, 12), 1)]
 
 
 @given(st.text(alphabet=st.sampled_from("#*-+>`|: \n\r\t1.ab\x0c\u2028\0"), max_size=120))
