@@ -19,6 +19,7 @@ _DIRECTIVE = re.compile(r"\s*\.\. (?:([\w:+.-]+)::|\[(#?[\w-]*|\*)\]\s)")
 _FIELD = re.compile(r":(author|authors|date|title|lang|version|description|keywords):\s*(.+)", re.IGNORECASE)
 _GRID = re.compile(r"\s*\+[-=+]{3,}\+\s*")
 _SIMPLE = re.compile(r"\s*={2,}(?: +={2,})+\s*")
+_HEADER_ROWS = re.compile(r"\s*:header-rows:\s*(\d{1,3})\s*$")
 _CODE = {"code", "code-block", "sourcecode", "literalinclude", "math", "parsed-literal", "highlight"}
 
 
@@ -114,12 +115,27 @@ def _read_directive(lines: list[Line], at: int, match: re.Match[str], blocks: li
         if (span := trimmed(lines, body, end)) is not None:
             lead = next(lines[n].start for n in range(body, end) if not lines[n].blank)
             blocks.append(Block("code", Span(lead, span.end)))
+    elif name == "list-table":
+        _read_list_table(lines, at, body, end, blocks)
     elif name in ("image", "figure"):
         if (span := trimmed(lines, at, end)) is not None:
             blocks.append(Block("caption", span))
     else:  # a note, a table directive, …: what stands in it is text
         return body if body > at + 1 else at + 1
     return end
+
+
+def _read_list_table(lines: list[Line], at: int, body: int, end: int, blocks: list[Block]) -> None:
+    """A table written as a list of lists: each item of the outer one is a row."""
+    span = trimmed(lines, body, end)
+    if span is None:
+        return
+    headers = next((int(match[1]) for n in range(at + 1, body) if (match := _HEADER_ROWS.match(lines[n].text))), 0)
+    starts = [n for n in range(body, end) if lines[n].text.lstrip().startswith("* -")]
+    blocks.append(Block("table", span))
+    for number, (first, last) in enumerate(pairwise([*starts, end])):
+        if (row := trimmed(lines, first, last)) is not None:
+            blocks.append(Block("row", row, int(number < headers)))
 
 
 def _read_paragraph(lines: list[Line], at: int, blocks: list[Block]) -> int:

@@ -315,6 +315,40 @@ def test_asciidoc_keeps_its_source_and_tells_its_structure() -> None:
     ]
 
 
+def test_a_list_table_is_a_table() -> None:
+    source = (
+        ".. list-table:: Ducks\n   :header-rows: 1\n\n   * - Name\n     - Size\n   * - Teal\n     - 35\n\n       or so\n\nend\n"
+    )
+    assert blocks(read("a.rst", source)) == [
+        ("table", 0, "* - Name\n     - Size\n   * - Teal\n     - 35\n\n       or so"),
+        ("row", 1, "* - Name\n     - Size"),
+        ("row", 0, "* - Teal\n     - 35\n\n       or so"),
+        ("paragraph", 0, "end"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "rows"),
+    [
+        ("|===\n|A |B\n\n|1\n|2\n\n|3 |4\n|===", [(1, "|A |B"), (0, "|1\n|2"), (0, "|3 |4")]),
+        (
+            '[cols="1,2",options="header"]\n|===\n|A\n|B\n|1\n|2, which\ngoes on\n|===',
+            [(1, "|A\n|B"), (0, "|1\n|2, which\ngoes on")],
+        ),
+        ("[cols=2*]\n|===\n2+|both\na|x\n|y\n|===", [(0, "2+|both"), (0, "a|x\n|y")]),
+        (",===\na,b\nc,d\n,===", [(0, "a,b"), (0, "c,d")]),
+        ("|===\n|only\n|one each\n|===", [(0, "|only"), (0, "|one each")]),
+    ],
+)
+def test_rows_of_asciidoc_have_all_their_cells(table: str, rows: list[tuple[int, str]]) -> None:
+    found = blocks(read("a.adoc", f"= Title\nAnn One <a@b>; Bob Two\n\n{table}\n\nend"))
+    assert [(level, text) for kind, level, text in found if kind == "row"] == rows
+
+
+def test_asciidoc_may_have_several_authors() -> None:
+    assert read("a.adoc", "= Title\nAnn One <a@b>; Bob Two\n\ntext").meta["author"] == "Ann One, Bob Two"
+
+
 def test_latex_keeps_its_source_and_tells_its_structure() -> None:
     document = read("a.tex", LATEX)
     assert (document.text, document.title, document.meta) == (LATEX, "Birds of the lake", {"author": "A. Wader , B. Diver"})
