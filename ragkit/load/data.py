@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,22 @@ def load(path: Path, options: Options) -> Iterator[Document]:
         yield Document(text=text, blocks=tuple(stretches(text, cuts)), meta={"language": "yaml"})
         return
     try:
-        value = json.loads(text, object_pairs_hook=_Pairs)
+        value = _parsed(text)
     except (ValueError, RecursionError) as error:
         raise LoadError(f"it is no JSON: {error}" if isinstance(error, ValueError) else "it is nested too deeply") from None
     yield _written(value, options.limits)
+
+
+def _parsed(text: str) -> Any:
+    """The value of a JSON text; of one with a value on each line, as logs and exports have them, the list of these."""
+    try:
+        return json.loads(text, object_pairs_hook=_Pairs)
+    except ValueError:
+        lines = [line for line in text.split("\n") if line.strip()]
+        with suppress(ValueError):
+            if len(lines) > 1:
+                return [json.loads(line, object_pairs_hook=_Pairs) for line in lines]
+        raise
 
 
 def _written(value: Any, limits: Limits) -> Document:

@@ -34,6 +34,9 @@ _BLOCKS = {
 _HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 _CHARSET = re.compile(rb"""<meta[^>]+charset\s*=\s*["']?\s*([A-Za-z0-9_.:-]+)""", re.IGNORECASE)
 _XML = re.compile(rb"""^\s*<\?xml[^>]+encoding\s*=\s*["']([A-Za-z0-9_.:-]+)""")
+_XHTML = re.compile(r"""\A\s*<\?xml|xmlns\s*=\s*["']http://www\.w3\.org/1999/xhtml""")
+_VOID = "area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr"
+_CLOSED = re.compile(rf"""<(?!(?:{_VOID})[\s/])([A-Za-z][\w:-]*)((?:\s+[\w:.-]+\s*=\s*(?:"[^"<]*"|'[^'<]*'))*)\s*/>""")
 _SPACE = re.compile(r"[ \t\r\n\f]+")
 _CELL = " | "
 _COLUMNS, _ROWS = 1000, 65534  # that one cell covers, at most (HTML, 4.9.11)
@@ -55,6 +58,8 @@ def parse(source: str) -> Document:
     """HTML source as a Document: text, title, blocks, and from the head `lang`, `author`, `description`, dates."""
     from selectolax.lexbor import LexborHTMLParser
 
+    if _XHTML.search(source[:2000]):  # XML closes elements as HTML does not: after <title/> all would be the title
+        source = _CLOSED.sub(r"<\1\2></\1>", source)
     tree = LexborHTMLParser(source.replace("\0", "\ufffd"))
     root = tree.root
     if root is None:

@@ -109,6 +109,13 @@ def test_any_json_keeps_all_its_words(value: Any) -> None:
     assert all(word in document.text for word in words(value))
 
 
+def test_json_with_a_value_on_each_line_is_a_list_of_them() -> None:
+    lines = '{"title": "a"}\n\n{"title": "b", "n": [1]}\n'
+    assert read("a.json", lines).text == read("a.json", '[{"title": "a"}, {"title": "b", "n": [1]}]').text
+    with pytest.raises(LoadError, match="it is no JSON: Extra data: line 2"):
+        read("a.json", '{"title": "a"}\n{"title": \n')
+
+
 def test_json_that_is_none_or_too_deep_is_a_failure() -> None:
     for source in ("{", "[" * 100_000 + "]" * 100_000, ""):
         with pytest.raises(LoadError):

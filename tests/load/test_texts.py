@@ -68,6 +68,14 @@ def test_html_gives_what_a_reader_sees_with_its_structure() -> None:
     ]
 
 
+@pytest.mark.parametrize("head", ["<?xml version='1.0'?>\n<html>", '<html xmlns="http://www.w3.org/1999/xhtml">'])
+def test_xhtml_closes_elements_as_xml_does(head: str) -> None:
+    body = """<h1>Ducks<br/></h1><script src="a.js"/><p title='1 > 0'/><p>They <a id="p1"/>quack.</p><textarea
+    rows="1" />end"""
+    document = html.parse(f"{head}<head><title/><style /></head><body>{body}</body></html>")
+    assert (document.text, document.title) == ("Ducks\n\nThey quack.\n\nend", "Ducks")
+
+
 def test_texts_that_stand_in_attributes_are_read() -> None:
     source = (
         "<p>a<img alt='A duck,  swimming'>b<img alt=''><img src=x></p><p hidden><img alt='unseen'></p>"
