@@ -51,7 +51,8 @@ def _rgb(image: Image) -> Image:
                 f"the image has 32-bit values from {values.min()} to {values.max()}, of which none is known to be "
                 "white. Convert it to L, RGB or I;16"
             )
-        return Images.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")  # 65,535 / 257 = 255
+        step = 1 if image.mode == "I" and values.max() <= 0xFF else 257  # 65,535 / 257 = 255
+        return Images.fromarray(np.round(values / step).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise NoWhite("the image holds floats, of which none is known to be white. Convert it to L or RGB")
     if image.has_transparency_data:

@@ -84,6 +84,7 @@ def test_sixteen_bits_in_a_mode_of_thirty_two_are_scaled_too() -> None:
     image = Image.open(io.BytesIO(header))
     assert image.mode == "I"
     assert pixels(image)[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert pixels(Image.fromarray(np.array([[0, 7, 255]], np.int32)))[0, :, 0].tolist() == [0, 7, 255]  # eight bits in thirty-two
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "YCbCr", "HSV", "RGBX", "RGBa", "La", "PA"])
