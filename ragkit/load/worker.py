@@ -193,12 +193,17 @@ def _load(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Iterato
     if kind.loader == "pdf":
         loader.prepare(options.pdf_engine)
     _send(answers, wire.frame({"kind": "begin"}))  # importing a library is not the document's time
-    for result in loader.load(path, options):
-        if isinstance(result, LoadError) or kind.container:  # a container's loader finishes what it finds
-            yield result
-        else:
-            result = _laid_out(result, request, options)
-            yield finished(result, kind, size=found.st_size, modified=iso(found.st_mtime), limits=limits)
+    try:
+        for result in loader.load(path, options):
+            if isinstance(result, LoadError) or kind.container:  # a container's loader finishes what it finds
+                yield result
+            else:
+                result = _laid_out(result, request, options)
+                yield finished(result, kind, size=found.st_size, modified=iso(found.st_mtime), limits=limits)
+    except LoadError as error:
+        if found.st_size or isinstance(error, UnsupportedFormat):
+            raise
+        raise LoadError("it is empty: 0 bytes") from None
 
 
 def _laid_out(document: Document, request: dict[str, Any], options: Options) -> Document:

@@ -206,6 +206,12 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
         assert "regular file" in str(one(parser, tmp_path / "pipe.txt"))
 
 
+@pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a.xlsx", "a.epub", "a.odt", "a.rtf", "a.json", "a.ipynb", "a.zip", "a.png"])
+def test_an_empty_file_that_ought_to_hold_something_is_told_as_empty(tmp_path: Path, name: str) -> None:
+    with Parser() as parser:
+        assert re.fullmatch("(it|the PDF) is empty: 0 bytes", str(one(parser, write(tmp_path / name, ""))))
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file system has UTF-8 names only")
 def test_a_name_that_is_no_utf8_fails_alone(tmp_path: Path) -> None:
     odd = write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")))
