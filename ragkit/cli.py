@@ -379,14 +379,16 @@ def delete(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Delete documents."""
+    """Delete documents, and forget what failed under these names."""
     with _opened(index, create=False) as opened:
+        failed = len(opened.failures())
         count = opened.delete(references)
+        forgotten = failed - len(opened.failures())
     if as_json:
-        _print_json({"deleted": count})
+        _print_json({"deleted": count, "forgotten": forgotten})
     else:
-        print(f"deleted {count}")
-    if not count:
+        print(f"deleted {count}" + (f", forgot {forgotten} that failed" if forgotten else ""))
+    if not count and not forgotten:
         _say(f"nothing by {'that name' if len(references) == 1 else 'those names'} is in the index; see: ragkit list {index}")
         raise typer.Exit(FAILED)
 

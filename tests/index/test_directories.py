@@ -277,6 +277,10 @@ def test_status_and_retry_from_the_command_line(folder: Path, tmp_path: Path) ->
     found = json.loads(runner.invoke(app, ["status", library, "--json"]).stdout)
     assert [one["source"] for one in found["failures"]] == ["bad.json"]
     assert sum(found["reasons"].values()) == 1
+    deleted = runner.invoke(app, ["delete", library, "bad.json"])
+    assert (deleted.exit_code, deleted.stdout) == (0, "deleted 0, forgot 1 that failed\n")
+    assert runner.invoke(app, ["status", library]).exit_code == 0
+    assert runner.invoke(app, ["delete", library, "bad.json"]).exit_code == 1
 
 
 def test_progress_knows_how_many_there_will_be_records_included(index: Index, folder: Path) -> None:
