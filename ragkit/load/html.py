@@ -87,6 +87,9 @@ def _meta(tree: Any) -> dict[str, Any]:
     wanted = {
         "author": "author",
         "description": "description",
+        "keywords": "keywords",
+        "dc.creator": "author",
+        "dc.date": "created",
         "article:published_time": "created",
         "date": "created",
         "article:modified_time": "modified",

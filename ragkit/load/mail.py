@@ -32,6 +32,8 @@ from ragkit.types import Document
 
 _KIND = Format("mail", "message/rfc822", container=True)
 _SHOWN = ("From", "To", "Cc", "Date")
+_TIME = re.compile(rb"\d\d:\d\d\D.*\d{4}")  # of the line before a message; years stand last
+_HEADER = re.compile(rb"[!-9;-~]+:")
 _QUOTED = re.compile(r"(?:^[ \t]*>.*\n?)+", re.MULTILINE)
 
 
@@ -61,11 +63,14 @@ def load(path: Path, options: Options) -> Iterator[Document | LoadError]:
 
 
 def _messages(file: BinaryIO, limit: int) -> Iterator[bytes | LoadError]:
-    """The messages of a mailbox: each begins with a line "From " at the beginning or after a blank line."""
+    """The messages of a mailbox. Each begins with a line "From " at the beginning, or after a blank line where it has a time, or
+    a header comes next: some programs leave such lines in texts as they are."""
     lines: list[bytes] = []
     size, blank, began = 0, True, False
-    while line := file.readline(limit + 1):
-        if blank and line.startswith(b"From "):
+    line = file.readline(limit + 1)
+    while line:
+        following = file.readline(limit + 1)
+        if blank and line.startswith(b"From ") and (not began or _TIME.search(line) or _HEADER.match(following)):
             if began:
                 yield _whole(lines, size, limit)
             lines, size, began = [], 0, True
@@ -76,6 +81,7 @@ def _messages(file: BinaryIO, limit: int) -> Iterator[bytes | LoadError]:
         elif line.strip():
             raise LoadError('it is no mailbox: it does not begin with "From "')
         blank = not line.strip()
+        line = following
     if began:
         yield _whole(lines, size, limit)
 

@@ -136,12 +136,22 @@ def test_messages_of_one_id_are_two_and_failures_name_their_message(tmp_path: Pa
         b"Message-ID: <1@x.org>\nSubject: b\n\nother\n",
         b"\nno headers\n",
     ]
-    (tmp_path / "box.mbox").write_bytes(b"".join(b"From x\n" + one + b"\n" for one in letters))
+    (tmp_path / "box.mbox").write_bytes(b"".join(b"From x Mon Jan 20 10:00:00 2025\n" + one + b"\n" for one in letters))
     assert told(read(tmp_path / "box.mbox")) == [
         ("box.mbox#1@x.org", "a"),
         ("box.mbox#1@x.org (2)", "b"),
         ("LoadError", "message 3: it is no message: it has no headers"),
     ]
+
+
+def test_a_line_of_a_text_that_begins_with_from_begins_no_message(tmp_path: Path) -> None:
+    text = b"Subject: a\n\nHello.\n\nFrom here on, all is well.\nBye\n"
+    for postmark in (b"From x\n", b"From x@y Mon Jan 20 10:00:00 2025\n", b"From - Mon, 20 Jan 2025 10:00:00 +0100\r\n"):
+        (tmp_path / "box.mbox").write_bytes(b"".join(postmark + text + b"\n" for _ in range(2)))
+        results = read(tmp_path / "box.mbox")
+        assert [one.text for one in results if isinstance(one, Document)] == [
+            "a\n\nHello.\n\nFrom here on, all is well.\nBye"
+        ] * 2
 
 
 def archived(path: Path, files: dict[str, bytes]) -> Path:

@@ -35,7 +35,8 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 PAGE = """<!DOCTYPE html><html lang="en-GB"><head><title>Ducks &amp; geese</title>
-<meta name="author" content="A. Wader"><meta name="description" content="On birds"><style>p {color: red}</style></head>
+<meta name="author" content="A. Wader"><meta name="description" content="On birds">
+<meta name="Keywords" content="duck, goose"><style>p {color: red}</style></head>
 <body><nav><a href="/">Home</a></nav><h1>Ducks</h1><script>alert("x")</script>
 <p>Ducks are <b>birds</b>, and&nbsp;so are
 geese&hellip;</p><ul><li>mallard</li><li>teal<ul><li>small</li></ul></li></ul>
@@ -49,7 +50,7 @@ geese&hellip;</p><ul><li>mallard</li><li>teal<ul><li>small</li></ul></li></ul>
 def test_html_gives_what_a_reader_sees_with_its_structure() -> None:
     document = html.parse(PAGE)
     assert document.title == "Ducks & geese"
-    assert document.meta == {"lang": "en-GB", "author": "A. Wader", "description": "On birds"}
+    assert document.meta == {"lang": "en-GB", "author": "A. Wader", "description": "On birds", "keywords": "duck, goose"}
     for hidden in ("alert", "color", "Home", "secret"):
         assert hidden not in document.text
     assert blocks(document) == [
