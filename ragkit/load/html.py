@@ -39,9 +39,10 @@ _VOID = "area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr"
 _CLOSED = re.compile(rf"""<(?!(?:{_VOID})[\s/])([A-Za-z][\w:-]*)((?:\s+[\w:.-]+\s*=\s*(?:"[^"<]*"|'[^'<]*'))*)\s*/>""")
 _SPACE = re.compile(r"[ \t\r\n\f]+")
 _CELL = " | "
+_NESTED = 50  # tables deep to which those that lay out are told from others
 _COLUMNS, _ROWS = 1000, 65534  # that one cell covers, at most (HTML, 4.9.11)
 _TIGHT = {"br", "li", "tr", "dt", "dd", "td", "th", "thead", "tbody", "tfoot"}  # one line end around them, not a blank line
-_SIMPLE = {"blockquote": "quote", "figcaption": "caption", "caption": "caption", "table": "table"}
+_SIMPLE = {"blockquote": "quote", "figcaption": "caption", "caption": "caption"}
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
@@ -117,6 +118,11 @@ class _Page:
     blocks: list[list[Any]] = field(default_factory=list)  # kind, level, start, end; start -1 until a word comes
     open: list[list[Any]] = field(default_factory=list)
     lists: int = 0
+    numbers: list[int | None] = field(
+        default_factory=list
+    )  # of the lists that are open: the last item's, None where they have none
+    label: str = ""  # the number before an item's first word
+    tables: list[bool] = field(default_factory=list)  # of the tables that are open: whether it only lays the page out
     cells: int = 0  # depth of table cells: blocks within a cell are joined by spaces, so that a row stays a line
     preformatted: int = 0
     row: int = 0  # of the table under way, and the column of its next cell
@@ -133,6 +139,7 @@ class _Page:
 
     def write(self, text: str) -> None:
         """Text without white space around it."""
+        text, self.label = self.label + text, ""
         lead = "" if not self.size else "\n" * self.owed if self.owed else "" if self.joint else " " * self.space
         self.parts.append(lead)
         self.size += len(lead)
@@ -271,13 +278,16 @@ def _skipped(node: Any, tag: str) -> bool:
     if not fields:
         return False
     style = (fields.get("style") or "").replace(" ", "").lower()
-    hidden = "hidden" in fields or fields.get("aria-hidden") == "true" or "display:none" in style
+    hidden = "hidden" in fields or fields.get("aria-hidden") == "true" or "display:none" in style or "visibility:hidden" in style
     return hidden or (fields.get("role") or "").lower() in _ROLES
 
 
 def _enter(node: Any, tag: str, page: _Page) -> str:
     """Opens what the element is; returns what `_leave` must close."""
     lines = 0
+    if tag in ("tr", "td", "th") and not page.cells and page.tables and page.tables[-1]:
+        page.break_line(2)
+        return "lines"
     follows = tag in ("td", "th") and not page.cells and _has_cell_before(node)
     if not follows and (tag in _BLOCKS or tag == "br"):
         lines = 1 if tag in _TIGHT or page.lists else 2
@@ -291,11 +301,21 @@ def _enter(node: Any, tag: str, page: _Page) -> str:
     elif tag in ("ul", "ol", "dl"):
         page.begin("list", page.lists)
         page.lists += 1
+        page.numbers.append(_integer(node, "start", 1) - 1 if tag == "ol" else None)
         return "list"
+    elif tag == "li" and page.numbers and page.numbers[-1] is not None:
+        page.numbers[-1] = _integer(node, "value", page.numbers[-1] + 1)
+        page.label = f"{page.numbers[-1]}. "
+        return "item"
+    elif tag == "table":
+        page.tables.append(_is_layout(node, len(page.tables)))
+        if page.tables[-1]:
+            return "layout"
+        page.begin("table", 0)
+        page.begin_table()
+        return "table"
     elif tag in _SIMPLE:
         page.begin(_SIMPLE[tag], 0)
-        if tag == "table":
-            page.begin_table()
     elif tag == "pre":
         page.begin("code", 0)
         page.preformatted += 1
@@ -317,10 +337,15 @@ def _leave(what: str, page: _Page) -> None:
         page.trim()
     if what == "row":
         page.repeat_above()
-    if what in ("block", "list", "pre", "row"):
+    if what in ("block", "list", "pre", "row", "table"):
         page.end()
+    if what in ("table", "layout"):
+        page.tables.pop()
+    elif what == "item":
+        page.label = ""
     if what == "list":
         page.lists -= 1
+        page.numbers.pop()
     elif what == "pre":
         page.preformatted -= 1
     elif what == "cell":
@@ -329,7 +354,19 @@ def _leave(what: str, page: _Page) -> None:
     elif what == "row":
         page.joint = ""
     if what:
-        page.break_line(1 if what in ("line", "row") or (what in ("block", "list") and page.lists) else 2)
+        page.break_line(1 if what in ("line", "item", "row") or (what in ("block", "list", "table") and page.lists) else 2)
+
+
+def _is_layout(table: Any, depth: int) -> bool:
+    """Whether a table only lays the page out, as those of newsletters do: it says so, or is one column that holds more than
+    lines of text. Its cells are then read as the blocks they hold."""
+    if (table.attributes.get("role") or "") in ("presentation", "none"):
+        return True
+    parts = [part for part in table.iter() if part.tag in ("tbody", "tr")]
+    rows = [row for part in parts for row in ([part] if part.tag == "tr" else part.iter()) if row.tag == "tr"]
+    if not rows or depth > _NESTED or any(len(cells := [c.tag for c in row.iter()]) > 1 or "th" in cells for row in rows):
+        return False
+    return rows[0].css_first("h1, h2, h3, h4, h5, h6, p, ul, ol, table, pre, blockquote") is not None
 
 
 def _is_header(row: Any) -> bool:
@@ -343,8 +380,12 @@ def _is_header(row: Any) -> bool:
 
 def _spanned(cell: Any, name: str, most: int) -> int:
     """How many columns or rows a cell covers: 1 unless it says so; 0 rows are all that follow (HTML, 4.9.11)."""
-    said = (cell.attributes.get(name) or "").strip() if cell.attributes else ""
-    return min(int(said), most) if said.isdecimal() and len(said) < 10 else 1
+    return min(_integer(cell, name, 1), most)
+
+
+def _integer(node: Any, name: str, default: int) -> int:
+    said = (node.attributes.get(name) or "").strip()
+    return int(said) if said.isdecimal() and len(said) < 10 else default
 
 
 def _has_cell_before(cell: Any) -> bool:

@@ -91,6 +91,31 @@ def test_words_with_soft_hyphens_are_whole() -> None:
     assert squeezed("Donau\xaddampf \xad schiff") == "Donaudampf schiff"
 
 
+def test_items_have_the_numbers_that_are_seen() -> None:
+    source = "<ol start=3><li>three<ul><li>in</ul><li><p>four</p><p>more</p><li value=9>nine</ol><ul><li>none</ul>"
+    assert html.parse(source).text == "3. three\nin\n4. four\nmore\n9. nine\n\nnone"
+
+
+@pytest.mark.parametrize("role", ["", " role=presentation"])
+def test_a_table_that_only_lays_out_is_read_as_what_it_holds(role: str) -> None:
+    inner = "<table><tr><th>A<th>B<tr><td>1<td>2</table>"
+    document = html.parse(f"<table{role}><tr><td><h1>News</h1><p>one</p><p>two</p></td></tr><tr><td>{inner}<p>end</p></table>")
+    assert blocks(document) == [
+        ("heading", 1, "News"),
+        ("paragraph", 0, "one"),
+        ("paragraph", 0, "two"),
+        ("table", 0, "A | B\n1 | 2"),
+        ("row", 1, "A | B"),
+        ("row", 0, "1 | 2"),
+        ("paragraph", 0, "end"),
+    ]
+    assert html.parse("<table role=none><tr><td>left<td>right</table>").text == "left\n\nright"
+
+
+def test_tables_of_great_depth_are_no_trouble() -> None:
+    assert html.parse("<table><tr><td><p>x" * 20_000 + "end").text.endswith("end")
+
+
 def test_cells_of_a_table_in_a_cell_are_words_apart() -> None:
     inner = "<table><tr><td>A1</td><td>B1</td><td>C1</td></tr><tr><td>D1</td><td>E1</td></tr></table>"
     assert html.parse(f"<table><tr><td>{inner}</td><td>2</td></tr></table>").text == "A1 B1 C1 D1 E1 | 2"
