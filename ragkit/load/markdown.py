@@ -1,12 +1,14 @@
 """Markdown (CommonMark with tables): the text is the source itself, so that offsets are the file's.
 
-Blocks come from markdown-it's own parse. YAML front matter goes to the meta, the title is its or the first heading's.
+Blocks come from markdown-it's own parse. Front matter, YAML or TOML, goes to the meta, the title is its or the first heading's.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from ragkit.load.sidecar import plain_yaml
 from ragkit.types import Block, Document, Span
 
 _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
+_TOML = re.compile(r"\A\+\+\+[ \t]*\r?\n(.*?)^\+\+\+[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 _LINE_END = re.compile(r"\r\n|\n|\r")  # the line ends markdown-it knows
 _KINDS = {
     "heading_open": "heading",
@@ -36,8 +39,8 @@ _OWN = {"title": "title", "author": "author", "authors": "author", "lang": "lang
 def load(path: Path, options: Options) -> Iterator[Document]:
     """The one Document of a Markdown file."""
     text = text_of(path.read_bytes())
-    front = _FRONT.match(text)
-    meta = _front_matter(front[1]) if front else {}
+    front = _FRONT.match(text) or _TOML.match(text)
+    meta = _front_matter(front[1], _plain_toml if text.startswith("+") else plain_yaml) if front else {}
     blocks = tuple(blocks_of(text, start=front.end() if front else 0))
     title = meta.pop("title", None)
     yield Document(text=text, title=str(title) if title else _title(text, blocks), meta=meta, blocks=blocks)
@@ -92,10 +95,15 @@ def _trimmed(body: str, first: int, end: int, *, keep_indent: bool) -> Span:
     return Span(first + left, first + left + len(stripped))
 
 
-def _front_matter(source: str) -> dict[str, Any]:
-    """The fields of YAML front matter, as JSON can hold them; none where it is not a mapping or does not parse."""
+def _plain_toml(source: str) -> Any:
+    """TOML as JSON can hold it: dates are strings."""
+    return json.loads(json.dumps(tomllib.loads(source.replace("\r\n", "\n")), default=str))
+
+
+def _front_matter(source: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """The fields of front matter, as JSON can hold them; none where it is not a mapping or does not parse."""
     try:
-        found = plain_yaml(source)
+        found = parse(source)
         if not isinstance(found, dict):
             return {}
         fields = {_OWN.get(str(key), str(key)): _joined(value) if key in _OWN else value for key, value in found.items()}

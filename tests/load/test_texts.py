@@ -252,6 +252,17 @@ def test_front_matter_that_is_none_or_dangerous_is_left(tmp_path: Path, front: s
     assert document.meta == {}
 
 
+def test_front_matter_may_be_toml(tmp_path: Path) -> None:
+    front = '+++\r\ntitle = "Ducks"\ndate = 2024-03-01T10:00:00Z\ntags = ["a", "b"]\n[params]\nauthors = ["A"]\n+++\n'
+    (document,) = markdown.load(write(tmp_path / "a.md", front + "Text."), OPTIONS)
+    assert document.title == "Ducks"
+    assert document.meta == {"created": "2024-03-01 10:00:00+00:00", "tags": ["a", "b"], "params": {"authors": ["A"]}}
+    assert blocks(document) == [("paragraph", 0, "Text.")]
+    for broken in ("a = ", "a = nan", "no toml"):
+        (document,) = markdown.load(write(tmp_path / "a.md", f"+++\n{broken}\n+++\ntext"), OPTIONS)
+        assert document.meta == {}
+
+
 def test_code_that_begins_beside_its_list_s_mark_begins_with_it() -> None:
     text = "  -     code\n"
     assert list(markdown.blocks_of(text)) == [Block("list", Span(2, 12), 0), Block("code", Span(2, 12), 1)]
