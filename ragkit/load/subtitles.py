@@ -21,6 +21,7 @@ _TIME = r"(?:(\d+):)?(\d\d):(\d\d)[.,](\d{1,3})"
 _TIMES = re.compile(rf"^[ \t]*{_TIME}[ \t]*-->[ \t]*{_TIME}.*$", re.MULTILINE)
 _VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
 _TAG = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
+_LANGUAGE = re.compile(r"\n[Ll]anguage:[ \t]*([\w-]+)")
 _PAUSE = 3.0  # seconds of silence that end a paragraph
 _SIZE = (640.0, 360.0)  # points; a minute has no size, and citations need none
 
@@ -44,14 +45,19 @@ def load(path: Path, options: Options) -> Iterator[Document]:
     draft.paragraph(" ".join(said))
     if minute < 0 and text.strip():
         raise LoadError("it has no subtitles: no line of times was found")
-    yield draft.document(meta={"seconds": round(ended, 3)})
+    language = _LANGUAGE.search(text.split("\n\n", 1)[0]) if text.startswith("WEBVTT") else None
+    yield draft.document(meta={"seconds": round(ended, 3), "lang": language[1] if language else ""})
 
 
 def _cues(text: str) -> Iterator[tuple[float, float, str]]:
     """Start and end in seconds and the words of each cue, in the order of the file."""
     found = list(_TIMES.finditer(text))
     for match, end in zip(found, [*(one.start() for one in found[1:]), len(text)], strict=False):
-        body = text[match.end() : end].strip("\n").split("\n\n", 1)[0]
+        body = text[match.end() : end].rstrip("\n")
+        before, _, last = body.rpartition("\n")
+        if before.endswith("\n") and last.strip().isdecimal():  # the number of the next cue, which one without words lets in
+            body = before
+        body = body.strip("\n").split("\n\n", 1)[0]
         body = _VOICE.sub(lambda voice: f"{voice[1].strip()}: ", body)
         words = " ".join(html.unescape(_TAG.sub("", body)).split())
         parts = [int(part or 0) for part in match.groups()]

@@ -186,6 +186,18 @@ def test_subtitles_are_what_is_said_with_a_page_per_minute() -> None:
         read("talk.srt", "words\n")
 
 
+def test_a_cue_without_words_lets_no_number_in() -> None:
+    cues = [("", 1), ("42", 2), ("", 3), ("end", 4), ("7", 5)]
+    lines = [f"{n}\n00:00:{n:02},000 --> 00:00:{n:02},900\n{words}\n" for words, n in cues]
+    assert read("a.srt", "\n".join(lines)).text == "42 end 7"
+
+
+def test_a_subtitle_file_says_its_language() -> None:
+    head = "WEBVTT - Title\nKind: captions\nLanguage: de\n\n00:01.000 --> 00:02.000\n"
+    assert read("a.vtt", head + "Hallo").meta["lang"] == "de"
+    assert "lang" not in read("a.vtt", head.replace("Language: de\n", "") + "Language: en").meta
+
+
 RST = """
 =====
 Birds
