@@ -21,7 +21,7 @@ _MARKS = (
 _SAMPLE = 256 * 1024  # bytes looked at to guess an encoding
 _SURE = 128  # bytes outside ASCII from which a guess over all encodings is better than the likeliest few
 _LIKELY = ["cp1252", "cp932", "gb18030", "big5", "cp949", "cp1251", "koi8_r", "cp1256", "cp1255", "cp1253", "iso8859_2"]
-_BINARY = re.compile("[\x01-\x06\x0e-\x19]")  # no text has them; NUL, BEL, BS, SUB, ESC and the four separators some have
+_BINARY = re.compile("[\x04-\x06\x0e-\x19]")  # no text has them; NUL, BEL, BS, SUB, ESC and what parts fields some have
 _WORD = re.compile(r"[^\W\d_]+")
 _LETTERS = "\u0370-\u06ff\uff61-\uff9f"  # Greek, Cyrillic, Hebrew, Arabic, halfwidth Katakana
 _SIGNS = "\u3040-\u9fff\uac00-\ud7af"  # Japanese, Chinese, Korean: Latin letters stand beside them, not around one
@@ -31,6 +31,8 @@ _MIXED = re.compile(f"[A-Za-z][{_LETTERS}]|[{_LETTERS}][A-Za-z]|[A-Za-z][{_SIGNS
 
 def text_of(data: bytes, *, declared: Sequence[str] = ()) -> str:
     """What `decode` gives of a file's bytes; LoadError where they are no text, whatever the file's name says."""
+    if data.startswith(b"%PDF-"):
+        raise LoadError("it is no text but a PDF; name it so")
     text = decode(data, declared=declared)
     sample = text[:_SAMPLE]
     found = len(_BINARY.findall(sample))

@@ -311,10 +311,19 @@ def test_what_is_no_text_is_refused_whatever_its_name(tmp_path: Path, loader: An
     packed = zlib.compress(bytes(range(256)) * 50 + random.Random(0).randbytes(3000))
     with pytest.raises(LoadError, match=r"it is no text: [0-9]+ of its first [0-9]+ characters are control characters"):
         list(loader.load(write(tmp_path / "a.txt", packed), OPTIONS))
+    with pytest.raises(LoadError, match="it is no text but a PDF"):
+        list(loader.load(write(tmp_path / "a.txt", b"%PDF-1.4\nall of it in ASCII"), OPTIONS))
 
 
 @pytest.mark.parametrize(
-    "content", ["", "\0" * 5000 + "after a crash\n", "a\x1fb\x1ec\x1f" * 99, "\x1b[31mred\x1b[0m\x07 o\x08o\n" * 9]
+    "content",
+    [
+        "",
+        "\0" * 5000 + "after a crash\n",
+        "a\x1fb\x1ec\x1f" * 99,
+        "8=FIX.4.4\x0135=A\x01\n" * 9,
+        "\x1b[31mred\x1b[0m\x07 o\x08o\n" * 9,
+    ],
 )
 def test_text_with_the_control_characters_that_texts_have_is_text(tmp_path: Path, content: str) -> None:
     assert [document.text for document in text.load(write(tmp_path / "a.txt", content), OPTIONS)] == [content]
