@@ -83,7 +83,7 @@ def repair(
         for one in report.lost:
             print(f"lost        {one.source or one.identity}: {one.reason}")
         if report.lost:
-            say(f"{len(report.lost)} documents must be added again: ragkit list {index} --failed names them")
+            say(f"{len(report.lost)} documents must be added again: ragkit list {index} --failed has their names, if any is left")
     if report.lost or report.warnings:
         raise typer.Exit(PARTLY)
 

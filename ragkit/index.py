@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from ragkit import sources
 from ragkit.asking import Asked, Query, answerable, asked, encode_queries, is_one
 from ragkit.catalog.catalog import CHUNK, PAGE, Catalog, DocumentRow, Failure, UnitRow
 from ragkit.cite import cite
@@ -31,7 +30,7 @@ from ragkit.encode import load_encoder, resolve_name
 from ragkit.encode.cache import EmbeddingCache, cached
 from ragkit.encode.contract import Encoder, Encoding
 from ragkit.encode.given import PREFIX, embeds_text, unit_vectors
-from ragkit.errors import NotAnIndex, RecipeMismatch
+from ragkit.errors import Damaged, NotAnIndex, RecipeMismatch
 from ragkit.filters import FieldColumns, Filters
 from ragkit.ingest import AddOptions, Callback, Ingest, MetadataOf, Target, paths_of, pruned_roots
 from ragkit.load import IGNORE_FILES, Limits
@@ -269,6 +268,8 @@ class Index:
         try:
             catalog.check_format()
             if (stored := catalog.setting("recipe")) is None:
+                if catalog.setting("maxsim") is None:
+                    raise Damaged(f"{catalog.path} is damaged: it has lost its settings. Restore it from a backup.")
                 raise NotAnIndex(f"{path} is an index without documents: open it with ragkit.MaxSimIndex")
             recipe = Recipe.model_validate(stored)
             if differing := disagreements(recipe, given):
@@ -451,14 +452,14 @@ class Index:
             self._catalog.clear_failures(failed)
             if rows:
                 writer.commit("delete", delete=sorted(rows), recipe_hash=self.recipe.hash)
-                sources.remove_unused(self.path, self._catalog.contents())
+                self._store.remove_copies()
         return len(rows)
 
     def compact(self, *, lock_timeout: float = LOCK_TIMEOUT) -> None:
         """Rewrite all segments as one, without deleted rows. Searching goes on meanwhile; answers do not change."""
         with self._store.writer(timeout=lock_timeout) as writer:
             writer.commit("compact", recipe_hash=self.recipe.hash, merge=True)
-            sources.remove_unused(self.path, self._catalog.contents())
+            self._store.remove_copies()
 
     def rebuild(
         self,

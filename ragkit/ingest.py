@@ -185,7 +185,7 @@ class Ingest:
         self._take_all(self._from_records(cast(Iterable[Any], target)) if targets is None else self._from_paths(targets))
         self._prune(roots)
         if self._outcomes["updated"] or self._outcomes["pruned"]:
-            sources.remove_unused(self._store.path, self._catalog.contents())
+            self._store.remove_copies()
         return self._told(started)
 
     def run_failed(self) -> AddReport:

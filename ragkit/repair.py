@@ -11,7 +11,7 @@ nothing is answered from half of an index. Interrupted, it is run again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,14 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ragkit import sources
-from ragkit.catalog.catalog import CHUNK, DocumentRow, Failure, SegmentRow
+from ragkit.catalog.catalog import CHUNK, Commit, DocumentRow, Failure, SegmentRow
 from ragkit.catalog.mend import bury_unknown, live_units, lose, mend_rows, reindex, short_of_units
-from ragkit.catalog.sums import differing
+from ragkit.catalog.sums import NAME, differing
 from ragkit.checked import CheckedFolder, writing
 from ragkit.errors import Damaged, StorageError
 from ragkit.store import DENSE, Salvaged, Segment, Store, Writer
 from ragkit.types import AddReport, Floats, Ints, Progress
-from ragkit.verify import damaged_files, strangers, verify
+from ragkit.verify import PARENTS, damaged_files, loose, strangers, verify
 
 QUARANTINE = "quarantine"
 HEADER = 128  # bytes before the rows: `ragkit.vectors.dense` writes always as many
@@ -83,19 +83,24 @@ def _mend(
     store: Store, writer: Writer, problems: tuple[str, ...], embed: Embed | None, bare: bool, progress: Callback | None
 ) -> RepairReport:
     catalog = store.catalog
+    for parent in PARENTS:
+        with writing(store.path):
+            (store.path / parent).mkdir(exist_ok=True)
     rows = list(catalog.damaged_rows())
     if any(row.key is None for row in rows):
         reindex(catalog)
         rows = list(catalog.damaged_rows())
     if not rows and differing(catalog):
         catalog.vacuum()  # the rows are whole: the file is written anew from them
+        catalog.path.with_name(NAME).unlink(missing_ok=True)
     lost = mend_rows(catalog, rows)
     commit = catalog.latest()
+    strays = _quarantine_strays(store, commit)
     damaged = _damaged_segments(store, progress)
     saved = {row.id: _salvage(store, row) for row in damaged}
     whole = store.intact()
     holders: list[Segment | Salvaged] = [*whole.segments, *(one for one in saved.values() if one is not None)]
-    bury_unknown(catalog, np.unique(np.concatenate([np.asarray(one.documents) for one in holders])).tolist() if holders else [])
+    lost += bury_unknown(catalog, {id for one in holders for id in np.unique(one.documents).tolist()})
     held = np.concatenate([np.asarray(one.keys) for one in holders]) if holders else np.empty(0, dtype=np.int64)
     keys, owners = live_units(catalog, commit.number)
     lacking = set(np.unique(owners[~np.isin(keys, held)]).tolist())
@@ -115,7 +120,7 @@ def _mend(
         embedded=tuple(one.source for one in again),
         warnings=tuple(f"{one.source}: {warning}" for one in again for warning in one.warnings),
         lost=tuple(lost),
-        quarantined=tuple(_quarantine(store, row) for row in damaged if (store.path / "segments" / row.id).is_dir()),
+        quarantined=(*strays, *(_quarantine(store, row) for row in damaged if (store.path / "segments" / row.id).is_dir())),
     )
 
 
@@ -130,7 +135,13 @@ def _damaged_segments(store: Store, progress: Callback | None) -> list[SegmentRo
     rows = store.catalog.segments(store.catalog.latest().number)
     folders = {row.id: CheckedFolder(store.path / "segments" / row.id, store.catalog.files(row.id)) for row in rows}
     bad = {path.parent.name for path, _ in damaged_files(list(folders.values()), progress=progress)}
-    return [row for row in rows if row.id in bad or any(strangers(folders[row.id]))]
+    return [row for row in rows if row.id in bad or not folders[row.id].records or any(_own(row, folders[row.id]))]
+
+
+def _own(row: SegmentRow, folder: CheckedFolder) -> Iterator[Path]:
+    """The segment's own files that nothing recorded: the catalog has lost that."""
+    names = ("keys.", "documents.", *(f"{space}." for space in row.spaces))
+    return (path for path in strangers(folder) if path.name.startswith(names))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,6 +199,23 @@ def _block_is_whole(folder: CheckedFolder, name: str, number: int) -> bool:
     except Damaged:
         return False
     return True
+
+
+def _quarantine_strays(store: Store, commit: Commit) -> list[str]:
+    """Move files that nothing recorded out of the way: another program left them, and nothing of the index is in them."""
+    words = CheckedFolder(store.path / "lexical" / commit.lexical, store.catalog.files(commit.lexical))
+    strays = [*loose(store), *strangers(words)]
+    for row in store.catalog.segments(commit.number):
+        folder = CheckedFolder(store.path / "segments" / row.id, store.catalog.files(row.id))
+        strays += set(strangers(folder)).difference(_own(row, folder))
+    moved = []
+    for path in strays:
+        target = store.path / QUARANTINE / f"{path.parent.name}-{path.name}"
+        with writing(target):
+            target.parent.mkdir(exist_ok=True)
+            path.replace(target)
+        moved.append(str(target))
+    return moved
 
 
 def _quarantine_copy(folder: Path, copy: Path) -> str:

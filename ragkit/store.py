@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ragkit import sources
 from ragkit.catalog.catalog import (
     CHUNK,
     PAGE,
@@ -41,6 +42,7 @@ from ragkit.catalog.catalog import (
 )
 from ragkit.catalog.sums import leave_sums
 from ragkit.checked import CheckedFolder, FileRecord, map_array, seal, sync_file, write_array, writing
+from ragkit.encode.given import PREFIX
 from ragkit.errors import Damaged, IndexLocked, RagkitError, StorageError
 from ragkit.locks import Pin, remove_unused, writer_lock
 from ragkit.ragged import top_k, truncate_dims
@@ -225,6 +227,16 @@ class Snapshot:
         self.deleted = deleted  # document versions, ascending
         self._lexical_pin = lexical_pin
         self._live = [~np.isin(segment.documents, deleted) for segment in segments] if live is None else list(live)
+
+    @property
+    def lost(self) -> str:
+        """What tells that the catalog has lost the row of a segment: its commit counted other vectors than there are. Nothing
+        where all are there, or where units may come without."""
+        if self.recipe is not None and self.recipe["encode"]["model"].startswith(PREFIX):
+            return ""
+        counted = self.commit.documents if self.recipe is None else self.commit.units
+        found = sum(int(np.count_nonzero(live)) for live in self._live)
+        return "" if found == counted else f"its last commit counted {counted} units, and its segments hold {found}"
 
     def after(
         self,
@@ -522,7 +534,10 @@ class Store:
             recipe = self.catalog.setting("recipe")
             if self.catalog.latest().number != commit.number:
                 return None
-            return Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, recipe=recipe)
+            fresh = Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, recipe=recipe)
+            if lost := fresh.lost:
+                raise Damaged(f"{self.catalog.path} is damaged: {lost}. Run: ragkit repair {self.path}")
+            return fresh
         except (FileNotFoundError, StorageError) as error:
             if self.catalog.latest().number != commit.number:
                 return None
@@ -562,7 +577,10 @@ class Store:
         if doubtful:
             missing.append(f"{doubtful} documents: their rows in the catalog are damaged")
         recipe = self.catalog.setting("recipe")
-        return Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, missing=missing, recipe=recipe)
+        fresh = Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, missing=missing, recipe=recipe)
+        if not missing and (lost := fresh.lost):
+            fresh.missing = (lost,)
+        return fresh
 
     def _open_lexical(self, commit: Commit, records: Sequence[FileRecord]) -> LexicalReader:
         mend = f"ragkit repair {self.path}"
@@ -594,6 +612,11 @@ class Store:
                     self._settle()
         finally:
             self._writing.release()
+
+    def remove_copies(self) -> None:
+        """Remove the copies of files that no live document has."""
+        if (self.path / sources.FOLDER).is_dir():
+            sources.remove_unused(self.path, self.catalog.contents())
 
     def _settle(self) -> None:
         """Empty SQLite's log. A broken frame there ends it, for SQLite, and commits behind it would be gone without a word; so

@@ -26,6 +26,7 @@ from ragkit.types import Progress
 from ragkit.vectors.lexical import LOCKS
 
 WORKERS = 4  # reading and hashing release the interpreter's lock; more only queue at the disk
+PARENTS = ("segments", "lexical")
 PIECE = 64 << 20  # bytes of a file that one of them reads at a time
 
 
@@ -47,9 +48,12 @@ def verify(store: Store, *, progress: Callable[[Progress], None] | None = None) 
         live += [("lexical", commit.lexical)] if commit.lexical else []
         findings += _unknown_folders(store)
         folders = [CheckedFolder(store.path / parent / name, store.catalog.files(name)) for parent, name in live]
+        strays = [*loose(store), *(path for folder in folders for path in strangers(folder))]
     except Damaged as error:
         return findings or [Finding(str(error).partition(" Run: ")[0], repair)]
-    findings += [Finding(problem, repair) for folder in folders for problem in strangers(folder)]
+    bare = [folder.path for folder in folders if not folder.records]
+    findings += [Finding(f"{path}: the catalog has no record of its files", repair) for path in bare]
+    findings += [Finding(f"{path}: nothing recorded it", repair) for path in strays]
     findings += [Finding(problem, repair) for _, problem in damaged_files(folders, progress=progress)]
     findings += [Finding(problem, f"rm {shlex.quote(str(copy))}") for copy, problem in sources.damaged(store.path)]
     findings = findings or [Finding(problem, repair) for problem in _disagreements(store)]
@@ -88,20 +92,29 @@ def _read_piece(piece: tuple[CheckedFolder, str, int]) -> str:
     return ""
 
 
-def strangers(folder: CheckedFolder) -> list[str]:
-    """What is wrong with a folder's list of files: no records at all, or files that nothing recorded."""
-    if not folder.records:
-        return [f"{folder.path}: the catalog has no record of its files"]
-    present = {path.name for path in folder.path.iterdir()} if folder.path.is_dir() else set()
-    return [f"{folder.path / name}: nothing recorded it" for name in sorted(present - set(folder.records) - set(LOCKS))]
+def strangers(folder: CheckedFolder) -> list[Path]:
+    """What lies in a folder beside the files that were recorded; nothing where no file was."""
+    known = {*folder.records, *LOCKS}
+    return [path for path in _entries(folder.path) if folder.records and path.name not in known]
+
+
+def loose(store: Store) -> list[Path]:
+    """Files beside the folders of segments and words, where there are none."""
+    return [path for parent in PARENTS for path in _entries(store.path / parent) if not path.is_dir()]
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _unknown_folders(store: Store) -> Iterator[Finding]:
     """Folders that no commit ever made visible: what a crash left. The next writer removes them."""
     known = store.catalog.folders()
-    for parent in ("segments", "lexical"):
-        for folder in sorted((store.path / parent).iterdir()):
-            if folder.name not in known:
+    for parent in PARENTS:
+        if not (store.path / parent).is_dir():
+            yield Finding(f"{store.path / parent} is missing", f"ragkit repair {shlex.quote(str(store.path))}")
+        for folder in _entries(store.path / parent):
+            if folder.is_dir() and folder.name not in known:
                 yield Finding(f"{folder}: no commit knows it", "none needed: the next `ragkit add` or `delete` removes it")
 
 

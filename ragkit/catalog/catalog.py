@@ -188,7 +188,7 @@ def origin_of(row: DocumentRow) -> Origin:
 
 # Statements of every commit, built once: building one costs three times as much as running it.
 LATEST = select(s.commits).order_by(s.commits.c.number.desc()).limit(1)
-SETTING = select(s.settings).where(s.settings.c.name == bindparam("wanted"))
+SETTING = select(s.settings).where(text("+name = :wanted"))  # by reading all: a damaged index hides none of them
 COUNTER = select(s.counters).where(s.counters.c.name == bindparam("wanted"))
 COUNT_ON = (
     update(s.counters).where(s.counters.c.name == bindparam("wanted")).values(next=bindparam("to"), sum=bindparam("to_sum"))
@@ -240,6 +240,8 @@ class Catalog:
         try:
             yield
         except (OperationalError, sqlite3.OperationalError) as error:
+            if str(_plain(error)).startswith("no such"):  # table, column or index
+                raise Damaged(f"{self.path} is damaged: {_plain(error)}. Run: ragkit repair {self.path.parent}") from error
             self._engine.dispose()  # SQLite opens a file that it may not write to for reading, and stays so: try anew next time
             raise StorageError(f"{self.path}: {_plain(error)}. Is the disk full, or the folder read-only or gone?") from error
         except Damaged as error:
@@ -397,11 +399,12 @@ class Catalog:
     # Segments and files
 
     def segments(self, commit: int) -> list[SegmentRow]:
-        """The segments a commit sees, oldest first."""
+        """The segments a commit sees, oldest first. Every row is checked, so that a flipped bit hides none."""
         with self.reading() as connection:
-            query = select(s.segments).where(*_visible(s.segments, commit)).order_by(s.segments.c.added, s.segments.c.id)
+            query = select(s.segments).order_by(s.segments.c.added, s.segments.c.id)
             rows = [s.checked(s.segments, row) for row in connection.execute(query).mappings()]
-        return [SegmentRow(row["id"], row["rows"], row["bytes"], tuple(json.loads(row["spaces"]))) for row in rows]
+        seen = [row for row in rows if row["added"] <= commit and (row["deleted"] is None or row["deleted"] > commit)]
+        return [SegmentRow(row["id"], row["rows"], row["bytes"], tuple(json.loads(row["spaces"]))) for row in seen]
 
     def files(self, folder: str) -> list[FileRecord]:
         """The records of a folder's files, by name."""
@@ -424,9 +427,8 @@ class Catalog:
             return None if row is None else _document(row)
 
     def contents(self) -> set[str]:
-        """The content hashes of all live documents."""
-        with self.reading() as connection:
-            return set(connection.execute(select(s.documents.c.content_hash).where(s.documents.c.deleted.is_(None))).scalars())
+        """The content hashes of all live documents. Every row is checked, so that a flipped bit hides none."""
+        return {row.content_hash for row in self._documents() if row.deleted is None}
 
     def live_ids(self, identities: Iterable[str]) -> tuple[int, list[tuple[str, int]]]:
         """Identity and id of the live versions of those documents that there are, and the commit as of which this is so."""
@@ -471,8 +473,8 @@ class Catalog:
         return list(self._documents(inside, s.documents.c.deleted.is_(None)))
 
     def documents(self, commit: int) -> Iterator[DocumentRow]:
-        """The documents a commit sees, by id, streamed in short reads."""
-        return self._documents(*_visible(s.documents, commit))
+        """The documents a commit sees, by id, streamed in short reads. Every row is checked, so that a flipped bit hides none."""
+        return (row for row in self._documents() if row.added <= commit and (row.deleted is None or row.deleted > commit))
 
     def versions(self, *, after: int = 0) -> Iterator[DocumentRow]:
         """Every version of every document with an id above `after`, deleted ones included, by id, streamed in short reads."""

@@ -19,14 +19,23 @@ from ragkit.errors import Damaged
 from ragkit.types import Ints
 
 LOST = "its rows in the catalog were damaged; add it again"
+NAMELESS = "its name went with its row in the catalog; add everything again: what is there stays"
 MARGIN = 1 << 20  # numbers skipped where a counter was damaged, since it must not give any out twice
+PDF = "application/pdf"
+READ = s.documents.c.path == s.documents.c.identity  # from its file, by a loader of ours
 NO_WORDS = "-"  # a generation that is never there: it is made anew
 
 
 def reindex(catalog: Catalog) -> None:
-    """Build SQLite's indexes anew, from the tables. Damaged where the tables themselves cannot be read."""
+    """Build SQLite's indexes anew, from the tables. Damaged where the tables themselves cannot be read.
+
+    Not those of `pages`, which is kept within its own: nothing tells how many there were, so that what is left of a damaged one
+    would pass for all.
+    """
+    others = "SELECT name FROM sqlite_master WHERE type = 'table' AND name != 'pages'"
     with catalog.writing() as connection:
-        connection.execute(text("REINDEX"))
+        for (name,) in connection.execute(text(others)).all():
+            connection.execute(text(f"REINDEX {name}"))
 
 
 def mend_rows(catalog: Catalog, rows: Sequence[DamagedRow]) -> list[Failure]:
@@ -54,12 +63,14 @@ def mend_rows(catalog: Catalog, rows: Sequence[DamagedRow]) -> list[Failure]:
     return lost
 
 
-def bury_unknown(catalog: Catalog, ids: Iterable[int]) -> None:
-    """Tombstones for document versions that segments hold and the catalog has lost."""
+def bury_unknown(catalog: Catalog, ids: Iterable[int]) -> list[Failure]:
+    """Tombstones for document versions that segments hold and the catalog has lost; those that still had units were live."""
     with catalog.writing() as connection:
         known = set(connection.execute(select(s.documents.c.id)).scalars())
+        owners = set(connection.execute(select(s.units.c.document)).scalars()) - known
         number = _last_commit(connection)
-        insert_rows(connection, s.documents, [_tombstone(id, number) for id in sorted(set(ids) - known)])
+        insert_rows(connection, s.documents, [_tombstone(id, number) for id in sorted((set(ids) | owners) - known)])
+    return [Failure(f"lost:{id}", f"document {id}", "", NAMELESS) for id in sorted(owners)]
 
 
 def lose(catalog: Catalog, ids: Iterable[int], *, reason: str) -> list[Failure]:
@@ -120,9 +131,10 @@ def incomplete(catalog: Catalog) -> list[int]:
 
 
 def _incomplete(connection: Connection) -> Iterator[int]:
-    documents = dict(
-        connection.execute(select(s.documents.c.id, s.documents.c.characters).where(s.documents.c.deleted.is_(None))).all()
-    )
+    live = s.documents.c.deleted.is_(None)
+    documents = dict(connection.execute(select(s.documents.c.id, s.documents.c.characters).where(live)).all())
+    counted = set(connection.execute(select(s.documents.c.id).where(live, s.documents.c.mime == PDF, READ)).scalars())
+    seen = _pages_seen(connection)
     starts: dict[int, list[int]] = defaultdict(list)
     for document, start in connection.execute(select(s.texts.c.document, s.texts.c.start)):
         starts[document].append(start)
@@ -131,8 +143,18 @@ def _incomplete(connection: Connection) -> Iterator[int]:
         pages[document].append(number)
     for id, characters in documents.items():
         whole = sorted(starts[id]) == list(range(0, characters, PIECE))
-        if not whole or sorted(pages[id]) != list(range(1, len(pages[id]) + 1)):
+        gaps = id in counted and sorted(pages[id]) != list(range(1, len(pages[id]) + 1))  # other formats may leave numbers out
+        if not whole or gaps or not seen[id] <= set(pages[id]):
             yield id
+
+
+def _pages_seen(connection: Connection) -> dict[int, set[int]]:
+    """The pages of which there are images, by document."""
+    seen: dict[int, set[int]] = defaultdict(set)
+    if has_pages(connection):
+        for document, number in connection.execute(select(s.page_units.c.document, s.page_units.c.number)):
+            seen[document].add(number)
+    return seen
 
 
 def _bury(connection: Connection, ids: set[int], number: int, *, reason: str = LOST) -> list[Failure]:

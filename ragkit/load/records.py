@@ -145,14 +145,15 @@ def check(document: Document) -> Document:
     """The document itself, if it keeps the laws of `ragkit.types`; else ValueError saying which is broken and where."""
     _string(document.text, "text")
     size = len(document.text)
-    end = 0
+    end = last = 0
     for page in document.pages:
         where, span = f"page {page.number}", page.span
         _law(page.number >= 1, f"{where}: pages count from 1")
         _law(_positive(page.width) and _positive(page.height), f"{where}: size {page.width} x {page.height}")
         if not end <= span.start <= span.end <= size:
             raise ValueError(f"{where}: its span [{span.start}, {span.end}) is out of order or beyond {size}")
-        end = span.end
+        _law(page.number > last, f"{where} comes after page {last}: numbers ascend")
+        end, last = span.end, page.number
         _check_words(page.words.spans, page.words.boxes, (span.start, span.end), where)
     start = 0
     for i, block in enumerate(document.blocks):

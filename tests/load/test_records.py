@@ -68,6 +68,7 @@ def page(spans: list[tuple[int, int]], **changes: Any) -> Page:
         (Document(text="ab cd", pages=(page([]), page([]))), "out of order"),
         (Document(text="ab cd", pages=(page([], width=float("nan")),)), "size"),
         (Document(text="ab cd", pages=(page([], number=0),)), "from 1"),
+        (Document(text="ab cd", pages=(page([]), page([], span=Span(5, 5)))), "page 1 comes after page 1"),
         (Document(text="ab cd", blocks=(Block("nonsense", Span(0, 2)),)), "unknown kind"),
         (Document(text="ab cd", blocks=(Block("code", Span(3, 4)), Block("code", Span(0, 2)))), "out of order"),
         (Document(text="ab cd", blocks=(Block("code", Span(0, 9)),)), "beyond"),

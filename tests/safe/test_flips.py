@@ -20,7 +20,7 @@ from ragkit.catalog.sums import differing
 from ragkit.checked import CheckedFolder
 from ragkit.errors import Damaged, RagkitError
 from ragkit.verify import damaged_files
-from tests.safe.damage import answers, flip
+from tests.safe.damage import answers, flip, in_catalog
 
 SAMPLE = 97
 
@@ -256,6 +256,57 @@ def test_two_thousand_flipped_bytes_give_the_same_answers_or_an_error(closed: Pa
         file.write_bytes(whole)
     print(dict(counts))
     assert set(counts) == {"the same", "an error"}
+
+
+@pytest.mark.parametrize("change", ["SET deleted = 0", "SET deleted = 1", "SET added = 99"])
+def test_a_flip_hides_no_segment(closed: Path, change: str) -> None:
+    in_catalog(closed, f"UPDATE segments {change}")
+    with Index.open(closed) as index:
+        with pytest.raises(Damaged, match=r"of segments does not match its checksum.*ragkit repair"):
+            index.search("granite", mode="dense")
+        index.repair()
+        assert index.search("granite", mode="dense")
+
+
+def test_a_flip_hides_no_document(closed: Path) -> None:
+    in_catalog(closed, "UPDATE documents SET added = 99 WHERE source = 'quarry'")
+    with Index.open(closed) as index:
+        out = closed.parent / "out"
+        for ask in (lambda: list(index.documents()), lambda: index.export(out), lambda: index.rebuild(chunk_tokens=8)):
+            with pytest.raises(Damaged, match="of documents does not match its checksum"):
+                ask()
+
+
+def test_a_segment_whose_row_is_gone_is_damage_and_no_answer(closed: Path) -> None:
+    with Index.open(closed) as index:
+        expected = answers(index)
+    _lose_last(closed / "catalog.db", "segments")
+    with Index.open(closed) as index:
+        with pytest.raises(Damaged, match=r"its segments hold 0.*ragkit repair"):
+            index.search("granite", mode="dense")
+        rest = index.search("granite", degraded=True)
+        assert "its segments hold 0" in rest.missing[0]
+        assert answers(index, degraded=True)["lexical", "fish"] == expected["lexical", "fish"]
+
+
+def _lose_last(file: Path, table: str) -> None:
+    """Flip the bit of a page's number of cells that hides the last of them."""
+    with closing(sqlite3.connect(file)) as catalog:
+        ((page,),) = catalog.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,))
+        ((size,),) = catalog.execute("PRAGMA page_size")
+    flip(file, (page - 1) * size + 4)
+
+
+def test_a_damaged_index_of_the_settings_is_made_anew(closed: Path) -> None:
+    with Index.open(closed) as index:
+        expected = answers(index)
+    _lose_last(closed / "catalog.db", "sqlite_autoindex_settings_1")
+    with Index.open(closed) as index:
+        assert answers(index) == expected
+        assert index.verify()
+        assert index.repair().lost == ()
+        assert index.verify() == []
+        assert answers(index) == expected
 
 
 def test_a_document_whose_row_is_gone_is_damage_and_no_answer(closed: Path) -> None:

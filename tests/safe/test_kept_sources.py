@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +162,19 @@ def test_a_picture_is_drawn_and_a_text_is_not(tmp_path: Path) -> None:
         assert not can_draw(text.row)
         with pytest.raises(StorageError, match="no pages that can be drawn"):
             page_png(index, text, page=1)
+
+
+def test_a_flip_in_the_catalog_takes_no_copy_away(index: Index, tmp_path: Path) -> None:
+    path = tmp_path / "papers" / "a.pdf"
+    digest = file_hash(path)
+    sources.keep(index.path, path, digest)
+    index.close()
+    body = (index.path / "catalog.db").read_bytes()
+    places = [found.start() for found in re.finditer(digest.encode(), body)]
+    assert len(places) > 1  # the document's row, and the index of contents
+    for at in places:
+        flip(index.path / "catalog.db", at)
+        with Index.open(index.path) as again, suppress(Damaged):
+            again.compact()
+        assert (index.path / "sources" / digest).is_file()
+        (index.path / "catalog.db").write_bytes(body)
