@@ -149,6 +149,7 @@ class Ingest:
         self._recipe = recipe
         self._encoder = encoder
         self._embeds = embeds_text(encoder.card)
+        self._width = recipe.encode.dims or encoder.card.dims
         self._layout = store.layouts.get(CHUNK)
         self._page_encoder = page_encoder
         self._former_store = former
@@ -716,7 +717,7 @@ class Ingest:
                     for item, (_, multi) in zip(pool, both, strict=True):
                         item.multi = [*self._stored(multi)]
             for vectors in rows:
-                checked(Encoding(dense=vectors), len(vectors), dense=True, multi=False)
+                checked(Encoding(dense=vectors), len(vectors), dense=self._width, multi=False)
         except RagkitError as error:
             if len(pool) > 1:
                 for item in pool:
@@ -770,7 +771,7 @@ class Ingest:
                 truncate = stage.overflow == "truncate"
                 encoding = encoder.encode_document(texts, task=stage.task, truncate_dim=stage.dims, truncate=truncate)
         alone = self._recipe.multi is not None and self._recipe.multi.alone
-        return checked(encoding, len(texts), dense=not alone, multi=self._layout is not None)
+        return checked(encoding, len(texts), dense=0 if alone else self._width, multi=self._layout is not None)
 
     def _stored_of(self, encoding: Encoding, *, count: int) -> list[Stored] | None:
         if self._layout is None:

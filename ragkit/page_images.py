@@ -162,7 +162,8 @@ class PageReader:
         """What is kept of n pictures: single vectors (n, d), n multi-vectors as they are stored, and where they look."""
         stage = self._stage
         encoding = self._encoder.encode_document(images, task=stage.task, truncate_dim=stage.dims, truncate=True)
-        checked(encoding, len(images), dense=stage.dense, multi=self._layout is not None)
+        width = stage.dims or self._encoder.card.dims
+        checked(encoding, len(images), dense=width if stage.dense else 0, multi=self._layout is not None)
         dense = encoding.dense if stage.dense else None
         patches = [self._patches(image) for image in images]
         if self._layout is None:

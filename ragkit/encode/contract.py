@@ -197,14 +197,16 @@ def as_encode_errors() -> Iterator[None]:
         raise EncodeError(f"the encoder failed: {type(error).__name__}: {error}") from error
 
 
-def checked(encoding: Encoding, count: int, *, dense: bool, multi: bool) -> Encoding:
-    """What an encoder made of `count` inputs, where each has what is wanted of dense and multi-vectors, of finite numbers; else
-    EncodeError."""
-    for wanted, vectors, kind in ((dense, encoding.dense, "vectors"), (multi, encoding.multi, "multi-vectors")):
+def checked(encoding: Encoding, count: int, *, dense: int, multi: bool) -> Encoding:
+    """What an encoder made of `count` inputs, where each has what is wanted of dense vectors, that many dims wide (0: none are),
+    and multi-vectors, of finite numbers; else EncodeError."""
+    for wanted, vectors, kind in ((dense > 0, encoding.dense, "vectors"), (multi, encoding.multi, "multi-vectors")):
         if vectors is None and wanted:
             raise EncodeError(f"the encoder returned no {kind}, which the recipe keeps")
         if vectors is not None and len(vectors) != count:
             raise EncodeError(f"the encoder returned {len(vectors)} {kind} for {count} inputs")
         if vectors is not None and not np.isfinite(vectors.values if isinstance(vectors, MultiVectors) else vectors).all():
             raise EncodeError(f"the encoder returned {kind} with numbers that are not finite")
+    if encoding.dense is not None and dense and encoding.dense.shape[1] != dense:
+        raise EncodeError(f"the encoder returned vectors of {encoding.dense.shape[1]} dims, and its card says {dense}")
     return encoding

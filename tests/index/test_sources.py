@@ -159,6 +159,16 @@ class Picky(HashEncoder):
         return super().token_ids(text, **options)
 
 
+def test_vectors_of_another_width_than_the_card_s_are_refused_when_they_are_added(tmp_path: Path) -> None:
+    class Narrow(HashEncoder):
+        def encode_document(self, documents: Any, **options: Any) -> Any:
+            return HashEncoder(dims=32).encode_document(documents, **options)
+
+    with Index.open(tmp_path / "library", model=Narrow(dims=48)) as index:
+        [failed] = index.add([{"id": "a", "text": "words"}]).failed
+    assert failed.reason == "the encoder returned vectors of 32 dims, and its card says 48"
+
+
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("error", [EncodeError("it says BAD"), RuntimeError("device lost"), MemoryError()], ids=repr)
 def test_a_text_that_cannot_be_encoded_fails_alone(tmp_path: Path, error: Exception, late: bool) -> None:
