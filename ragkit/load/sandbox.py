@@ -312,6 +312,12 @@ class _Task(Generic[_R]):
             yield result
 
 
+def _join(thread: threading.Thread) -> None:
+    """Wait for its end; one whose start a signal cut short ends by itself."""
+    with contextlib.suppress(RuntimeError):
+        thread.join()
+
+
 class Parser:
     """Reads documents in child processes. A context manager; one may be used from several threads.
 
@@ -425,7 +431,7 @@ class Parser:
                 ready.extend([None] * len(threads))
                 more.notify_all()
             for thread in threads:
-                thread.join()
+                _join(thread)
 
     def _results(self, source: Source, task: _Task[Result]) -> Iterator[Result]:
         """All of one source, on a child of its own for the time."""
@@ -574,12 +580,12 @@ class Parser:
         thread = threading.Thread(
             target=task.fill, args=(partial(self._pictures, path, wanted, name, task),), name="ragkit-renderer", daemon=True
         )
-        thread.start()
         try:
+            thread.start()
             yield from task.results()
         finally:
             task.drop()
-            thread.join()
+            _join(thread)
 
     def _pictures(self, path: Path, wanted: Sequence[WantedPage], name: str, task: _Task[Picture]) -> Iterator[Picture]:
         left, lost = deque(wanted), 0.0

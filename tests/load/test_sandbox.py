@@ -613,3 +613,17 @@ def test_real_documents_load(shared: Path, engine: str) -> None:
         assert isinstance(result, Document), (at.name, result)
         if "pages" in entry:
             assert len(result.pages) == entry["pages"], at.name
+
+
+def test_a_signal_while_a_thread_is_started_is_what_the_caller_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    with Parser() as parser:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        with pytest.raises(KeyboardInterrupt):
+            one(parser, write(tmp_path / "a.txt"))
+        with pytest.raises(KeyboardInterrupt):
+            list(parser.render_pages(write(tmp_path / "a.pdf"), []))
+        monkeypatch.undo()
+        assert text_of(one(parser, tmp_path / "a.txt")) == "hello there"
