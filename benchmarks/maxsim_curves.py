@@ -74,6 +74,26 @@ class RagkitFloat16(Ragkit):
     precision = "float16"
 
 
+class RagkitCoarse(Ragkit):
+    """MaxSimIndex with coarse vectors: candidates by those, then exact."""
+
+    def build(self, items: list[Any], folder: Path) -> None:
+        with self._open(folder, dim=items[0].shape[1], coarse=self.factor) as index:
+            index.add(range(len(items)), items)
+            index.commit()
+
+    def open(self, folder: Path) -> Settings:
+        self.index = self._open(folder)
+        for most in (32, 64, 128, 256, 512, 1024):
+            yield f"{most} candidates", lambda query, most=most: self.index.search(query, K, candidates=most, threads=1)[0]
+
+    factor = 4
+
+
+class RagkitCoarser(RagkitCoarse):
+    factor = 8
+
+
 class Torch:
     """A matrix product and the maximum of each item, nothing else: what a dozen lines of torch do."""
 
@@ -320,6 +340,8 @@ class QdrantEdge:
 ENGINES: dict[str, Any] = {
     "ragkit": Ragkit,
     "ragkit-float16": RagkitFloat16,
+    "ragkit-coarse": RagkitCoarse,
+    "ragkit-coarser": RagkitCoarser,
     "torch": Torch,
     "maxsim-cpu": MaxsimCpu,
     "muvera": Muvera,

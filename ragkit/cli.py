@@ -456,6 +456,7 @@ def stats(index: IndexPath, as_json: AsJson = False) -> None:
             print(f"{name:<10} {segment['live']:,} of {segment['rows']:,} rows, {how}")
         for segment in multi:
             shape = f"{segment['tokens']:,} token vectors of {segment['dims']} dims, {segment['precision']}"
+            shape += f", {segment['coarse']:,} coarse ones" if segment["coarse"] else ""
             print(f"{name:<10} {segment['live']:,} of {segment['rows']:,} rows, {shape}")
     if found.failures:
         print(f"failed     {found.failures} documents; see: ragkit list {index} --failed")

@@ -200,6 +200,7 @@ class Index:
         pdf_engine: str | None = None,
         ocr: str | None = None,
         recall: float | None = None,
+        coarse: int | None = None,
         device: str | None = None,
         api_keys: Mapping[str, str] | None = None,
         dtype: str | None = None,
@@ -214,11 +215,12 @@ class Index:
         late_chunking "auto" (off; True for models with mean pooling and token states), contextual_headers False (True
         embeds a chunk behind its document's title and headings), max_pixels the model's own (of an image, for models that
         see), multi False (True or "int8", "float16", "float32": keep a vector per token, too, for late interaction; pool: by
-        that factor fewer), recall 0.99. pages embeds page images beside the text: "none" (default), "auto" (True: pages with
-        pictures, drawings or hardly any text), "figures", "all"; page_model sees them (the model, where that sees), page_dims,
-        page_multi, page_pixels, page_pool and page_background as in `ragkit.recipe.PagesStage`. keep_sources keeps a copy of
-        every file, so that its pages can be shown when it is gone. ocr "off", "auto" or languages, as "eng+deu": Tesseract reads
-        pages without text.
+        that factor fewer), recall 0.99, coarse 0 (4, say: for every so many of these vectors one more, by which a search finds
+        the units worth scoring exactly: several times faster). pages embeds page images beside the text: "none" (default),
+        "auto" (True: pages with pictures, drawings or hardly any text), "figures", "all"; page_model sees them (the model, where
+        that sees), page_dims, page_multi, page_pixels, page_pool and page_background as in `ragkit.recipe.PagesStage`.
+        keep_sources keeps a copy of every file, so that its pages can be shown when it is gone. ocr "off", "auto" or languages,
+        as "eng+deu": Tesseract reads pages without text.
         None means the default at creation and the stored value later; a value that disagrees with the stored recipe raises
         RecipeMismatch.
         `device`, and `api_keys` for hosted models (see `ragkit.encode.remote`), are this process's choice, not the recipe's, and
@@ -253,6 +255,7 @@ class Index:
             "pdf_engine": pdf_engine,
             "ocr": ocr,
             "recall": recall,
+            "coarse": coarse,
         }
         encoder, page_encoder = (None if one is None or isinstance(one, str) else one for one in (model, page_model))
         catalog = existing(path) or create_index(
@@ -658,9 +661,9 @@ class Index:
         `ragkit.filters`; exact in every space. dims: compare only the first dims of the dense vectors, renormalised; where the
         vectors of chunks or of pages have no more than that, all of theirs.
         min_score: on the scale of the hits' scores. group_by="document": the best hit of each document. weights: per space, for
-        fusing. rrf: fuse by reciprocal ranks with this constant instead of by z-scores. exact: scan every dense vector instead
-        of the compressed index. vector: the query's own, (d,), or (q, d) for a list, instead of embedding it;
-        it must come from the index's model. degraded: answer from what is intact of a damaged index, with what is
+        fusing. rrf: fuse by reciprocal ranks with this constant instead of by z-scores. exact: scan every vector instead
+        of the compressed index and of the coarse ones. vector: the query's own, (d,), or (q, d) for a list, instead of
+        embedding it; it must come from the index's model. degraded: answer from what is intact of a damaged index, with what is
         missing in `hits.missing`, instead of raising Damaged.
 
         Three ways to refine what was found, `candidates` hits deep: phrasings, the same question in other words, all answers

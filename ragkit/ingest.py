@@ -691,7 +691,7 @@ class Ingest:
         self._cost_told = True
         texts = [text for item in pool for text in item.texts]
         tokens = int(np.minimum(self._encoder.count_tokens(texts), self._recipe.encode.max_tokens).sum()) if texts else 0
-        here = tokens * self._layout.token_bytes // self._recipe.multi.pool
+        here = int(tokens * self._layout.bytes_a_token) // self._recipe.multi.pool
         documents = max(self._total or 0, len(pool))
         self._report("cost", here, here * documents // len(pool), "bytes")
 

@@ -79,31 +79,36 @@ class MaxSimIndex:
         *,
         dim: int | None = None,
         precision: str | None = None,
+        coarse: int | None = None,
         device: str | None = None,
         create: bool = True,
     ) -> MaxSimIndex:
         """Open the index in the folder `path`, or create it there; `dim` is needed then, and precision is "int8" unless given
-        ("float16", "float32"). int8 takes vectors of unit length. Later both may be left out. device: "cuda" scans what is
+        ("float16", "float32"). int8 takes vectors of unit length. Later all may be left out. device: "cuda" scans what is
         committed with torch, to the same scores within `ragkit.vectors.maxsim_torch.TOLERANCE`; None is the kernel.
+
+        coarse: 4, say, keeps one int8 vector more for every four of an item, of unit length too, by which `search(…,
+        candidates=256)` finds what is worth an exact look; 0, unless given, keeps none.
 
         Raises NotAnIndex for a folder that holds something else, or for none when `create` is False; RecipeMismatch.
         """
         path = Path(path).absolute()
         if not (path / "catalog.db").exists():
-            _create(path, dim, precision, create=create)
+            _create(path, dim, precision, coarse, create=create)
         catalog = Catalog(path / "catalog.db")
         try:
             catalog.check_format()
             stored = catalog.setting(SETTING)
             if stored is None:
                 raise NotAnIndex(f"{path} is an index of documents: open it with ragkit.Index")
-            for name, given in (("dim", dim), ("precision", precision)):
+            stored = {"coarse": 0, **stored}  # of which indexes made before there was one say nothing
+            for name, given in (("dim", dim), ("precision", precision), ("coarse", coarse)):
                 if given not in (None, stored[name]):
                     raise RecipeMismatch(f"{path} was made with {name}={stored[name]!r}, not {given!r}: leave it out")
         except BaseException:
             catalog.close()
             raise
-        return cls(path, catalog, Layout(stored["dim"], stored["precision"]), device=device)
+        return cls(path, catalog, Layout(stored["dim"], stored["precision"], stored["coarse"]), device=device)
 
     def close(self) -> None:
         """Let go of files. What was not committed is lost."""
@@ -122,7 +127,8 @@ class MaxSimIndex:
             return self._store.snapshot().commit.documents - len(known) + len(self._added)
 
     def __repr__(self) -> str:
-        return f"MaxSimIndex({str(self.path)!r}, dim={self.layout.dims}, precision={self.layout.precision!r})"
+        coarse = f", coarse={self.layout.coarse}" if self.layout.coarse else ""
+        return f"MaxSimIndex({str(self.path)!r}, dim={self.layout.dims}, precision={self.layout.precision!r}{coarse})"
 
     # Changing
 
@@ -188,25 +194,49 @@ class MaxSimIndex:
 
     @overload
     def search(
-        self, query: npt.NDArray[Any], k: int = 10, *, allowed: Keys | None = None, threads: int | None = None
+        self,
+        query: npt.NDArray[Any],
+        k: int = 10,
+        *,
+        allowed: Keys | None = None,
+        candidates: int | None = None,
+        threads: int | None = None,
     ) -> tuple[Ints, Scores]: ...
     @overload
     def search(
-        self, query: Sequence[npt.NDArray[Any]], k: int = 10, *, allowed: Keys | None = None, threads: int | None = None
+        self,
+        query: Sequence[npt.NDArray[Any]],
+        k: int = 10,
+        *,
+        allowed: Keys | None = None,
+        candidates: int | None = None,
+        threads: int | None = None,
     ) -> list[tuple[Ints, Scores]]: ...
     def search(
-        self, query: Any, k: int = 10, *, allowed: Keys | None = None, threads: int | None = None
+        self,
+        query: Any,
+        k: int = 10,
+        *,
+        allowed: Keys | None = None,
+        candidates: int | None = None,
+        threads: int | None = None,
     ) -> tuple[Ints, Scores] | list[tuple[Ints, Scores]]:
         """The best min(k, allowed) keys of a query (q, d), best first, ties by the smaller key, with their scores in float64;
-        for a list of queries, a list. allowed: keys to answer from, None for all. What was not committed yet is found, too."""
+        for a list of queries, a list. allowed: keys to answer from, None for all. What was not committed yet is found, too.
+
+        candidates: of an index with coarse vectors, score only so many items, at least k, those that these rank first. Every
+        score is exact, but a good item may be missed; None looks at all. ValueError where there are no coarse vectors.
+        """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
+        if candidates is not None and (candidates < 1 or not self.layout.coarse):
+            raise ValueError(f"candidates must be at least 1, of an index made with coarse=4, say; got {candidates} for {self}")
         queries = [query] if isinstance(query, np.ndarray) and query.ndim == 2 else list(query)
         queries = [np.asarray(one, dtype=np.float32) for one in queries]
         among = None if allowed is None else np.unique(np.array(_keys(allowed, distinct=False), dtype=np.int64))
         with self._lock:
             snapshot, fresh, hidden = self._store.snapshot(), dict(self._added), np.array(sorted(self._deleted), dtype=np.int64)
-        found = snapshot.search_multi(queries, k, keys=among, without=hidden, threads=threads)
+        found = snapshot.search_multi(queries, k, keys=among, without=hidden, threads=threads, candidates=candidates)
         if fresh:
             items = _items(fresh, self.layout)
             mask = None if among is None else np.isin(items.keys, among)
@@ -229,7 +259,7 @@ class MaxSimIndex:
     # Looking inside
 
     def stats(self) -> list[dict[str, Any]]:
-        """Per committed segment: rows, how many are live, tokens, dims, precision."""
+        """Per committed segment: rows, how many are live, tokens, dims, precision, how many coarse vectors."""
         return list(self._store.snapshot().multi_stats())
 
     def export(self, target: str | Path, *, vectors: Form = "npy") -> ExportReport:
@@ -239,15 +269,17 @@ class MaxSimIndex:
         return export(self._store, Path(target), vectors=vectors)
 
     @classmethod
-    def import_from(cls, path: str | Path, folder: str | Path, *, lock_timeout: float = LOCK_TIMEOUT) -> int:
+    def import_from(
+        cls, path: str | Path, folder: str | Path, *, coarse: int | None = None, lock_timeout: float = LOCK_TIMEOUT
+    ) -> int:
         """Put what `export` wrote to `folder` into the index at `path`, which is made where there is none, under the same keys;
-        how many. Keys that are there already are replaced. Raises RecipeMismatch, Damaged, StorageError."""
+        how many. Keys that are there already are replaced. coarse: as in `open`. Raises RecipeMismatch, Damaged, StorageError."""
         from ragkit.exchange import BATCH_BYTES, keyed_vectors
         from ragkit.parcel import opened
 
         with opened(Path(folder)) as parcel:
             layout, items = keyed_vectors(parcel)
-            with cls.open(path, dim=layout.dims, precision=layout.precision) as index:
+            with cls.open(path, dim=layout.dims, precision=layout.precision, coarse=coarse) as index:
                 count = size = 0
                 for key, stored in items:
                     index._added[key] = stored
@@ -266,19 +298,20 @@ class MaxSimIndex:
         return verify(self._store)
 
 
-def _create(path: Path, dim: int | None, precision: str | None, *, create: bool) -> None:
+def _create(path: Path, dim: int | None, precision: str | None, coarse: int | None, *, create: bool) -> None:
     if not create:
         raise NotAnIndex(f"there is no index at {path}")
     if dim is None:
         raise ValueError(f"there is no index at {path} yet; to create it, say how wide its vectors are: dim=128")
     chosen: Any = precision or "int8"
-    layout = Layout(dim, chosen)
+    layout = Layout(dim, chosen, coarse or 0)
     if path.exists() and (not path.is_dir() or any(entry.name not in OURS for entry in path.iterdir())):
         raise NotAnIndex(f"{path} is not empty and holds no index. Name an empty or a new folder.")
     path.mkdir(parents=True, exist_ok=True)
     with writer_lock(path / "LOCK", timeout=LOCK_TIMEOUT):
         if not (path / "catalog.db").exists():  # another process may have been quicker
-            Store.create(path, {SETTING: {"dim": layout.dims, "precision": layout.precision}}, lexical=False)
+            setting = {"dim": layout.dims, "precision": layout.precision, "coarse": layout.coarse}
+            Store.create(path, {SETTING: setting}, lexical=False)
 
 
 def _keys(keys: Keys, *, distinct: bool = True) -> list[int]:

@@ -241,10 +241,13 @@ def new_recipe(given: Mapping[str, Any], encoder: Encoder, page_encoder: Encoder
         raise ValueError("contextual_headers=True is not for overflow='window': only the first window would have the header")
     if late is True and given["multi"] and (reason := why_not_late_multi(encoder)):
         raise ValueError(reason)
+    multi, pages = _new_multi(given, encoder), _new_pages(given, page_encoder)
+    if given["coarse"] and multi is None and (pages is None or pages.precision is None):
+        raise ValueError(f"coarse={given['coarse']} is for multi-vectors, and there are none: add multi=True, or say coarse=0")
     try:
         return Recipe(
-            multi=_new_multi(given, encoder),
-            pages=_new_pages(given, page_encoder),
+            multi=multi,
+            pages=pages,
             load=LoadStage(pdf_engine=chosen("pdf_engine", "auto"), ocr=chosen("ocr", "off")),
             chunk=ChunkStage(chunker=chunker, tokens=tokens, overlap=chosen("chunk_overlap", 0)),
             encode=EncodeStage(
@@ -260,7 +263,9 @@ def new_recipe(given: Mapping[str, Any], encoder: Encoder, page_encoder: Encoder
                 late_chunking=late is True,  # "auto" is off for every model that was measured: docs/late-chunking.md
             ),
             store=StoreStage(
-                recall=chosen("recall", StoreStage().recall), keep_sources=chosen("keep_sources", StoreStage().keep_sources)
+                recall=chosen("recall", StoreStage().recall),
+                coarse=chosen("coarse", StoreStage().coarse),
+                keep_sources=chosen("keep_sources", StoreStage().keep_sources),
             ),
         )
     except ValidationError as error:

@@ -1,6 +1,7 @@
 """Changing one's mind: another recipe for an index that is there, redoing only what the change reaches.
 
-    recall, pdf_engine, ocr nothing is embedded; PDF files, and images for ocr, are parsed anew when they are next added
+    recall, coarse          the rows are written again, nothing is embedded
+    pdf_engine, ocr         nothing is embedded; PDF files, and images for ocr, are parsed anew when they are next added
     dims, fewer             the rows are cut and renormalised, nothing is embedded
     pages, page_*           the vectors of texts are taken over; pages are seen again, or for fewer page_dims cut
     anything else           documents are chunked and embedded again, from their stored texts: nothing is parsed again
@@ -63,7 +64,8 @@ def reach(old: Recipe, new: Recipe, *, width: int, same_model: bool) -> str:
     cut = (new.encode.dims or 0) == (old.encode.dims or 0) or new.encode.dims == width or fewer
     if not same_model or not same or old.chunk != new.chunk or old.multi != new.multi or old.pages != new.pages or not cut:
         return "embedded"
-    if new.encode.dims not in (old.encode.dims, width) or old.store.recall != new.store.recall:
+    rows = (old.store.recall, old.store.coarse) != (new.store.recall, new.store.coarse)
+    if new.encode.dims not in (old.encode.dims, width) or rows:
         return "rows"
     return "settings" if old != new else "nothing"
 
@@ -106,11 +108,12 @@ def keep_sources(store: Store) -> tuple[str, ...]:
 def rewrite(store: Store, writer: Writer, old: Recipe, new: Recipe, settings: Settings, *, rows: bool) -> None:
     """The new recipe in one commit, with the stored rows cut to it where `rows`."""
     dims = new.encode.dims if rows else None
-    former, store.recall = store.recall, new.store.recall
+    former = store.recall, store.layouts
+    store.recall, store.layouts = new.store.recall, layouts_of(new)
     try:
         writer.commit("rebuild", recipe_hash=new.hash, merge=rows, dims=dims, settings=settings, unmade=unmade(old, new))
     except BaseException:
-        store.recall = former
+        store.recall, store.layouts = former
         raise
 
 

@@ -15,14 +15,14 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Precision = Literal["int8", "float16", "float32"]  # as in vectors/multi.py
 Overflow = Literal["error", "truncate", "window"]
 Which = Literal["all", "auto", "figures"]
 PdfEngine = Literal["auto", "pymupdf", "pypdfium2"]
 # Fields added since the first release, each with the value that means what was so before.
-LATER: dict[str, Any] = {"keep_sources": False, "ocr": "off"}
+LATER: dict[str, Any] = {"keep_sources": False, "ocr": "off", "coarse": 0}
 STAGES = ("load", "chunk", "encode", "multi", "pages", "store")
 MULTI = "+multi"  # behind the name of a model that gives its token states as multi-vectors when asked to
 
@@ -100,11 +100,20 @@ class PagesStage(_Stage):
 
 
 class StoreStage(_Stage):
-    """How an index is kept: `recall` is the share of the exact best ten that a compressed search must find; `keep_sources`
-    keeps a copy of every file that was added."""
+    """How an index is kept: `recall` is the share of the exact best ten that a compressed search must find; `coarse` how many
+    multi-vectors one more stands for, so that a search scores only likely units exactly, 0 for none; `keep_sources` keeps a copy
+    of every file that was added."""
 
     recall: float = Field(default=0.99, gt=0, le=1)
+    coarse: int = Field(default=0, ge=0)
     keep_sources: bool = False
+
+    @field_validator("coarse")
+    @classmethod
+    def _of_two_at_least(cls, coarse: int) -> int:
+        if coarse == 1:
+            raise ValueError("coarse must be 0, or at least 2 vectors that one stands for, got 1")
+        return coarse
 
 
 class Recipe(_Stage):
@@ -154,6 +163,7 @@ KEYWORDS: dict[str, tuple[str, str]] = {
     "pdf_engine": ("load", "pdf_engine"),
     "ocr": ("load", "ocr"),
     "recall": ("store", "recall"),
+    "coarse": ("store", "coarse"),
     "multi": ("multi", "precision"),
     "pool": ("multi", "pool"),
     "pages": ("pages", "which"),

@@ -41,6 +41,8 @@ NO_PAGES = "this index has no page images. Make one that has: Index.open(path, p
 RRF = 15.0  # for answers to several phrasings; the paper's 60 is worse on both collections tried (docs/decisions/0004-fusion.md)
 NO_MULTI = "this index keeps no multi-vectors for MaxSim. Make one that does: Index.open(path, multi=True)"
 DEPTH = 100  # candidates per space before fusing, at least; the first so many tell what scores are usual for a query
+LIKELY = 512  # units that MaxSim scores exactly, at least, of those that coarse vectors rank first; and so many times the depth:
+TIMES = 16  # measured in docs/decisions/coarse-vectors.md
 SHARPNESS = 4.0  # how soon below the mean a share is nothing; 2 or 4 changes nothing (docs/decisions/0004-fusion.md)
 SCALES = {DENSE: "cosine", LEXICAL: "bm25", MULTI: "maxsim", PAGE_DENSE: "cosine", PAGE_MULTI: "maxsim"}
 OF_PAGES = (PAGE_DENSE, PAGE_MULTI)
@@ -68,7 +70,7 @@ class SearchOptions:
     group_by: str | None = None  # "document": at most one hit per document
     weights: Mapping[str, float] = field(default_factory=dict)  # per space; see `weight`
     rrf: float | None = None  # fuse by reciprocal ranks with this constant instead of by z-scores
-    exact: bool = False
+    exact: bool = False  # nothing compressed and nothing coarse decides what is looked at
     degraded: bool = False  # answer from what is intact, and say what is missing
 
     def __post_init__(self) -> None:
@@ -301,7 +303,9 @@ def _candidates(
             found = [*snapshot.search_dense(asked, depth, kind=kind, allowed=allowed, dims=dims, exact=options.exact)]
         else:
             assert vectors.multi is not None
-            found = [*snapshot.search_multi([vectors.multi[row] for row in rows], depth, kind=kind, allowed=allowed)]
+            asked_multi = [vectors.multi[row] for row in rows]
+            candidates = None if options.exact else max(LIKELY, TIMES * depth)
+            found = [*snapshot.search_multi(asked_multi, depth, kind=kind, allowed=allowed, candidates=candidates)]
         for spaces, one in zip(ranked, found, strict=True):
             spaces[space] = one
     return ranked

@@ -332,20 +332,32 @@ class Snapshot:
         keys: Ints | None = None,
         without: Ints | None = None,
         threads: int | None = None,
+        candidates: int | None = None,
     ) -> list[tuple[Ints, Scores]]:
         """The k best units of a kind per query by MaxSim over all segments: keys and scores, best first, ties by key.
 
         queries (q, d) each. `allowed` are document versions, ascending, as in `search_dense`; `keys` units to answer from,
-        `without` units not to.
+        `without` units not to. candidates: score only so many units exactly, those that the coarse vectors rank first, where
+        there are coarse vectors and enough units that this saves work; None scores all.
         """
         found: list[list[tuple[Ints, Scores]]] = [[] for _ in queries]
+        likely: list[list[tuple[Ints, Scores]]] = [[] for _ in queries]
+        masks = []
         for segment, live in self._of(kind):
+            mask = live if allowed is None else live & np.isin(segment.documents, allowed)
+            mask = mask if keys is None else mask & np.isin(segment.keys, keys)
+            masks.append(mask if without is None or len(without) == 0 else mask & ~np.isin(segment.keys, without))
+        wanted = 0 if candidates is None else max(candidates, k)
+        saves = wanted and sum(int(np.count_nonzero(mask)) for mask in masks) > 2 * wanted
+        for (segment, _), mask in zip(self._of(kind), masks, strict=True):
             if segment.multi is not None:
-                mask = live if allowed is None else live & np.isin(segment.documents, allowed)
-                mask = mask if keys is None else mask & np.isin(segment.keys, keys)
-                mask = mask if without is None or len(without) == 0 else mask & ~np.isin(segment.keys, without)
-                for parts, part in zip(found, segment.multi.search(queries, k, allowed=mask, threads=threads), strict=True):
+                coarse = segment.multi.coarse if saves else None
+                into, reader, depth = (found, segment.multi, k) if coarse is None else (likely, coarse, wanted)
+                for parts, part in zip(into, reader.search(queries, depth, allowed=mask, threads=threads), strict=True):
                     parts.append(part)
+        for query, parts, ranked in zip(queries, found, likely, strict=True):
+            if ranked:
+                parts.append(self.multi_scores(query, _best(ranked, wanted)[0]))
         return [_best(parts, k) for parts in found]
 
     def multi_scores(self, query: Floats, keys: Ints) -> tuple[Ints, Scores]:
@@ -446,9 +458,10 @@ def _best(parts: Sequence[tuple[Ints, npt.NDArray[Any]]], k: int) -> tuple[Ints,
 
 def layouts_of(recipe: Recipe) -> dict[str, Layout]:
     """How a recipe's multi-vectors are stored, by the kind of units that have any."""
-    layouts = {} if recipe.multi is None else {CHUNK: Layout(recipe.multi.dims, recipe.multi.precision)}
+    coarse = recipe.store.coarse
+    layouts = {} if recipe.multi is None else {CHUNK: Layout(recipe.multi.dims, recipe.multi.precision, coarse)}
     if recipe.pages is not None and recipe.pages.precision is not None:
-        layouts[PAGE] = Layout(recipe.pages.multi_dims, recipe.pages.precision)
+        layouts[PAGE] = Layout(recipe.pages.multi_dims, recipe.pages.precision, coarse)
     return layouts
 
 

@@ -57,6 +57,7 @@ RECIPE: Mapping[str, Any] = {
     "page_background": _option(
         bool, "--page-background/--no-page-background", about="Without it, a page's patches that are alike are one."
     ),
+    "coarse": _option(int, about="One vector more for so many of --multi's, so that searches are faster: 4, say."),
     "keep_sources": _option(
         bool, "--keep-sources/--no-keep-sources", about="Keep a copy of every file, to show its pages when it is gone."
     ),

@@ -35,7 +35,7 @@ try:
     from ragkit.vectors import _maxsim  # type: ignore[attr-defined, unused-ignore]
 except ImportError:  # installed without a compiler
     _maxsim = None
-if not hasattr(_maxsim, "interface") or _maxsim.interface() != 2:  # built from other sources than these: run setup.py build_ext
+if not hasattr(_maxsim, "interface") or _maxsim.interface() != 3:  # built from other sources than these: run setup.py build_ext
     _maxsim = None
 
 Codes = npt.NDArray[np.uint8]
@@ -56,6 +56,7 @@ LARGEST_SHARE = 2.0**51  # in units; only rows some 2 ** 15 times longer than th
 TILE = 1 << 18  # bytes of query rows scanned at once; packed, they stay in the second-level cache
 PIECE = 1 << 22  # tokens scanned before Python looks up again, for Ctrl-C
 BLOCK = 2048  # tokens that NumPy multiplies at a time
+RUN = 2048  # tokens of an item thinned together, as in kernel/maxsim.h: the work grows with its square
 EXACT = 512  # dimensions; 255 * 127 * 512 < 2 ** 24, so float32 sums of byte products up to here are exact
 
 
@@ -216,6 +217,64 @@ def requantise(codes: Codes, old: Quantiser, new: Quantiser) -> tuple[Codes, Los
     fresh = np.full((len(codes), new.row_bytes), ZERO, dtype=np.uint8)
     lost = _round(rotated, new, fresh)
     return fresh, Loss(float(np.linalg.norm(lost, axis=1).max(initial=0.0)))
+
+
+def thin(codes: Codes, lengths: Ints, quantiser: Quantiser, factor: int) -> tuple[Codes, Ints]:
+    """One row for every `factor` of an item's tokens, so that fewer stand for it where candidates are looked for.
+
+    codes (sum_t, row_bytes) as `quantise` makes them, with weights; lengths (n,) int64 of the items, at least one token each.
+    Returns the same of fewer: (sum_m, row_bytes) uint8 and (n,) int64, m = t / factor rounded up, for every RUN tokens.
+
+    Seeds are chosen one after the other, always the token that is least like those before (the farthest-first traversal of
+    Gonzalez 1985), so that what is unlike all else is kept as it is; every token joins the seed it is nearest to, and the mean
+    stands for them, as long as the longest. The same rows on every machine, with and without the compiled kernel.
+    """
+    if not quantiser.weighed or codes.ndim != 2 or codes.shape[1] != quantiser.row_bytes or codes.dtype != np.uint8:
+        raise ValueError(f"codes must be (t, {quantiser.row_bytes}) uint8 with weights, got {codes.shape} {codes.dtype}")
+    if factor < 1 or (lengths < 1).any() or lengths.sum() != len(codes):
+        raise ValueError(f"factor must be at least 1, and lengths add up to {len(codes)}; got {factor} and {lengths.sum()}")
+    whole, rest = np.divmod(lengths, RUN)
+    kept = whole * -(-RUN // factor) + -(-rest // factor)
+    fewer = np.empty((int(kept.sum()), quantiser.row_bytes), dtype=np.uint8)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    if _maxsim is None:
+        _numpy_thin(codes, offsets, quantiser, factor, fewer)
+    else:
+        _maxsim.thin(np.ascontiguousarray(codes), quantiser.width, offsets, factor, fewer)
+    return fewer, kept
+
+
+def _numpy_thin(codes: Codes, offsets: Ints, quantiser: Quantiser, factor: int, fewer: Codes) -> None:
+    """Fill `fewer`, as the compiled kernel does. Whole numbers below 2 ** 53 all, so float64 holds them exactly."""
+    runs = [(at, min(at + RUN, end)) for begin, end in pairwise(offsets.tolist()) for at in range(begin, end, RUN)]
+    place = 0
+    for begin, end in runs:
+        rows = signed_rows(codes[begin:end], quantiser).astype(np.float64)
+        seeds = -(-len(rows) // factor)
+        owner = _farthest_first(rows, seeds)
+        sums, longest = np.zeros((seeds, rows.shape[1])), np.zeros(seeds)
+        np.add.at(sums, owner, rows)
+        np.maximum.at(longest, owner, np.einsum("td,td->t", rows, rows))
+        squares = np.einsum("sd,sd->s", sums, sums)
+        scale = np.divide(np.sqrt(longest), np.sqrt(squares), out=np.zeros(seeds), where=squares > 0)[:, None]
+        weights = np.clip(np.ceil(np.abs(sums).max(axis=1, keepdims=True) * scale / 127), 1, HEAVIEST)
+        block = fewer[place : place + seeds]
+        block[:] = ZERO
+        block[:, : quantiser.dims] = (np.clip(np.rint(sums * scale / weights), -127, 127) + ZERO).astype(np.uint8)
+        block[:, quantiser.width] = weights[:, 0].astype(np.uint8)
+        place += seeds
+
+
+def _farthest_first(rows: npt.NDArray[np.float64], seeds: int) -> Ints:
+    """Which of as many seeds each row joins, (t,) int64; the first of equals in everything."""
+    nearest, owner, chosen = np.full(len(rows), -np.inf), np.zeros(len(rows), dtype=np.int64), 0
+    for seed in range(seeds):
+        like = rows @ rows[chosen]
+        like[chosen] = np.inf
+        joins = like > nearest
+        owner[joins], nearest[joins] = seed, like[joins]
+        chosen = int(nearest.argmin())
+    return owner
 
 
 def error_bound(query: Floats, quantiser: Quantiser, loss: Loss) -> float:

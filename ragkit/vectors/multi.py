@@ -6,6 +6,9 @@ A segment's multi-vectors are three files in its folder, ordinary NumPy and JSON
     <name>.offsets.npy   (n + 1,) int64: row i is tokens offsets[i] to offsets[i + 1], at least one
     <name>.json          MultiStats: precision, the quantiser, and what quantising lost
 
+With `Layout.coarse` there are three more, `<name>.coarse.*`, of the same form: for every row fewer int8 vectors, made of its own
+by `maxsim.thin`, that say which rows are worth a look. They are made anew whenever a segment is written.
+
 Rules. All segments of an index share one `Layout`, so scores compare across them and merging copies codes without rounding
 them again: a row's score never changes, unless it was written before codes had weights (`MultiReader.stored`). Bytes are
 compared with their checksums when they are first touched, and only the blocks that a search touches are read.
@@ -17,7 +20,8 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -37,6 +41,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 DTYPES: dict[str, np.dtype[Any]] = {"int8": np.dtype("u1"), "float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 PARALLEL = 1 << 18  # tokens; a scan of fewer takes a few milliseconds, and threads would cost a good part of them
 UNIT = maxsim.ROOM  # length; the quantiser covers unit rows, and would clip longer ones
+COARSE = ".coarse"  # behind the name of the vectors that they stand for
 COPIED = 1 << 16  # tokens copied at a time when segments are merged
 
 Values = npt.NDArray[Any]
@@ -44,16 +49,20 @@ Values = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How multi-vectors are stored, the same for all segments of an index. `dims` of a vector; see `maxsim` for precisions."""
+    """How multi-vectors are stored, the same for all segments of an index. `dims` of a vector; see `maxsim` for precisions.
+    coarse: how many of a row's vectors one more stands for, to find candidates by; 0 for none. It does not change the vectors."""
 
     dims: int
     precision: Precision = "int8"
+    coarse: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         if self.precision not in DTYPES:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if not 1 <= self.dims <= maxsim.WIDEST:
             raise ValueError(f"dims must be from 1 to {maxsim.WIDEST}, got {self.dims}")
+        if self.coarse != 0 and self.coarse < 2:
+            raise ValueError(f"coarse must be 0, or at least 2 vectors that one stands for, got {self.coarse}")
 
     @property
     def quantiser(self) -> Quantiser | None:
@@ -67,6 +76,11 @@ class Layout:
     @property
     def token_bytes(self) -> int:
         return self.width * DTYPES[self.precision].itemsize
+
+    @property
+    def bytes_a_token(self) -> float:
+        """On disk, the coarse vectors included."""
+        return self.token_bytes + (Quantiser.of(self.dims).row_bytes / self.coarse if self.coarse else 0)
 
     def store(self, multi: MultiVectors) -> Stored:
         """Vectors as they will lie on disk. ValueError: another width, not finite, or too large for the precision."""
@@ -84,7 +98,18 @@ class Layout:
         squares = np.einsum("td,td->t", stored, stored, dtype=np.float64)
         if not (squares <= maxsim.LONGEST**2).all():
             raise ValueError(f"vector {int((squares <= maxsim.LONGEST**2).argmin())} is not finite, or too large for {self}")
-        return Stored(stored, lengths, Loss(0.0, float(np.sqrt(squares.max(initial=0.0)))))
+        longest = float(np.sqrt(squares.max(initial=0.0)))
+        if self.coarse and longest > UNIT:
+            raise ValueError(f"coarse is for vectors of unit length, got one of {longest:.4g}: normalise, or leave it out")
+        return Stored(stored, lengths, Loss(0.0, longest))
+
+    def thinned(self, part: Stored) -> Stored:
+        """The coarse vectors of rows that `store` made."""
+        quantiser, codes = Quantiser.of(self.dims), part.values
+        if self.precision != "int8":
+            codes, _ = maxsim.quantise(part.values.astype(np.float32), quantiser)
+        fewer, lengths = maxsim.thin(codes, part.lengths, quantiser, self.coarse)
+        return Stored(fewer, lengths, part.loss)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,21 +166,45 @@ class MultiStats:
 
 def write_multi(folder: Path, name: str, layout: Layout, parts: Iterable[Stored]) -> MultiStats:
     """Write the rows of all parts, streamed; the files are garbage until a commit records them."""
-    loss, lengths, tokens = Loss(), [np.zeros(0, dtype=np.int64)], 0
-    with (folder / f"{name}.npy").open("wb") as file:
-        file.write(_header(layout, 0))
+    with ExitStack() as files:
+        exact = files.enter_context(_Writing(folder, name, layout))
+        coarse = files.enter_context(_Writing(folder, name + COARSE, Layout(layout.dims))) if layout.coarse else None
         for part in parts:
-            file.write(np.ascontiguousarray(part.values).data)
-            lengths.append(part.lengths)
-            tokens += len(part.values)
-            loss |= part.loss
-        file.seek(0)
-        file.write(_header(layout, tokens))
-    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype("<i8")
-    write_array(folder / f"{name}.offsets.npy", offsets)
-    stats = MultiStats.of(layout, loss, rows=len(offsets) - 1, tokens=tokens)
-    (folder / f"{name}.json").write_text(json.dumps(asdict(stats), indent=1) + "\n")
-    return stats
+            exact.append(part)
+            if coarse is not None:
+                coarse.append(layout.thinned(part))
+    if coarse is not None:
+        coarse.finish()
+    return exact.finish()
+
+
+class _Writing(AbstractContextManager["_Writing"]):
+    """The three files of one name, while rows are added to them."""
+
+    def __init__(self, folder: Path, name: str, layout: Layout) -> None:
+        self._folder, self._name, self._layout = folder, name, layout
+        self._loss, self._lengths, self._tokens = Loss(), [np.zeros(0, dtype=np.int64)], 0
+        self._file = (folder / f"{name}.npy").open("wb")
+        self._file.write(_header(layout, 0))
+
+    def append(self, part: Stored) -> None:
+        self._file.write(np.ascontiguousarray(part.values).data)
+        self._lengths.append(part.lengths)
+        self._tokens += len(part.values)
+        self._loss |= part.loss
+
+    def __exit__(self, *_: object) -> None:
+        with self._file:
+            self._file.seek(0)
+            self._file.write(_header(self._layout, self._tokens))
+
+    def finish(self) -> MultiStats:
+        """Write the offsets and what the rows are."""
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate(self._lengths))]).astype("<i8")
+        write_array(self._folder / f"{self._name}.offsets.npy", offsets)
+        stats = MultiStats.of(self._layout, self._loss, rows=len(offsets) - 1, tokens=self._tokens)
+        (self._folder / f"{self._name}.json").write_text(json.dumps(asdict(stats), indent=1) + "\n")
+        return stats
 
 
 def _header(layout: Layout, tokens: int) -> bytes:
@@ -193,6 +242,7 @@ class MultiReader:
         record = folder.records[path.name]
         self._seen = np.zeros(-(-record.size // record.block), dtype=np.bool_)
         self._block = record.block
+        self._coarse: MultiReader | None = None
 
     @property
     def n(self) -> int:
@@ -202,9 +252,19 @@ class MultiReader:
     def loss(self) -> Loss:
         return Loss(self.stats.residual, self.stats.longest)
 
+    @property
+    def coarse(self) -> MultiReader | None:
+        """The coarse vectors of the same rows, opened on first use; None where none were written."""
+        if f"{self._name}{COARSE}.json" not in self._folder.records:
+            return None
+        with self._lock:
+            if self._coarse is None:
+                self._coarse = MultiReader(self._folder, self._name + COARSE, self.items.keys, device=self._device)
+            return self._coarse
+
     def describe(self) -> dict[str, Any]:
-        """The stats as plain values, for JSON."""
-        return asdict(self.stats)
+        """The stats as plain values, for JSON; `coarse` is how many coarse vectors there are."""
+        return {**asdict(self.stats), "coarse": self.coarse.stats.tokens if self.coarse else 0}
 
     def search(
         self, queries: Sequence[Floats], k: int, *, allowed: Mask | None = None, threads: int | None = None

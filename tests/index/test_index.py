@@ -321,7 +321,15 @@ def test_documents_come_back_as_they_went_in(index: Index) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"chunk_tokens": 32}, {"chunker": "whole"}, {"dims": 8}, {"overflow": "truncate"}, {"model": "default"}, {"recall": 0.5}],
+    [
+        {"chunk_tokens": 32},
+        {"chunker": "whole"},
+        {"dims": 8},
+        {"overflow": "truncate"},
+        {"model": "default"},
+        {"recall": 0.5},
+        {"coarse": 2},
+    ],
 )
 def test_settings_that_disagree_are_refused(index: Index, settings: dict[str, Any]) -> None:
     with pytest.raises(RecipeMismatch, match=next(iter(settings))):

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from ragkit import Index, MaxSimIndex, MultiVectors
 from ragkit.catalog.catalog import Catalog
 from ragkit.errors import Damaged, IndexLocked, NotAnIndex, RecipeMismatch
+from ragkit.maxsim_index import SETTING
 from ragkit.ragged import unit_rows
 from ragkit.store import Store
 from ragkit.testing import HashEncoder
@@ -285,6 +286,108 @@ def test_deleting_and_merging_change_no_survivors_score(tmp_path: Path, precisio
         assert index.stats()[0]["tokens"] == sum(len(item(key)) for key in keys if key not in gone)
         assert index.stats()[0]["residual"] == max(residual(half) for half in halves)
         assert index.verify() == []
+
+
+# --- coarse vectors ---------------------------------------------------------------------------------------------------
+
+
+def alike(seed: int, size: int = 16) -> Floats:
+    """Vectors that come in groups, as those of the words of a text do."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(rng.normal(size=(-(-size // 4), DIM)), 4, axis=0)[:size]
+    return unit_rows(groups + 0.3 * rng.normal(size=(size, DIM)))
+
+
+def part_of(key: int) -> Floats:
+    """A query that the item of this key answers best."""
+    return unit_rows(alike(key)[::3] + 0.1 * np.random.default_rng(key).normal(size=(6, DIM)))
+
+
+@pytest.mark.parametrize("precision", ["int8", "float16", "float32"])
+def test_candidates_are_found_by_coarse_vectors_and_scored_exactly(tmp_path: Path, precision: str) -> None:
+    with MaxSimIndex.open(tmp_path / "v", dim=DIM, precision=precision, coarse=4) as index:
+        for start in range(0, 400, 100):
+            index.add(range(start, start + 100), [alike(key) for key in range(start, start + 100)])
+            index.commit()
+        assert sum(one["coarse"] for one in index.stats()) == 400 * 4
+        queries = [part_of(key) for key in range(0, 400, 7)]
+        whole = [dict(pairs(found)) for found in index.search(queries, 400)]
+        few = index.search(queries, 5, candidates=40)
+        for key, (keys, scores), scored in zip(range(0, 400, 7), few, whole, strict=True):
+            assert keys[0] == key
+            assert len(keys) == 5
+            assert scores.tolist() == [scored[one] for one in keys.tolist()]  # exact, whatever was passed over
+        index.delete(range(7))
+        assert (
+            pairs(index.search(part_of(3), 5, candidates=40))
+            == [pair for pair in pairs(index.search(part_of(3), 30, candidates=40)) if pair[0] > 6][:5]
+        )
+        index.commit()
+        before = [pairs(found) for found in index.search(queries[1:], 5, candidates=40)]
+        index.compact()
+        assert [pairs(found) for found in index.search(queries[1:], 5, candidates=40)] == before
+        assert [pairs(index.search(one, 5, candidates=40)) for one in queries[1:]] == before
+        index.add([1000], [part_of(77)])  # not committed, and so not thinned yet
+        assert index.search(part_of(77), 2, candidates=40)[0].tolist() == [1000, 77]
+        assert index.search(part_of(77), 9, candidates=3, allowed=[5, 77, 80, 1000])[0].tolist()[:2] == [1000, 77]
+        assert len(index.search(part_of(77), 9, candidates=3, allowed=range(300))[0]) == 9  # k, at least
+        assert index.verify() == []
+    with MaxSimIndex.open(tmp_path / "v") as again:
+        assert "coarse=4" in repr(again)
+        assert pairs(again.search(queries[1], 5, candidates=40)) == before[0]
+
+
+def test_candidates_of_nearly_all_are_all(tmp_path: Path) -> None:
+    with MaxSimIndex.open(tmp_path / "v", dim=DIM, coarse=8) as index:
+        index.add(range(60), [item(key) for key in range(60)])
+        index.commit()
+        for candidates in (30, 60, 1000):
+            assert pairs(index.search(item(99, 7), 9, candidates=candidates)) == pairs(index.search(item(99, 7), 9))
+
+
+def test_coarse_vectors_are_part_of_the_index(tmp_path: Path) -> None:
+    with MaxSimIndex.open(tmp_path / "v", dim=DIM, coarse=4) as index:
+        index.add(range(100), [alike(key) for key in range(100)])
+        index.commit()
+        for candidates in (0, -1):
+            with pytest.raises(ValueError, match="candidates must be at least 1"):
+                index.search(item(9), candidates=candidates)
+    with pytest.raises(RecipeMismatch, match="coarse=4, not 2"):
+        MaxSimIndex.open(tmp_path / "v", coarse=2)
+    with pytest.raises(ValueError, match="at least 2"):
+        MaxSimIndex.open(tmp_path / "w", dim=DIM, coarse=1)
+    [path] = (tmp_path / "v").glob("segments/*/chunk.multi.coarse.npy")
+    body = bytearray(path.read_bytes())
+    body[-3] ^= 4
+    path.write_bytes(body)
+    with MaxSimIndex.open(tmp_path / "v", coarse=4) as index:
+        assert index.search(part_of(5))[0][0] == 5
+        with pytest.raises(Damaged, match=r"chunk\.multi\.coarse\.npy"):
+            index.search(part_of(5), candidates=10)
+        assert index.verify()
+
+
+def test_an_index_without_coarse_vectors_is_as_before(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    Store.create(tmp_path / "v", {SETTING: {"dim": DIM, "precision": "int8"}}, lexical=False)  # as before there were any
+    with MaxSimIndex.open(tmp_path / "v", coarse=0) as index:
+        index.add(range(30), [alike(key) for key in range(30)])
+        index.commit()
+        assert not [*index.path.glob("segments/*/*coarse*")]
+        with pytest.raises(ValueError, match="coarse=4, say"):
+            index.search(item(9), candidates=3)
+        assert index.search(part_of(5))[0][0] == 5
+        index.export(tmp_path / "out")
+    assert MaxSimIndex.import_from(tmp_path / "w", tmp_path / "out", coarse=4) == 30
+    with MaxSimIndex.open(tmp_path / "w") as other:
+        assert other.search(part_of(5), candidates=5)[0][0] == 5
+
+
+def test_coarse_vectors_ask_for_unit_length_in_every_precision(tmp_path: Path) -> None:
+    with MaxSimIndex.open(tmp_path / "v", dim=DIM, precision="float16", coarse=4) as index:
+        with pytest.raises(ValueError, match="coarse is for vectors of unit length"):
+            index.add([1], [5 * item(1)])
+        assert len(index) == 0
 
 
 def test_what_is_not_committed_yet_is_ranked_with_the_rest(tmp_path: Path) -> None:

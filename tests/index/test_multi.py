@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ragkit import Document, Index, load_encoder
+from ragkit import Document, Index, load_encoder, retrieve, store
 from ragkit.encode.contract import Encoding
 from ragkit.errors import Damaged, RecipeMismatch
 from ragkit.ragged import MultiVectors
 from ragkit.store import MULTI
 from ragkit.testing import HashEncoder
 from ragkit.vectors.maxsim import error_bound
-from ragkit.vectors.multi import pool_tokens, token_clusters
+from ragkit.vectors.multi import MultiReader, pool_tokens, token_clusters
 from tests.index.conftest import NOTES, record, records
 
 ENCODER = HashEncoder(dims=64, multi_dims=32)
@@ -436,3 +437,90 @@ def test_another_model_keeps_the_token_vectors_or_says_that_it_cannot(multi_inde
     assert segment["dims"] == 16
     assert multi_index.rebuild(model="hash:48", multi=False).done == "embedded"
     assert multi_index.spaces == ("chunk.dense", "chunk.lexical")
+
+
+# --- coarse vectors ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def coarse_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
+    """Ninety chunks, of which a search scores eight exactly."""
+    monkeypatch.setattr(retrieve, "LIKELY", 8)
+    monkeypatch.setattr(retrieve, "TIMES", 0)
+    monkeypatch.setattr(retrieve, "DEPTH", 4)
+    with Index.open(tmp_path / "coarse", model=ENCODER, multi=True, chunk_tokens=16, coarse=2) as index:
+        index.add(records())
+        for at in range(3):
+            index.add([record(f"note{n}", f"Note {n}: {word}s are counted, {n} of them.") for n, word in FILLING[at::3]])
+        yield index
+
+
+FILLING = [*enumerate(["barrel", "lantern", "anchor", "saddle", "kettle", "ladder", "needle", "violin"] * 10)]
+
+
+def test_a_search_by_coarse_vectors_gives_exact_scores(coarse_index: Index) -> None:
+    for query, wanted in (("otters hold hands while they sleep", "otter"), ("the quarry closed in 1961", "quarry")):
+        exact = {hit.key: hit.score for hit in coarse_index.search(query, 100, mode="multi", exact=True)}
+        hits = coarse_index.search(query, 3, mode="multi")
+        assert hits[0].document_id == wanted
+        assert [hit.score for hit in hits] == [exact[hit.key] for hit in hits]
+        assert hits[0].explain().score == hits[0].score
+    allowed = coarse_index.search("the quarry closed", 3, mode="multi", filters={"lang": "de"})
+    assert {hit.meta["lang"] for hit in allowed} == {"de"}
+    assert len(coarse_index.search("the", 60, mode="multi")) == 60
+    assert {reason.space for reason in coarse_index.search("otters sleep", 1)[0].via} >= {"chunk.multi"}
+
+
+def test_a_search_by_coarse_vectors_does_not_look_at_all(coarse_index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    real = MultiReader.scores_of
+
+    def scores_of(self: MultiReader, queries: Any, positions: Any) -> Any:
+        looked.append(len(positions))
+        return real(self, queries, positions)
+
+    monkeypatch.setattr(MultiReader, "scores_of", scores_of)
+    coarse_index.search("otters", 3, mode="multi")
+    assert sum(looked) == 8
+    looked.clear()
+    coarse_index.search("otters", 3, mode="multi", exact=True)
+    assert looked == []
+
+
+def test_coarse_vectors_come_and_go_without_embedding(tmp_path: Path) -> None:
+    with Index.open(tmp_path / "library", model=ENCODER, multi=True, chunk_tokens=16) as index:
+        index.add(records())
+        before = {query: pairs(index.search(query, 100, mode="multi")) for query in QUERIES}
+        size = index.stats().bytes_by_part["multi"]
+        assert index.rebuild(coarse=4).done == "rows"
+        assert index.stats().multi[0]["coarse"] > 0
+        assert index.stats().bytes_by_part["multi"] > size
+        assert {query: pairs(index.search(query, 100, mode="multi")) for query in QUERIES} == before
+        index.add([record("new", "Also thinned, since the index says so.")])
+        assert all(segment["coarse"] for segment in index.stats().multi)
+        assert index.verify() == []
+    with pytest.raises(RecipeMismatch, match="coarse: stored 4, given 0"):
+        Index.open(tmp_path / "library", coarse=0)
+    with Index.open(tmp_path / "library", model=ENCODER) as index:
+        assert index.rebuild(coarse=0).done == "rows"
+        assert [segment["coarse"] for segment in index.stats().multi] == [0]
+        with pytest.raises(ValueError, match="add multi=True"):
+            index.rebuild(coarse=4, multi=False)
+    with pytest.raises(ValueError, match="add multi=True"):
+        Index.open(tmp_path / "other", model=ENCODER, coarse=4)
+    with pytest.raises(ValueError, match="at least 2"):
+        Index.open(tmp_path / "other", model=ENCODER, multi=True, coarse=1)
+    assert not (tmp_path / "other" / "catalog.db").exists()
+
+
+def test_segments_without_coarse_vectors_are_scored_exactly(coarse_index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those that were damaged while the others were rewritten, or that a former version wrote."""
+    kept = coarse_index._store.layouts
+    coarse_index._store.layouts = {kind: replace(layout, coarse=0) for kind, layout in kept.items()}
+    coarse_index.compact()
+    coarse_index._store.layouts = kept
+    monkeypatch.setattr(store, "merge_policy", lambda *_, **__: [])
+    coarse_index.add([record("last", "The last of them are otters that sleep.")])
+    assert [bool(segment["coarse"]) for segment in coarse_index.stats().multi] in ([True, False], [False, True])
+    exact = pairs(coarse_index.search("otters hold hands", 5, mode="multi", exact=True))
+    assert pairs(coarse_index.search("otters hold hands", 5, mode="multi")) == exact

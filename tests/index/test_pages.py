@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageDraw
 from reportlab.pdfgen.canvas import Canvas
 
-from ragkit import Index
+from ragkit import Index, retrieve
 from ragkit.cite import box_fields, hit_fields
 from ragkit.cli import app
 from ragkit.errors import EncodeError, FingerprintMismatch, RecipeMismatch, StorageError
@@ -24,6 +24,7 @@ from ragkit.refine import fuse_answers
 from ragkit.show import evidence
 from ragkit.testing import HashEncoder
 from ragkit.types import Citation, Hit, Reason, Span
+from ragkit.vectors.multi import MultiReader
 
 WIDTH, HEIGHT = 480.0, 640.0
 SEES = HashEncoder(dims=64, multi_dims=32, images=True)
@@ -441,6 +442,32 @@ def test_a_change_of_pages_embeds_no_text_again(
         index.rebuild(chunker="page")
         assert sum(texts) >= 5
         assert index.verify() == []
+
+
+def test_pages_are_found_by_coarse_vectors(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieve, "LIKELY", 2)
+    monkeypatch.setattr(retrieve, "TIMES", 0)
+    monkeypatch.setattr(retrieve, "DEPTH", 1)
+    sees = HashEncoder(dims=64, multi_dims=32, images=True)
+    with Index.open(tmp_path / "library", model=READS, pages="all", page_model=sees, coarse=4) as index:
+        index.add(folder)
+        [segment] = index.stats().page_multi
+        assert segment["rows"] == 5
+        assert 0 < segment["coarse"] < segment["tokens"] / 3
+        scored: list[int] = []
+        real = MultiReader.scores_of
+
+        def scores_of(self: MultiReader, queries: Any, positions: Any) -> Any:
+            scored.append(len(positions))
+            return real(self, queries, positions)
+
+        monkeypatch.setattr(MultiReader, "scores_of", scores_of)
+        exact = index.search("red", 5, mode="page.multi", exact=True)
+        assert scored == []
+        [hit] = index.search("red", 1, mode="page.multi")
+        assert scored == [2]
+        assert (hit.key, hit.score) == (exact[0].key, exact[0].score)
+        assert hit.explain().score == hit.score
 
 
 def test_fewer_dims_of_pages_are_cut_and_more_are_seen_again(

@@ -38,7 +38,7 @@ def prepare(path: Path, operation: str = "") -> None:
     """Two commits, of four documents; for the operation on pages, of one that has pages; for that on vectors, of so many keys
     that its commit is the one at which the catalog forgets folders."""
     if operation == "vectors":
-        with MaxSimIndex.open(path, dim=8) as vectors:
+        with MaxSimIndex.open(path, dim=8, coarse=2) as vectors:
             for key in range(FORGET):
                 vectors.add([key], [_rows(key)])
                 vectors.commit()
@@ -47,12 +47,12 @@ def prepare(path: Path, operation: str = "") -> None:
         pictures = path.parent.parent / PICTURES
         pictures.mkdir()
         pdf(pictures / "first.pdf", [("A red tower", "red"), ("A green tower", "green")])
-        with Index.open(path, model=SEES, chunk_tokens=12, pages="all", keep_sources=True) as index:
+        with Index.open(path, model=SEES, chunk_tokens=12, pages="all", keep_sources=True, coarse=3) as index:
             index.add(pictures)
         pdf(pictures / "first.pdf", [("A tower painted blue", "blue")])
         pdf(pictures / "second.pdf", [("Whales", "green"), ("Cards", "red")])
         return
-    with Index.open(path, model=ENCODER, chunk_tokens=12, multi=True) as index:
+    with Index.open(path, model=ENCODER, chunk_tokens=12, multi=True, coarse=4) as index:
         index.add(
             [
                 {"id": "changed", "text": "Before: the tower was painted red. It stands upright. Nobody climbs it."},
@@ -83,6 +83,8 @@ def asked(index: Any) -> Answers:
         return answers(index, QUERIES)
     found = {seed: index.search(_rows(seed), 50) for seed in (100, 103)}
     assert len(index) == len(found[100][0])
+    likely = index.search(_rows(100), 2, candidates=2)  # by the coarse vectors, which only what is committed has
+    assert set(zip(*map(np.ndarray.tolist, likely), strict=True)) <= set(zip(*map(np.ndarray.tolist, found[100]), strict=True))
     return {("multi", str(seed)): list(zip(*map(np.ndarray.tolist, pair), strict=True)) for seed, pair in found.items()}
 
 

@@ -22,7 +22,7 @@ from ragkit import doctor
 from ragkit.ragged import unit_rows
 from ragkit.types import Floats, Ints
 from ragkit.vectors import maxsim
-from ragkit.vectors.maxsim import Items, Loss, Quantiser, error_bound, explain, kernels, quantise, scan, scores_of
+from ragkit.vectors.maxsim import Items, Loss, Quantiser, error_bound, explain, kernels, quantise, scan, scores_of, thin
 
 SOURCES = Path(maxsim.__file__).parent / "kernel"
 COMPILED = [name for name in kernels() if name != "numpy"]
@@ -364,6 +364,78 @@ def test_rounding_costs_little_on_average() -> None:
     assert np.abs(scores_of([query], items, np.arange(200))[0] - exact).mean() < 0.01  # of 32
 
 
+# --- thinning ---------------------------------------------------------------------------------------------------------
+
+
+def thinned(rows: Floats, factor: int) -> Floats:
+    """The definition, in Python, one token at a time: what stands for a single item."""
+    like = rows.astype(np.float64) @ rows.T.astype(np.float64)
+    seeds = [0]
+    while len(seeds) < -(-len(rows) // factor):
+        others = [at for at in range(len(rows)) if at not in seeds]
+        seeds.append(min(others, key=lambda at: (like[seeds, at].max(), at)))
+    owner = [seeds.index(at) if at in seeds else int(like[seeds, at].argmax()) for at in range(len(rows))]
+    sums = np.stack([rows[[at for at in range(len(rows)) if owner[at] == seed]].sum(axis=0) for seed in range(len(seeds))])
+    return unit_rows(sums)
+
+
+def opened(codes: Any, quantiser: Quantiser) -> Floats:
+    """Codes as the rotated rows that they stand for."""
+    return (maxsim.signed_rows(codes, quantiser) * quantiser.step).astype(np.float32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 200), st.lists(st.integers(1, 40), max_size=8), st.integers(1, 50), st.integers(0, 2**32), st.data())
+def test_thinned_rows_are_the_same_without_the_compiled_kernel(
+    dims: int, lengths: list[int], factor: int, seed: int, data: st.DataObject
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows = unit_rows(rng.standard_t(2, size=(sum(lengths), dims)))
+    for at in data.draw(st.lists(st.integers(0, max(0, len(rows) - 1)), max_size=6)) if len(rows) else []:
+        rows[at] = data.draw(st.sampled_from([rows[0], -rows[at - 1], 0 * rows[0], 0.3 * rows[at], rows[at - 1]]))
+    quantiser = Quantiser.of(dims, seed=seed)
+    codes, _ = quantise(rows, quantiser)
+    fewer, kept = thin(codes, np.array(lengths, dtype=np.int64), quantiser, factor)
+    assert kept.tolist() == [-(-length // factor) for length in lengths]
+    other = np.zeros_like(fewer)
+    maxsim._numpy_thin(codes, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), quantiser, factor, other)
+    assert (fewer == other).all()
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 9, 100])
+def test_thinned_rows_are_means_about_seeds_far_from_each_other(factor: int) -> None:
+    items, _, _ = corpus(3, dims=48, longest=30)
+    assert items.quantiser is not None
+    lengths = np.diff(items.offsets)
+    fewer, kept = thin(items.values, lengths, items.quantiser, factor)
+    rows, found = opened(items.values, items.quantiser), opened(fewer, items.quantiser)
+    for begin, end, (first, last) in zip(
+        items.offsets[:-1], items.offsets[1:], pairwise(np.concatenate([[0], np.cumsum(kept)])), strict=True
+    ):
+        np.testing.assert_allclose(found[first:last], thinned(rows[begin:end], factor), atol=0.02)
+        alone, _ = thin(items.values[begin:end], np.array([end - begin]), items.quantiser, factor)
+        assert (alone == fewer[first:last]).all()  # whatever stands beside it
+
+
+def test_what_is_unlike_all_else_is_kept_as_it_is() -> None:
+    rng = np.random.default_rng(5)
+    rows = unit_rows(np.ones((40, 64)) + 0.1 * rng.normal(size=(40, 64)))
+    rows[23] = unit_rows(rng.normal(size=(1, 64)))[0]
+    codes, _ = quantise(rows, Quantiser.of(64))
+    fewer, _ = thin(codes, np.array([40]), Quantiser.of(64), 10)
+    assert len(fewer) == 4
+    assert (fewer == codes[23]).all(axis=1).any()
+
+
+def test_a_long_item_is_thinned_in_runs() -> None:
+    rows = query_of(2 * maxsim.RUN + 5, 16)
+    codes, _ = quantise(rows, Quantiser.of(16))
+    fewer, kept = thin(codes, np.array([len(rows)]), Quantiser.of(16), 1000)
+    assert kept.tolist() == [7]
+    runs = [thin(part, np.array([len(part)]), Quantiser.of(16), 1000)[0] for part in np.split(codes, [2048, 4096])]
+    assert (np.concatenate(runs) == fewer).all()
+
+
 # --- misuse -----------------------------------------------------------------------------------------------------------
 
 
@@ -382,6 +454,11 @@ def test_rounding_costs_little_on_average() -> None:
         (lambda items: quantise(np.full((2, 128), np.inf, np.float32), items.quantiser), "row 0 is not finite"),
         (lambda items: quantise(query_of(2, 64), items.quantiser), "rows must be"),
         (lambda items: Quantiser(dims=4, step=0.3), "use Quantiser.of"),
+        (lambda items: thin(items.values, np.diff(items.offsets), items.quantiser, 0), "factor must be at least 1"),
+        (lambda items: thin(items.values, np.diff(items.offsets)[1:], items.quantiser, 2), "lengths add up to"),
+        (lambda items: thin(items.values, np.array([0, len(items.values)]), items.quantiser, 2), "lengths add up to"),
+        (lambda items: thin(items.values[:, 1:], np.diff(items.offsets), items.quantiser, 2), "codes must be"),
+        (lambda items: thin(items.values, np.diff(items.offsets), unweighed(128), 2), "with weights"),
         (lambda items: Items(items.values, items.offsets, items.keys), "uint8 and its quantiser"),
         (lambda items: Items(items.values[:, ::2], items.offsets, items.keys, Quantiser.of(64)), "C-contiguous"),
         (lambda items: Items(items.values, items.offsets[1:], items.keys, items.quantiser), "offsets \\(n \\+ 1,\\)"),
@@ -413,6 +490,7 @@ def digest() -> str:
         found.update(items.values.tobytes())
         for keys, scores in scan([query_of(9, 70), query_of(33, 70)], items, k=20, allowed=np.arange(60) % 3 > 0):
             found.update(keys.tobytes() + scores.tobytes())
+    found.update(thin(corpus(10, dims=70)[0].values, np.diff(corpus(10, dims=70)[0].offsets), Quantiser.of(70), 4)[0].tobytes())
     return found.hexdigest()
 
 
@@ -467,3 +545,16 @@ def test_the_extension_checks_its_arguments() -> None:
             extension.totals(*call, np.array([position]), np.empty(1, np.int64))
     with pytest.raises(ValueError):
         extension.quantise(query_of(2), 128, 128, np.ones((2, 128), np.float32), 0.1, False, np.empty((2, 128), np.uint8))
+    codes, offsets, fewer = items.values, items.offsets, np.empty((3, items.values.shape[1]), np.uint8)
+    for unfit in [
+        (codes, 128, offsets, 1000, fewer[:2]),
+        (codes, 128, offsets, 0, fewer),
+        (codes, 0, offsets, 1000, fewer),
+        (codes, 1 << 20, offsets, 1000, fewer),
+        (codes[:-1], 128, offsets, 1000, fewer),
+        (codes, 128, offsets + np.array([0, 0, len(codes), 0]), 1000, fewer),
+        (codes, 128, offsets - 1, 1000, fewer),
+    ]:
+        with pytest.raises(ValueError, match=r"not there|do not fit|no room"):
+            extension.thin(*unfit)
+    extension.thin(codes, 128, offsets, 1000, fewer)

@@ -1,4 +1,4 @@
-/* See maxsim.h. From the inside out: inner loops per instruction set, the table of them, packing, the scan, quantising.
+/* See maxsim.h. From the inside out: inner loops per instruction set, the table of them, packing, the scan, quantising, thinning.
  *
  * Codes are unsigned (128 means zero) because the instruction that multiplies bytes wants one side unsigned. With u = c + 128,
  * u . q = c . q + 128 * sum(q): the surplus belongs to the query row, so its sums begin with minus that. No step saturates; a
@@ -698,5 +698,156 @@ int64_t maxsim_quantise(const float *values, int64_t rows, int64_t dims, int64_t
         if (length > worst[1]) worst[1] = length;
     }
     free(row);
+    return 0;
+}
+
+/* --- thinning ------------------------------------------------------------------------------------------------------ */
+
+enum { STEP = 16 }; /* rows of a run are padded to whole steps, with zeros */
+
+/* What one run of tokens needs: its rows without the surplus, and per token how near its nearest seed is, and which that is. */
+typedef struct {
+    int64_t width, stride;
+    const uint8_t *weights; /* `width + 1` bytes apart */
+    int16_t *rows;
+    int32_t *products, *sums;
+    int64_t *nearest, *seed;
+    int64_t *longest; /* squared, of each seed's tokens */
+    void (*dots)(const int16_t *rows, const int16_t *seed, int64_t count, int64_t stride, int32_t *products);
+    char *memory;
+} Run;
+
+static int64_t weight(const Run *run, int64_t token) { return run->weights[token * (run->width + 1)]; }
+
+static void portable_dots(const int16_t *rows, const int16_t *seed, int64_t count, int64_t stride, int32_t *products) {
+    for (int64_t i = 0; i < count; i++, rows += stride) {
+        int32_t sum = 0;
+        for (int64_t j = 0; j < stride; j++) sum += (int32_t)rows[j] * seed[j];
+        products[i] = sum;
+    }
+}
+
+#ifdef X86
+__attribute__((target("avx2"))) static void avx2_dots(const int16_t *rows, const int16_t *seed, int64_t count, int64_t stride,
+                                                      int32_t *products) {
+    for (int64_t i = 0; i < count; i++, rows += stride) {
+        __m256i sum = _mm256_setzero_si256();
+        for (int64_t j = 0; j < stride; j += STEP) {
+            const __m256i row = _mm256_load_si256((const __m256i *)(rows + j)), other = _mm256_load_si256((const __m256i *)(seed + j));
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(row, other));
+        }
+        __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+        half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+        products[i] = _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+    }
+}
+#endif
+
+/* Seeds one after the other, the token next that is least like those so far; the first of equals. A seed stays its own. */
+static void choose(Run *run, int64_t count, int64_t seeds) {
+    int64_t next = 0;
+    for (int64_t i = 0; i < count; i++) run->nearest[i] = INT64_MIN;
+    for (int64_t s = 0; s < seeds; s++) {
+        run->dots(run->rows, run->rows + next * run->stride, count, run->stride, run->products);
+        const int64_t own = weight(run, next), chosen = next;
+        int64_t least = INT64_MAX;
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t like = run->products[i] * own * weight(run, i);
+            if (i == chosen) run->nearest[i] = INT64_MAX;
+            if (i == chosen || like > run->nearest[i]) run->seed[i] = s;
+            if (like > run->nearest[i]) run->nearest[i] = like;
+            if (run->nearest[i] < least) {
+                least = run->nearest[i];
+                next = i;
+            }
+        }
+    }
+}
+
+/* To the nearest whole number, ties to even, as `nearest`. */
+static double whole(double value) {
+    const double room = 0x1.8p52;
+    return (value + room) - room;
+}
+
+static void stand_in(const Run *run, int64_t seed, uint8_t *row) {
+    const int32_t *sums = run->sums + seed * run->stride;
+    double square = 0;
+    int32_t largest = 0;
+    for (int64_t j = 0; j < run->width; j++) {
+        const int32_t size = sums[j] < 0 ? -sums[j] : sums[j];
+        largest = size > largest ? size : largest;
+        square += (double)sums[j] * sums[j];
+    }
+    const double scale = square > 0 ? sqrt((double)run->longest[seed]) / sqrt(square) : 0;
+    double own = ceil(largest * scale / 127);
+    own = own < 1 ? 1 : own > 255 ? 255 : own;
+    for (int64_t j = 0; j < run->width; j++) {
+        const double code = whole(sums[j] * scale / own);
+        row[j] = (uint8_t)((int)(code > 127 ? 127 : code < -127 ? -127 : code) + 128);
+    }
+    row[run->width] = (uint8_t)own;
+}
+
+static void thin_run(Run *run, const uint8_t *codes, int64_t count, int64_t seeds, uint8_t *fewer) {
+    const int64_t width = run->width;
+    run->weights = codes + width;
+    for (int64_t i = 0; i < count; i++) {
+        int16_t *row = run->rows + i * run->stride;
+        for (int64_t j = 0; j < width; j++) row[j] = (int16_t)(codes[i * (width + 1) + j] - 128);
+    }
+    choose(run, count, seeds);
+    memset(run->sums, 0, (size_t)(seeds * run->stride) * sizeof *run->sums);
+    memset(run->longest, 0, (size_t)seeds * sizeof *run->longest);
+    for (int64_t i = 0; i < count; i++) {
+        const int32_t own = (int32_t)weight(run, i);
+        const int16_t *row = run->rows + i * run->stride;
+        int32_t *sums = run->sums + run->seed[i] * run->stride, square = 0;
+        for (int64_t j = 0; j < run->stride; j++) {
+            sums[j] += row[j] * own;
+            square += (int32_t)row[j] * row[j];
+        }
+        const int64_t length = (int64_t)square * own * own;
+        if (length > run->longest[run->seed[i]]) run->longest[run->seed[i]] = length;
+    }
+    for (int64_t s = 0; s < seeds; s++) stand_in(run, s, fewer + s * (width + 1));
+}
+
+static int prepare_run(Run *run, int64_t width, int64_t count, int64_t seeds) {
+    const int64_t stride = ceiling(width, STEP) * STEP, rows = count * stride * (int64_t)sizeof(int16_t), sums = seeds * stride * 4;
+    *run = (Run){.width = width, .stride = stride, .dots = portable_dots};
+    run->memory = calloc(1, (size_t)(rows + sums + count * 20 + seeds * 8 + ALIGNMENT));
+    if (!run->memory) return NO_MEMORY;
+#ifdef X86
+    if (has_avx2()) run->dots = avx2_dots;
+#endif
+    run->rows = (int16_t *)aligned(run->memory);
+    run->nearest = (int64_t *)(run->rows + count * stride);
+    run->seed = run->nearest + count;
+    run->longest = run->seed + count;
+    run->sums = (int32_t *)(run->longest + seeds);
+    run->products = run->sums + seeds * stride;
+    return 0;
+}
+
+int64_t maxsim_thin(const uint8_t *codes, int64_t tokens, int64_t width, const int64_t *offsets, int64_t count, int64_t factor,
+                    uint8_t *fewer) {
+    int64_t most = 1;
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t begin = offsets[i], end = offsets[i + 1];
+        if (begin < 0 || begin >= end || end > tokens) return BAD_ITEM - i;
+        most = end - begin > most ? end - begin : most;
+    }
+    most = most < RUN ? most : RUN;
+    Run run;
+    if (prepare_run(&run, width, most, ceiling(most, factor))) return NO_MEMORY;
+    for (int64_t i = 0; i < count; i++) {
+        for (int64_t token = offsets[i]; token < offsets[i + 1]; token += RUN) {
+            const int64_t left = offsets[i + 1] - token, size = left < RUN ? left : RUN, seeds = ceiling(size, factor);
+            thin_run(&run, codes + token * (width + 1), size, seeds, fewer);
+            fewer += seeds * (width + 1);
+        }
+    }
+    free(run.memory);
     return 0;
 }

@@ -168,6 +168,42 @@ done:
     return result;
 }
 
+static PyObject *thin(PyObject *self, PyObject *args) {
+    (void)self;
+    Py_buffer codes, offsets, fewer;
+    PyObject *result = NULL;
+    long long width, factor;
+    if (!PyArg_ParseTuple(args, "y*Ly*Lw*", &codes, &width, &offsets, &factor, &fewer)) return NULL;
+    const int64_t count = offsets.len / 8 - 1, tokens = width < 1 ? 0 : codes.len / (width + 1), *places = offsets.buf;
+    if (width < 1 || width > WIDEST || factor < 1 || count < 0) {
+        PyErr_SetString(PyExc_ValueError, "codes, width, offsets and factor do not fit");
+        goto done;
+    }
+    int64_t rows = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (places[i] < 0 || places[i] >= places[i + 1] || places[i + 1] > tokens) {
+            PyErr_Format(PyExc_ValueError, BAD_OFFSETS, (long long)i);
+            goto done;
+        }
+        const int64_t size = places[i + 1] - places[i];
+        rows += size / RUN * ((RUN + factor - 1) / factor) + (size % RUN + factor - 1) / factor;
+    }
+    if (fewer.len != rows * (width + 1)) {
+        PyErr_SetString(PyExc_ValueError, "no room for the fewer rows");
+        goto done;
+    }
+    int64_t error;
+    Py_BEGIN_ALLOW_THREADS
+    error = maxsim_thin(codes.buf, tokens, width, offsets.buf, count, factor, fewer.buf);
+    Py_END_ALLOW_THREADS
+    result = error ? fail(error, BAD_OFFSETS) : Py_NewRef(Py_None);
+done:
+    PyBuffer_Release(&codes);
+    PyBuffer_Release(&offsets);
+    PyBuffer_Release(&fewer);
+    return result;
+}
+
 static PyObject *kernels(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     PyObject *names = PyList_New(0);
@@ -182,7 +218,7 @@ static PyObject *kernels(PyObject *self, PyObject *unused) {
 /* maxsim.py uses no extension that was built for other arguments than its own. */
 static PyObject *interface(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
-    return PyLong_FromLong(2);
+    return PyLong_FromLong(3);
 }
 
 static PyObject *spin(PyObject *self, PyObject *args) {
@@ -207,6 +243,7 @@ static PyMethodDef METHODS[] = {
      "totals(kernel, precision, weighed, width, values, offsets, rows, bounds, per_unit, weights, positions, out) -> None"},
     {"quantise", quantise, METH_VARARGS,
      "quantise(values, dims, width, signs, step, weighed, codes) -> (largest squared loss, largest squared length)"},
+    {"thin", thin, METH_VARARGS, "thin(codes, width, offsets, factor, fewer) -> None"},
     {"kernels", kernels, METH_NOARGS, "kernels() -> the names this machine runs, best first"},
     {"interface", interface, METH_NOARGS, "interface() -> the number that maxsim.py must expect"},
     {"spin", spin, METH_VARARGS, "spin(kernel, rounds) -> operations done, in registers alone; 0 where there is no such loop"},
