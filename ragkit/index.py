@@ -703,7 +703,7 @@ class Index:
             self._catalog,
             wanted=passage_test(filters, self._catalog),
             queries=vectors,
-            explain=self._explainer(questions, vectors, options),
+            explain=self._explainer(questions, vectors),
             k=max(k, candidates) if refinement.active else k,
             allowed=allowed,
             options=replace(options, min_score=None) if refinement.rescores else options,
@@ -724,12 +724,8 @@ class Index:
             found = [refined(text, hits, maxsim=by) for text, hits, by in zip(texts, answers, scorers, strict=True)]
         return found[0] if one else found
 
-    def _explainer(
-        self, questions: Asked, vectors: Queries, options: SearchOptions
-    ) -> Callable[[int, Hit, str | None], Explanation] | None:
+    def _explainer(self, questions: Asked, vectors: Queries) -> Callable[[int, Hit, str | None], Explanation]:
         """Why query number n found a hit, for hits that keep it; of the newest commit, so that no hit holds back purging."""
-        if not {MULTI, PAGE_MULTI} & set(options.spaces):
-            return None
 
         def why(number: int, hit: Hit, space: str | None) -> Explanation:
             found = {reason.space: reason for reason in hit.via}
@@ -788,12 +784,12 @@ class Index:
         allowed = None if filters is None else self._columns.allowed(filters, passages=True)
         wanted = passage_test(filters, self._catalog)
         [(ranked, _)] = rank(snapshot, self._catalog, queries=vectors, k=k, allowed=allowed, options=options, wanted=wanted)
-        why, multi = self._explainer(questions, vectors, options), vectors.pages.multi
+        multi = vectors.pages.multi
         reading = partial(
             read_hits,
             catalog=self._catalog,
             scale=options.scale,
-            explain=None if why is None else partial(why, 0),
+            explain=partial(self._explainer(questions, vectors), 0),
             locate=None if multi is None else partial(snapshot.explain_multi, multi[0]),
         )
         return self._stream(snapshot, ranked, reading)
@@ -925,7 +921,7 @@ class Index:
         _check_k(k)
         questions = _one_asked(query)
         snapshot, vectors, options = self._asked(questions, SearchOptions(mode=mode, available=self._available(mode)))
-        allowed, why = np.array([row.id], dtype=np.int64), self._explainer(questions, vectors, options)
+        allowed, why = np.array([row.id], dtype=np.int64), self._explainer(questions, vectors)
         return search(snapshot, self._catalog, queries=vectors, k=k, allowed=allowed, options=options, explain=why)[0]
 
     def similar(self, reference: str | int, k: int = 10, *, filters: Filters | None = None, dims: int | None = None) -> list[Hit]:

@@ -107,7 +107,7 @@ class PageReader:
         if self._layout is None or not isinstance(self._encoder, ImageEncoder):
             return 0
         cells = self._encoder.patches(*self.size(page)).tokens.size
-        return cells * self._layout.token_bytes // self._stage.pool
+        return int(cells * self._layout.bytes_a_token) // self._stage.pool
 
     def see(self, path: Path, document: Document, *, name: Path | None = None) -> Seen:
         """The document's pages, rendered from the file at `path`; `name` is its own, where it is kept under another."""

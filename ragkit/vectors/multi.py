@@ -42,7 +42,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"int8": np.dtype("u1"), "float16": np.dtype(
 PARALLEL = 1 << 18  # tokens; a scan of fewer takes a few milliseconds, and threads would cost a good part of them
 UNIT = maxsim.ROOM  # length; the quantiser covers unit rows, and would clip longer ones
 COARSE = ".coarse"  # behind the name of the vectors that they stand for
-COPIED = 1 << 16  # tokens copied at a time when segments are merged
+COPIED = 1 << 16  # tokens copied, or made fewer, at a time when a segment is written
 
 Values = npt.NDArray[Any]
 
@@ -123,6 +123,13 @@ class Stored:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def pieces(self) -> Iterator[Stored]:
+        """The rows in order, about COPIED tokens at a time, not copied."""
+        ends = np.cumsum(self.lengths)
+        for some in _groups(self.lengths):
+            begin, end = ends[some[0]] - self.lengths[some[0]], ends[some[-1]]
+            yield Stored(self.values[begin:end], self.lengths[some], self.loss)
+
     @classmethod
     def join(cls, parts: Sequence[Stored]) -> Stored:
         """The rows of all parts, at least one part; of a single one they are not copied."""
@@ -132,6 +139,12 @@ class Stored:
         for part in parts:
             loss |= part.loss
         return cls(np.concatenate([part.values for part in parts]), np.concatenate([part.lengths for part in parts]), loss)
+
+
+def _groups(lengths: Ints) -> list[Ints]:
+    """The numbers of rows of these lengths, in runs of about COPIED tokens."""
+    turns = np.cumsum(lengths) // COPIED
+    return np.split(np.arange(len(lengths)), np.flatnonzero(np.diff(turns)) + 1) if len(lengths) else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +185,8 @@ def write_multi(folder: Path, name: str, layout: Layout, parts: Iterable[Stored]
         for part in parts:
             exact.append(part)
             if coarse is not None:
-                coarse.append(layout.thinned(part))
+                for piece in part.pieces():
+                    coarse.append(layout.thinned(piece))
     if coarse is not None:
         coarse.finish()
     return exact.finish()
@@ -307,8 +321,7 @@ class MultiReader:
         """
         self._verify(positions)
         begins, ends = self.items.offsets[positions], self.items.offsets[positions + 1]
-        turns = np.cumsum(ends - begins) // COPIED
-        for some in np.split(np.arange(len(positions)), np.flatnonzero(np.diff(turns)) + 1):
+        for some in _groups(ends - begins):
             runs = np.split(some, np.flatnonzero(np.diff(positions[some]) != 1) + 1)  # rows that lie behind each other
             pieces = [self.items.values[begins[run[0]] : ends[run[-1]]] for run in runs]
             values, loss = self._current(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))

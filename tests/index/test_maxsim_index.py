@@ -22,6 +22,7 @@ from ragkit.ragged import unit_rows
 from ragkit.store import Store
 from ragkit.testing import HashEncoder
 from ragkit.types import Floats
+from ragkit.vectors import multi
 from ragkit.vectors.maxsim import Loss
 from ragkit.vectors.multi import Layout, Stored
 
@@ -304,7 +305,10 @@ def part_of(key: int) -> Floats:
 
 
 @pytest.mark.parametrize("precision", ["int8", "float16", "float32"])
-def test_candidates_are_found_by_coarse_vectors_and_scored_exactly(tmp_path: Path, precision: str) -> None:
+def test_candidates_are_found_by_coarse_vectors_and_scored_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setattr(multi, "COPIED", 300)  # so that several pieces are made of each addition
     with MaxSimIndex.open(tmp_path / "v", dim=DIM, precision=precision, coarse=4) as index:
         for start in range(0, 400, 100):
             index.add(range(start, start + 100), [alike(key) for key in range(start, start + 100)])

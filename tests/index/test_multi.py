@@ -97,6 +97,17 @@ def test_reranked_hits_have_the_scores_and_order_of_maxsim(multi_index: Index, m
             assert len(hit.via) >= 2
 
 
+def test_a_hit_says_why_maxsim_found_it_or_that_it_did_not(multi_index: Index) -> None:
+    [hit] = multi_index.search("otters that sleep", 1, mode="dense", rerank="maxsim")
+    assert hit.explain().score == hit.score
+    [hit] = multi_index.search("otters that sleep", 1, mode="dense")
+    with pytest.raises(ValueError, match=r"was not found by MaxSim, but by chunk\.dense"):
+        hit.explain()
+    [hit] = multi_index.search("otters", 1, mode="lexical")
+    with pytest.raises(ValueError, match=r"was not found by MaxSim in chunk\.multi, but by chunk\.lexical"):
+        hit.explain("chunk.multi")
+
+
 def test_filters_are_exact_and_batches_change_nothing(multi_index: Index) -> None:
     everything = {query: multi_index.search(query, 100, mode="multi") for query in QUERIES}
     for query, filters in product(QUERIES, [{"lang": "en"}, {"number": {"$gte": 3}}, {"number": 9}]):
