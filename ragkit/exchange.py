@@ -33,6 +33,7 @@ from ragkit.vectors.multi import Layout, Stored
 
 SETTINGS = ("recipe", "fingerprint", "probes")
 OF_PAGES = ("page_fingerprint", "page_probe")  # settings of an index with page images
+ANEW = "made_anew"  # in a manifest: identities of documents that lack something, and are made anew when they are next added
 BATCH = 4096  # units committed together
 BATCH_BYTES = 1 << 28  # of multi-vectors
 SPACES = {DENSE, MULTI, PAGE_DENSE, PAGE_MULTI}
@@ -96,10 +97,13 @@ def _json(value: Any) -> str:
 def _write_manifest(store: Store, snapshot: Snapshot, folder: Path, spaces: Mapping[str, Any]) -> None:
     names = sorted(path.name for path in folder.iterdir())
     settings = {name: store.catalog.setting(name) for name in (*SETTINGS, *OF_PAGES, "maxsim")}
+    lacking = store.catalog.documents(snapshot.commit.number) if snapshot.commit.lexical else ()
+    anew = [row.identity for row in lacking if not row.recipe_hash]
     manifest = {
         "ragkit": VERSION,
         **{name: value for name, value in settings.items() if value is not None},
         "spaces": spaces,
+        **({ANEW: anew} if anew else {}),
         "documents": snapshot.commit.documents,
         "units": snapshot.commit.units,
         "files": {name: sha256(folder / name) for name in names},
@@ -198,6 +202,9 @@ def _settings(parcel: Parcel) -> dict[str, Any]:
         settings |= {name: parcel.manifest[name] for name in OF_PAGES if name in parcel.manifest}
     except (ValueError, KeyError) as error:
         raise Damaged(f"{parcel.folder}: {error}") from error
+    anew = parcel.manifest.get(ANEW, [])
+    if not isinstance(anew, list) or not all(isinstance(one, str) for one in anew):
+        raise Damaged(f"{parcel.folder}: {ANEW} of its manifest is no list of identities")
     layouts = layouts_of(recipe)
     for space, rows in parcel.multi.items():
         if rows.layout != (layout := layouts.get(space.partition(".")[0])):
@@ -216,7 +223,8 @@ def import_documents(store: Store, writer: Writer, parcel: Parcel, *, progress: 
         if progress is not None:
             progress(Progress("import", done, parcel.manifest.get("documents"), "documents", origin.source))
         former = store.catalog.find(origin.identity)
-        if former is not None and (former.content_hash, former.recipe_hash) == (origin.content_hash, recipe.hash):
+        made_by = recipe.hash if prepared.settled else ""
+        if former is not None and (former.content_hash, former.recipe_hash) == (origin.content_hash, made_by):
             outcomes["unchanged"].append(Outcome(former.source, units=_units(prepared)))
             continue
         if origin.identity in ready:
@@ -249,9 +257,11 @@ def _commit(writer: Writer, ready: Sequence[Prepared], recipe: Recipe) -> None:
 
 
 def _prepared(parcel: Parcel, recipe: Recipe) -> Iterator[Prepared]:
+    anew = set(parcel.manifest.get(ANEW, ()))
     for number, read in enumerate(_read(parcel), start=1):
         try:
-            yield _of_fields(parcel, read(), recipe)
+            prepared = _of_fields(parcel, read(), recipe)
+            yield replace(prepared, settled=prepared.origin.identity not in anew)
         except (ValueError, TypeError, KeyError, IndexError) as error:
             unit = "line" if parcel.documents and parcel.documents.suffix == ".jsonl" else "row"
             raise Damaged(f"{parcel.documents}, {unit} {number}: {error!r}") from error

@@ -18,6 +18,7 @@ from ragkit.ragged import unit_rows
 from ragkit.testing import HashEncoder
 from tests.index.conftest import NOTES
 from tests.index.conftest import records as notes
+from tests.index.test_pages import pdf
 from tests.safe.damage import answers, flip
 from tests.safe.golden.make import SETTINGS, records
 
@@ -223,6 +224,31 @@ def test_the_documents_alone_can_be_added_to_an_index_of_another_recipe(rich: Pa
     with Index.open(tmp_path / "other", model="hash:16") as other:
         report = other.add(tmp_path / "parcel" / "documents.jsonl")
         assert (len(report.added), report.failed) == (5, ())
+
+
+@pytest.mark.parametrize("documents", ["jsonl", "parquet"])
+def test_what_is_to_be_made_anew_is_so_after_an_import(tmp_path: Path, documents: Any) -> None:
+    (tmp_path / "files").mkdir()
+    pdf(tmp_path / "files" / "tower.pdf", [("A red tower", "red")])
+    (tmp_path / "files" / "note.txt").write_text("A note about towers.")
+    with Index.open(tmp_path / "library", model="hash:32") as index:
+        index.add(tmp_path / "files")
+        index.rebuild(pdf_engine="pypdfium2")
+        index.export(tmp_path / "parcel", documents=documents)
+    assert json.loads((tmp_path / "parcel" / "manifest.json").read_text())["made_anew"] == [str(tmp_path / "files" / "tower.pdf")]
+    assert len(Index.import_from(tmp_path / "other", tmp_path / "parcel").added) == 2
+    assert len(Index.import_from(tmp_path / "other", tmp_path / "parcel").unchanged) == 2
+    with Index.open(tmp_path / "other") as other:
+        report = other.add(tmp_path / "files")
+        assert [one.source for one in report.updated] == ["tower.pdf"]
+        assert [one.source for one in report.unchanged] == ["note.txt"]
+        assert len(other.add(tmp_path / "files").unchanged) == 2
+        other.export(tmp_path / "whole")
+    assert "made_anew" not in json.loads((tmp_path / "whole" / "manifest.json").read_text())
+    manifest = tmp_path / "parcel" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "made_anew": [3]}))
+    with pytest.raises(Damaged, match="made_anew"):
+        Index.import_from(tmp_path / "third", tmp_path / "parcel")
 
 
 def test_an_import_changes_and_keeps_what_is_there(index: Index, tmp_path: Path) -> None:
