@@ -226,6 +226,9 @@ def search(
     dims: Annotated[int | None, typer.Option(help="Compare the first DIMS of the vectors only.")] = None,
     min_score: Annotated[float | None, typer.Option(help="Leave out hits below this score.")] = None,
     per_document: Annotated[bool, typer.Option("--per-document", help="The best hit of each document.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Look at every vector: nothing compressed or coarse decides what is looked at.")
+    ] = False,
     full: Annotated[bool, typer.Option("--full", help="Print the whole text of each hit.")] = False,
     degraded: Annotated[
         bool, typer.Option("--degraded", help="Answer from what is intact of a damaged index, and say what is missing.")
@@ -246,6 +249,7 @@ def search(
             dims=dims,
             min_score=min_score,
             group_by="document" if per_document else None,
+            exact=exact,
             degraded=degraded,
         )
     for one in hits.missing:

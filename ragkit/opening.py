@@ -292,6 +292,8 @@ def changed(old: Recipe, encoder: Encoder, given: Mapping[str, Any]) -> dict[str
 
 def _complaint(error: Any) -> str:
     """What pydantic says of a stage's field, under the keyword of Index.open that set it."""
+    if error["type"] == "value_error":  # our own, which says it all
+        return str(error["ctx"]["error"])
     field = str(error["loc"][-1]) if error["loc"] else ""
     name = next((name for name, (_, known) in KEYWORDS.items() if known == field), field)
     return f"{name}: {error['msg']}, got {error['input']!r}" if name else str(error["msg"])

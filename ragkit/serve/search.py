@@ -50,6 +50,7 @@ class SearchRequest(BaseModel):
     before: int = Field(0, ge=0, le=100, description="neighbouring units to add before each hit")
     after: int = Field(0, ge=0, le=100)
     explain: bool = Field(False, description="what each space gave to each score, and each token to the first ones by MaxSim")
+    exact: bool = Field(False, description="look at every vector: nothing compressed or coarse decides what is looked at")
     degraded: bool = False
 
 
@@ -183,6 +184,7 @@ def _found(
         diversity=asked.diversity,
         rerank=scorer,
         candidates=asked.candidates,
+        exact=asked.exact,
         degraded=asked.degraded,
     )
     told, characters = [], 0

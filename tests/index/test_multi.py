@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from ragkit import Document, Index, load_encoder, retrieve, store
+from ragkit.cli import app
 from ragkit.encode.contract import Encoding
 from ragkit.errors import Damaged, RecipeMismatch
 from ragkit.ragged import MultiVectors
@@ -498,6 +501,23 @@ def test_a_search_by_coarse_vectors_does_not_look_at_all(coarse_index: Index, mo
     assert looked == []
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_command_line_looks_at_all_when_asked_to(coarse_index: Index, monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
+    candidates: list[int | None] = []
+    real = store.Snapshot.search_multi
+
+    def search_multi(self: store.Snapshot, *given: Any, **settings: Any) -> Any:
+        candidates.append(settings["candidates"])
+        return real(self, *given, **settings)
+
+    monkeypatch.setattr(store.Snapshot, "search_multi", search_multi)
+    asked = ["search", str(coarse_index.path), "otters", "--mode", "multi", "--json", *(["--exact"] if exact else [])]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    assert len(json.loads(done.output)) == 5
+    assert candidates == [None if exact else 8]
+
+
 def test_coarse_vectors_come_and_go_without_embedding(tmp_path: Path) -> None:
     with Index.open(tmp_path / "library", model=ENCODER, multi=True, chunk_tokens=16) as index:
         index.add(records())
@@ -519,7 +539,7 @@ def test_coarse_vectors_come_and_go_without_embedding(tmp_path: Path) -> None:
             index.rebuild(coarse=4, multi=False)
     with pytest.raises(ValueError, match="add multi=True"):
         Index.open(tmp_path / "other", model=ENCODER, coarse=4)
-    with pytest.raises(ValueError, match="at least 2"):
+    with pytest.raises(ValueError, match=r"^coarse must be 0, or at least 2 vectors that one stands for, got 1$"):
         Index.open(tmp_path / "other", model=ENCODER, multi=True, coarse=1)
     assert not (tmp_path / "other" / "catalog.db").exists()
 

@@ -220,7 +220,7 @@ def test_several_paths_are_one_addition(index: Index, tmp_path: Path) -> None:
         ({"recall": 0.0}, "recall"),
         ({"overflow": "foo"}, "overflow"),
         ({"late_chunking": "banana"}, "late_chunking"),
-        ({"chunk_overlap": 200}, "chunk_overlap"),
+        ({"chunk_overlap": 200}, r"^chunk_overlap must be at most half of chunk_tokens, got 200 of 128$"),
         ({"contextual_headers": True, "late_chunking": True}, "choose one"),
         ({"contextual_headers": True, "chunker": "whole", "overflow": "window"}, "contextual_headers"),
     ],

@@ -85,6 +85,19 @@ def test_hits_are_widened_and_refined(client: Any, index: Index) -> None:
     assert [hit["key"] for hit in diverse["hits"]] == [hit.key for hit in expected]
 
 
+def test_all_is_looked_at_where_that_is_asked_for(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, real = [], Index.search
+
+    def search(self: Index, *given: Any, **settings: Any) -> Any:
+        asked.append(settings["exact"])
+        return real(self, *given, **settings)
+
+    monkeypatch.setattr(Index, "search", search)
+    for body in ({}, {"exact": True}):
+        assert client.post("/v1/search", json={"query": QUERY} | body).status_code == 200
+    assert asked == [False, True]
+
+
 @pytest.mark.parametrize(
     "body",
     [
