@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 LOCK_TIMEOUT = 10.0  # seconds
 SETTING = "maxsim"  # the setting of the catalog that tells such an index from one of documents
 OURS = {"segments", "lexical", "LOCK", "catalog.db", "catalog.db-wal", "catalog.db-shm", "catalog.db-journal"}
+MEND = "compact(), which makes coarse vectors anew; what else is damaged, restore from a backup, or add it again"
 NOTHING = Document(text="", mime="")
 
 Keys = Sequence[int] | npt.NDArray[Any]
@@ -67,6 +68,7 @@ class MaxSimIndex:
         self.layout = layout
         self._store = Store(path, catalog, recall=1.0, layouts={CHUNK: layout})
         self._store.device = device
+        self._store.mend = MEND
         self._lock = threading.RLock()
         self._added: dict[int, Stored] = {}  # since the last commit
         self._deleted: set[int] = set()

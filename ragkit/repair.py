@@ -26,6 +26,7 @@ from ragkit.checked import CheckedFolder, writing
 from ragkit.errors import Damaged, StorageError
 from ragkit.store import DENSE, Salvaged, Segment, Store, Writer
 from ragkit.types import AddReport, Floats, Ints, Progress
+from ragkit.vectors.multi import COARSE
 from ragkit.verify import PARENTS, damaged_files, loose, strangers, verify
 
 QUARANTINE = "quarantine"
@@ -155,9 +156,12 @@ class _Rows:
         return np.asarray(self.stored[self.at[positions]], dtype=np.float32)
 
 
-def _salvage(store: Store, row: SegmentRow) -> Salvaged | None:
-    """The rows of a damaged segment that are as they were written, their keys too; None where nothing can be told."""
+def _salvage(store: Store, row: SegmentRow) -> Segment | Salvaged | None:
+    """The rows of a damaged segment that are as they were written, their keys too: all, where no more is damaged than its coarse
+    vectors. None where nothing can be told."""
     folder = CheckedFolder(store.path / "segments" / row.id, store.catalog.files(row.id))
+    if (bad := damaged_files([folder])) and all(COARSE in path.name for path, _ in bad) and not any(_own(row, folder)):
+        return Segment(folder.path, row, list(folder.records.values()), mend=store.mend)
     if row.spaces != (DENSE,):
         return None
     try:

@@ -14,6 +14,7 @@ retires go when no snapshot holds them.
 
 from __future__ import annotations
 
+import shlex
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ from ragkit.types import Chunk, Document, Floats, Ints, Page, Patches, Span
 from ragkit.vectors.dense import DenseReader, near_duplicates, write_dense
 from ragkit.vectors.lexical import LexicalReader, write_generation
 from ragkit.vectors.maxsim import Scores
-from ragkit.vectors.multi import Layout, MultiReader, Stored, write_multi
+from ragkit.vectors.multi import COARSE, Layout, MultiReader, Stored, write_multi
 
 DENSE = "chunk.dense"
 LEXICAL = "chunk.lexical"
@@ -121,15 +122,16 @@ class Segment:
         row: SegmentRow,
         records: Sequence[FileRecord],
         *,
+        mend: str,
         device: str | None = None,
         sealed: bool = False,
     ) -> None:
-        """sealed: see `CheckedFolder`."""
+        """mend, sealed: see `CheckedFolder`."""
         self._device = device
         self.pin = Pin(folder)
         self.row = row
         self.kind = kind_of(row)
-        self.folder = CheckedFolder(folder, records, mend=f"ragkit repair {folder.parent.parent}", sealed=sealed)
+        self.folder = CheckedFolder(folder, records, mend=mend, sealed=sealed)
         self.keys = self._column("keys.npy")
         self.documents = self._column("documents.npy")
         self._lock = threading.Lock()
@@ -161,9 +163,11 @@ class Segment:
             return self._dense
 
     def readable(self) -> bool:
-        """Whether every byte of the stored vectors is as it was written."""
+        """Whether every byte that a rewrite reads is as it was written; coarse vectors it makes anew."""
         try:
-            self.verify()
+            for name in self.folder.records:
+                if COARSE not in name:
+                    self.folder.verify(name)
         except Damaged:
             return False
         return True
@@ -481,6 +485,7 @@ class Store:
         keys, where that is another index: see `ragkit.rebuild`."""
         self.path = path
         self.layouts = layouts or {}
+        self.mend = f"ragkit repair {shlex.quote(str(path))}"  # what to do where it is damaged
         self.device: str | None = None  # where torch scans multi-vectors; None for the kernel
         self.catalog = catalog
         self.recall = recall
@@ -549,13 +554,13 @@ class Store:
                 return None
             fresh = Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, recipe=recipe)
             if lost := fresh.lost:
-                raise Damaged(f"{self.catalog.path} is damaged: {lost}. Run: ragkit repair {self.path}")
+                raise Damaged(f"{self.catalog.path} is damaged: {lost}. Run: {self.mend}")
             return fresh
         except (FileNotFoundError, StorageError) as error:
             if self.catalog.latest().number != commit.number:
                 return None
             if isinstance(error, FileNotFoundError):
-                raise Damaged(f"{error.filename} is missing. Run: ragkit repair {self.path}") from error
+                raise Damaged(f"{error.filename} is missing. Run: {self.mend}") from error
             raise
 
     def intact(self) -> Snapshot:
@@ -596,14 +601,13 @@ class Store:
         return fresh
 
     def _open_lexical(self, commit: Commit, records: Sequence[FileRecord]) -> LexicalReader:
-        mend = f"ragkit repair {self.path}"
-        return LexicalReader(CheckedFolder(self.path / "lexical" / commit.lexical, records, mend=mend))
+        return LexicalReader(CheckedFolder(self.path / "lexical" / commit.lexical, records, mend=self.mend))
 
     def _open_segment(self, row: SegmentRow, sealed: Sequence[FileRecord] | None = None) -> Segment:
         """`sealed`: the records of one that was just written."""
         records = self.catalog.files(row.id) if sealed is None else sealed
         folder = self.path / "segments" / row.id
-        return Segment(folder, row, records, device=self.device, sealed=sealed is not None)
+        return Segment(folder, row, records, mend=self.mend, device=self.device, sealed=sealed is not None)
 
     @contextmanager
     def writer(self, *, timeout: float, mending: bool = False) -> Iterator[Writer]:
@@ -742,7 +746,7 @@ class Writer:
         delete: Sequence[int] = (),
         recipe_hash: str = "",
         merge: bool = False,
-        salvaged: Mapping[str, Salvaged | None] | None = None,
+        salvaged: Mapping[str, Segment | Salvaged | None] | None = None,
         fresh_words: bool = False,
         settings: Mapping[str, Any] | None = None,
         dims: int | None = None,

@@ -40,7 +40,7 @@ class Finding:
 
 def verify(store: Store, *, progress: Callable[[Progress], None] | None = None) -> list[Finding]:
     """Everything that is wrong with an index; an empty list where nothing is."""
-    repair = f"ragkit repair {shlex.quote(str(store.path))}"
+    repair = store.mend
     try:
         findings = [Finding(row.problem, repair) for row in store.catalog.damaged_rows()]
         commit = store.catalog.latest()
@@ -112,7 +112,7 @@ def _unknown_folders(store: Store) -> Iterator[Finding]:
     known = store.catalog.folders()
     for parent in PARENTS:
         if not (store.path / parent).is_dir():
-            yield Finding(f"{store.path / parent} is missing", f"ragkit repair {shlex.quote(str(store.path))}")
+            yield Finding(f"{store.path / parent} is missing", store.mend)
         for folder in _entries(store.path / parent):
             if folder.is_dir() and folder.name not in known:
                 yield Finding(f"{folder}: no commit knows it", "none needed: the next `ragkit add` or `delete` removes it")

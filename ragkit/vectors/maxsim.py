@@ -233,6 +233,7 @@ def thin(codes: Codes, lengths: Ints, quantiser: Quantiser, factor: int) -> tupl
         raise ValueError(f"codes must be (t, {quantiser.row_bytes}) uint8 with weights, got {codes.shape} {codes.dtype}")
     if factor < 1 or (lengths < 1).any() or lengths.sum() != len(codes):
         raise ValueError(f"factor must be at least 1, and lengths add up to {len(codes)}; got {factor} and {lengths.sum()}")
+    factor = min(factor, RUN)
     whole, rest = np.divmod(lengths, RUN)
     kept = whole * -(-RUN // factor) + -(-rest // factor)
     fewer = np.empty((int(kept.sum()), quantiser.row_bytes), dtype=np.uint8)

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from ragkit import Index, MaxSimIndex, MultiVectors
 from ragkit.catalog.catalog import Catalog
 from ragkit.errors import Damaged, IndexLocked, NotAnIndex, RecipeMismatch
-from ragkit.maxsim_index import SETTING
+from ragkit.maxsim_index import MEND, SETTING
 from ragkit.ragged import unit_rows
 from ragkit.store import Store
 from ragkit.testing import HashEncoder
@@ -366,9 +366,12 @@ def test_coarse_vectors_are_part_of_the_index(tmp_path: Path) -> None:
     path.write_bytes(body)
     with MaxSimIndex.open(tmp_path / "v", coarse=4) as index:
         assert index.search(part_of(5))[0][0] == 5
-        with pytest.raises(Damaged, match=r"chunk\.multi\.coarse\.npy"):
+        with pytest.raises(Damaged, match=r"chunk\.multi\.coarse\.npy.*Run: compact\(\), which makes coarse vectors anew"):
             index.search(part_of(5), candidates=10)
-        assert index.verify()
+        assert [one.remedy for one in index.verify()] == [MEND]
+        index.compact()
+        assert index.verify() == []
+        assert index.search(part_of(5), candidates=10)[0][0] == 5
 
 
 def test_an_index_without_coarse_vectors_is_as_before(tmp_path: Path) -> None:

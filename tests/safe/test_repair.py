@@ -15,7 +15,7 @@ import pytest
 from ragkit import Index
 from ragkit.errors import Damaged
 from ragkit.testing import HashEncoder
-from tests.index.conftest import NOTES, record
+from tests.index.conftest import NOTES, record, records
 from tests.safe.damage import answers, flip, in_catalog, only
 
 
@@ -71,6 +71,37 @@ def test_vectors_that_are_lost_are_embedded_again_from_the_stored_text(index: In
     assert after == before
     assert report.quarantined == (str(index.path / "quarantine" / folder.name),)
     assert (index.path / "quarantine" / folder.name / name).exists()
+
+
+@pytest.mark.parametrize("file", [".npy", ".offsets.npy", ".json"])
+@pytest.mark.parametrize("how", ["flipped", "missing"])
+def test_coarse_vectors_are_made_anew_and_nothing_is_embedded(tmp_path: Path, file: str, how: str) -> None:
+    with Index.open(tmp_path / "library", model="hash:32+multi16", multi=True, coarse=4) as index:
+        index.add(records())
+        before = answers(index)
+    segment = only((tmp_path / "library" / "segments").iterdir())
+    path = segment / f"chunk.multi.coarse{file}"
+    flip(path, -1) if how == "flipped" else path.unlink()
+    with Index.open(tmp_path / "library") as index:
+        assert [path.name in one.problem for one in index.verify()] == [True]
+        assert answers(index) == before  # so few units are all looked at
+    report, after = repaired(tmp_path / "library", embed=False)
+    assert (report.lost, report.embedded) == ((), ())
+    assert report.salvaged == len(np.load(tmp_path / "library" / "quarantine" / segment.name / "keys.npy"))
+    assert after == before
+    with Index.open(tmp_path / "library") as index:
+        assert all(one["coarse"] for one in index.stats().multi)
+
+
+def test_vectors_and_coarse_ones_lost_together_are_embedded_again(tmp_path: Path) -> None:
+    with Index.open(tmp_path / "library", model="hash:32+multi16", multi=True, coarse=4) as index:
+        index.add(records())
+        before = answers(index)
+    for name in ("chunk.multi.coarse.npy", "chunk.multi.npy"):
+        flip(only((tmp_path / "library" / "segments").glob(f"*/{name}")), -1)
+    report, after = repaired(tmp_path / "library")
+    assert (set(report.embedded), report.lost) == (set(NOTES), ())
+    assert after == before
 
 
 def test_without_embedding_documents_that_lost_vectors_are_named(index: Index) -> None:

@@ -427,6 +427,28 @@ def test_what_is_unlike_all_else_is_kept_as_it_is() -> None:
     assert (fewer == codes[23]).all(axis=1).any()
 
 
+def test_a_factor_beyond_all_lengths_leaves_one_row() -> None:
+    items, _, _ = corpus(4, dims=20)
+    assert items.quantiser is not None
+    for factor in (2048, 2049, 2**63 - 1, 2**80):
+        fewer, kept = thin(items.values, np.diff(items.offsets), items.quantiser, factor)
+        assert (kept == 1).all()
+        assert (fewer == thin(items.values, np.diff(items.offsets), items.quantiser, 100)[0]).all()
+
+
+def test_any_bytes_are_thinned_without_a_crash_and_alike() -> None:
+    rng = np.random.default_rng(7)
+    for dims in (1, 5, 48, 300):
+        quantiser = Quantiser.of(dims)
+        codes = rng.integers(0, 256, (90, quantiser.row_bytes), dtype=np.uint8)
+        codes[:, dims : quantiser.width] = 128
+        lengths = np.array([1, 60, 29])
+        fewer, _ = thin(codes, lengths, quantiser, 3)
+        other = np.zeros_like(fewer)
+        maxsim._numpy_thin(codes, np.array([0, 1, 61, 90]), quantiser, 3, other)
+        assert (fewer == other).all()
+
+
 def test_a_long_item_is_thinned_in_runs() -> None:
     rows = query_of(2 * maxsim.RUN + 5, 16)
     codes, _ = quantise(rows, Quantiser.of(16))
@@ -549,6 +571,7 @@ def test_the_extension_checks_its_arguments() -> None:
     for unfit in [
         (codes, 128, offsets, 1000, fewer[:2]),
         (codes, 128, offsets, 0, fewer),
+        (codes, 128, offsets, 2**63 - 1, fewer),
         (codes, 0, offsets, 1000, fewer),
         (codes, 1 << 20, offsets, 1000, fewer),
         (codes[:-1], 128, offsets, 1000, fewer),

@@ -54,7 +54,7 @@ int64_t maxsim_totals(const Path *path, const Items *items, const Queries *queri
 int64_t maxsim_quantise(const float *values, int64_t rows, int64_t dims, int64_t width, const float *signs, float step,
                         int weighed, uint8_t *codes, double worst[2]);
 
-/* Fewer tokens for every item: of each RUN of its tokens (the last may be shorter) one for every `factor`. Seeds are chosen far
+/* Fewer tokens for every item: of each RUN of its tokens (the last may be shorter) one for every `factor`, 1 to RUN. Seeds are chosen far
  * from each other, each token joins the seed it is nearest to, and what stands for them is their mean, as long as the longest
  * (Gonzalez 1985). codes (tokens, width + 1) with weights, about 128; offsets (count + 1,), items as in Items; fewer: room for
  * the rows of all items, (., width + 1). Returns 0 or an error. */

@@ -175,7 +175,7 @@ static PyObject *thin(PyObject *self, PyObject *args) {
     long long width, factor;
     if (!PyArg_ParseTuple(args, "y*Ly*Lw*", &codes, &width, &offsets, &factor, &fewer)) return NULL;
     const int64_t count = offsets.len / 8 - 1, tokens = width < 1 ? 0 : codes.len / (width + 1), *places = offsets.buf;
-    if (width < 1 || width > WIDEST || factor < 1 || count < 0) {
+    if (width < 1 || width > WIDEST || factor < 1 || factor > RUN || count < 0) {
         PyErr_SetString(PyExc_ValueError, "codes, width, offsets and factor do not fit");
         goto done;
     }
