@@ -120,7 +120,7 @@ def test_eval_measures_every_mode_and_compares(tmp_path: Path) -> None:
 def test_interrupted_it_leaves_the_index_whole_and_running_again_completes(tmp_path: Path, how: signal.Signals) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
-    for n in range(400):
+    for n in range(160):
         (folder / f"note{n}.txt").write_text(f"Note {n} is about the number {n * n}. " * 40)
     library = tmp_path / "library"
     run("add", library, folder / "note0.txt", "--model", "hash:64")
