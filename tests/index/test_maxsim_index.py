@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ragkit import Index, MaxSimIndex, MultiVectors
+from ragkit import Index, MaxSimIndex, MultiVectors, store
 from ragkit.catalog.catalog import Catalog
 from ragkit.errors import Damaged, IndexLocked, NotAnIndex, RecipeMismatch
 from ragkit.maxsim_index import MEND, SETTING
@@ -24,7 +24,7 @@ from ragkit.testing import HashEncoder
 from ragkit.types import Floats
 from ragkit.vectors import multi
 from ragkit.vectors.maxsim import Loss
-from ragkit.vectors.multi import Layout, Stored
+from ragkit.vectors.multi import Layout, MultiReader, Stored
 
 DIM = 24
 
@@ -309,11 +309,22 @@ def test_candidates_are_found_by_coarse_vectors_and_scored_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     monkeypatch.setattr(multi, "COPIED", 300)  # so that several pieces are made of each addition
+    monkeypatch.setattr(store, "merge_policy", lambda *_, **__: [])
+    looked: list[int] = []
+    real = MultiReader.scores_of
+
+    def scores_of(self: MultiReader, queries: Any, positions: Any) -> Any:
+        looked.append(len(positions))
+        return real(self, queries, positions)
+
+    monkeypatch.setattr(MultiReader, "scores_of", scores_of)
     with MaxSimIndex.open(tmp_path / "v", dim=DIM, precision=precision, coarse=4) as index:
         for start in range(0, 400, 100):
             index.add(range(start, start + 100), [alike(key) for key in range(start, start + 100)])
             index.commit()
-        assert sum(one["coarse"] for one in index.stats()) == 400 * 4
+        assert [one["coarse"] for one in index.stats()] == [100 * 4] * 4
+        index.search(part_of(3), 5, candidates=40)
+        assert sum(looked) == 40  # of all segments together
         queries = [part_of(key) for key in range(0, 400, 7)]
         whole = [dict(pairs(found)) for found in index.search(queries, 400)]
         few = index.search(queries, 5, candidates=40)
@@ -388,6 +399,17 @@ def test_an_index_without_coarse_vectors_is_as_before(tmp_path: Path) -> None:
     assert MaxSimIndex.import_from(tmp_path / "w", tmp_path / "out", coarse=4) == 30
     with MaxSimIndex.open(tmp_path / "w") as other:
         assert other.search(part_of(5), candidates=5)[0][0] == 5
+
+
+@pytest.mark.parametrize("precision", ["int8", "float16", "float32"])
+def test_what_a_token_takes_on_disk_is_told(tmp_path: Path, precision: Any) -> None:
+    layout = Layout(DIM, precision, coarse=4)
+    with MaxSimIndex.open(tmp_path / "v", dim=DIM, precision=precision, coarse=4) as index:
+        index.add(range(500), [alike(key) for key in range(500)])
+        index.commit()
+    files = (tmp_path / "v").glob("segments/*/chunk.multi*.npy")
+    size = sum(path.stat().st_size for path in files if "offsets" not in path.name)
+    assert size == 2 * 128 + 500 * 16 * layout.bytes_a_token
 
 
 def test_coarse_vectors_ask_for_unit_length_in_every_precision(tmp_path: Path) -> None:

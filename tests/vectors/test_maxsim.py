@@ -427,6 +427,16 @@ def test_what_is_unlike_all_else_is_kept_as_it_is() -> None:
     assert (fewer == codes[23]).all(axis=1).any()
 
 
+def test_a_token_between_two_seeds_joins_the_first() -> None:
+    rows = np.array([[1, 0], [-1, 0], [0, 1]], np.float32)
+    codes, _ = quantise(rows, Quantiser.of(2))
+    fewer, _ = thin(codes, np.array([3]), Quantiser.of(2), 2)
+    other = np.zeros_like(fewer)
+    maxsim._numpy_thin(codes, np.array([0, 3]), Quantiser.of(2), 2, other)
+    assert (fewer == other).all()
+    assert (fewer[1] == codes[1]).all()  # alone: the third joined the first
+
+
 def test_a_factor_beyond_all_lengths_leaves_one_row() -> None:
     items, _, _ = corpus(4, dims=20)
     assert items.quantiser is not None
