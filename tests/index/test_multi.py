@@ -544,6 +544,15 @@ def test_coarse_vectors_come_and_go_without_embedding(tmp_path: Path) -> None:
     assert not (tmp_path / "other" / "catalog.db").exists()
 
 
+def test_another_process_goes_by_the_coarse_vectors_that_one_brought(tmp_path: Path) -> None:
+    with Index.open(tmp_path / "library", model=ENCODER, multi=True, chunk_tokens=16) as other:
+        other.add(records())
+        with Index.open(tmp_path / "library") as index:
+            index.rebuild(coarse=4)
+        other.add([record("new", "Also thinned, since the index says so now.")])
+        assert all(segment["coarse"] for segment in other.stats().multi)
+
+
 def test_segments_without_coarse_vectors_are_scored_exactly(coarse_index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     """As those that were damaged while the others were rewritten, or that a former version wrote."""
     kept = coarse_index._store.layouts
