@@ -136,7 +136,7 @@ def test_interrupted_it_leaves_the_index_whole_and_running_again_completes(tmp_p
         assert "run the same command again" in message
     assert run_json("stats", library)["documents"] >= 1
     run("add", library, folder)
-    assert run_json("stats", library)["documents"] == 400
+    assert run_json("stats", library)["documents"] == 160
 
 
 def test_help_imports_nothing_heavy() -> None:
