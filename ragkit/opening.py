@@ -287,6 +287,9 @@ def changed(old: Recipe, encoder: Encoder, given: Mapping[str, Any]) -> dict[str
         stored["pool"] = None
     if given.get("page_multi") is False:
         stored |= dict.fromkeys(("page_pool", "page_background"))
+    new = {**stored, **given}
+    if not new["multi"] and (new["pages"] in (None, False, "none") or new["page_multi"] is False):
+        stored["coarse"] = None  # there is nothing left that it stands for
     return {**stored, **given}
 
 

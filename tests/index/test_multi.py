@@ -538,6 +538,10 @@ def test_coarse_vectors_come_and_go_without_embedding(tmp_path: Path) -> None:
         assert [segment["coarse"] for segment in index.stats().multi] == [0]
         with pytest.raises(ValueError, match="add multi=True"):
             index.rebuild(coarse=4, multi=False)
+        index.rebuild(coarse=4)
+        assert index.rebuild(multi=False).done == "embedded"  # and coarse goes with what it stood for
+        assert index.recipe.store.coarse == 0
+        assert len(index.search("otters", 3)) == 3
     with pytest.raises(ValueError, match="add multi=True"):
         Index.open(tmp_path / "other", model=ENCODER, coarse=4)
     with pytest.raises(ValueError, match=r"^coarse must be 0, or at least 2 vectors that one stands for, got 1$"):

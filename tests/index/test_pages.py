@@ -468,6 +468,10 @@ def test_pages_are_found_by_coarse_vectors(folder: Path, tmp_path: Path, monkeyp
         assert scored == [2]
         assert (hit.key, hit.score) == (exact[0].key, exact[0].score)
         assert hit.explain().score == hit.score
+        index.rebuild(page_pool=2)
+        assert index.stats().page_multi[0]["coarse"] > 0
+        index.rebuild(page_multi=False)
+        assert (index.recipe.store.coarse, index.stats().page_multi) == (0, ())
 
 
 def test_fewer_dims_of_pages_are_cut_and_more_are_seen_again(
