@@ -349,8 +349,8 @@ def keyed_vectors(parcel: Parcel) -> tuple[Layout, Iterator[tuple[int, Stored]]]
     """What an exported `MaxSimIndex` holds: how its vectors are stored, and each item under its key."""
     try:
         stored = parcel.manifest["maxsim"]
-        layout = Layout(stored["dim"], stored["precision"])
-    except (KeyError, TypeError, ValueError) as error:
+        layout = Layout(stored["dim"], stored["precision"], stored.get("coarse", 0))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StorageError(f"{parcel.folder} is of an index of documents: import it with ragkit.Index.import_from") from error
     if MULTI not in parcel.multi:
         return layout, iter(())

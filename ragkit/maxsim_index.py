@@ -106,7 +106,8 @@ class MaxSimIndex:
             stored = {"coarse": 0, **stored}  # of which indexes made before there was one say nothing
             for name, given in (("dim", dim), ("precision", precision), ("coarse", coarse)):
                 if given not in (None, stored[name]):
-                    raise RecipeMismatch(f"{path} was made with {name}={stored[name]!r}, not {given!r}: leave it out")
+                    other = f", or import an export of it to a new index with coarse={given!r}" if name == "coarse" else ""
+                    raise RecipeMismatch(f"{path} was made with {name}={stored[name]!r}, not {given!r}: leave it out{other}")
         except BaseException:
             catalog.close()
             raise
@@ -275,12 +276,15 @@ class MaxSimIndex:
         cls, path: str | Path, folder: str | Path, *, coarse: int | None = None, lock_timeout: float = LOCK_TIMEOUT
     ) -> int:
         """Put what `export` wrote to `folder` into the index at `path`, which is made where there is none, under the same keys;
-        how many. Keys that are there already are replaced. coarse: as in `open`. Raises RecipeMismatch, Damaged, StorageError."""
+        how many. Keys that are there already are replaced. coarse: as in `open`; a new index has that of the exported one, unless
+        given. Raises RecipeMismatch, Damaged, StorageError; ValueError for vectors that `coarse` is not for."""
         from ragkit.exchange import BATCH_BYTES, keyed_vectors
         from ragkit.parcel import opened
 
         with opened(Path(folder)) as parcel:
             layout, items = keyed_vectors(parcel)
+            if coarse is None and not (Path(path) / "catalog.db").exists():
+                coarse = layout.coarse
             with cls.open(path, dim=layout.dims, precision=layout.precision, coarse=coarse) as index:
                 count = size = 0
                 for key, stored in items:
@@ -306,7 +310,7 @@ def _create(path: Path, dim: int | None, precision: str | None, coarse: int | No
     if dim is None:
         raise ValueError(f"there is no index at {path} yet; to create it, say how wide its vectors are: dim=128")
     chosen: Any = precision or "int8"
-    layout = Layout(dim, chosen, coarse or 0)
+    layout = Layout(_plain(dim), chosen, _plain(coarse or 0))
     if path.exists() and (not path.is_dir() or any(entry.name not in OURS for entry in path.iterdir())):
         raise NotAnIndex(f"{path} is not empty and holds no index. Name an empty or a new folder.")
     path.mkdir(parents=True, exist_ok=True)
@@ -314,6 +318,12 @@ def _create(path: Path, dim: int | None, precision: str | None, coarse: int | No
         if not (path / "catalog.db").exists():  # another process may have been quicker
             setting = {"dim": layout.dims, "precision": layout.precision, "coarse": layout.coarse}
             Store.create(path, {SETTING: setting}, lexical=False)
+
+
+def _plain(number: int) -> int:
+    """NumPy's numbers as Python's, which JSON takes."""
+    plain: int = number.item() if isinstance(number, np.generic) else number
+    return plain
 
 
 def _keys(keys: Keys, *, distinct: bool = True) -> list[int]:

@@ -59,9 +59,9 @@ class Layout:
     def __post_init__(self) -> None:
         if self.precision not in DTYPES:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if not 1 <= self.dims <= maxsim.WIDEST:
+        if not isinstance(self.dims, int) or not 1 <= self.dims <= maxsim.WIDEST:
             raise ValueError(f"dims must be from 1 to {maxsim.WIDEST}, got {self.dims}")
-        if self.coarse != 0 and self.coarse < 2:
+        if not isinstance(self.coarse, int) or self.coarse < 0 or self.coarse == 1:
             raise ValueError(f"coarse must be 0, or at least 2 vectors that one stands for, got {self.coarse}")
 
     @property
@@ -99,17 +99,23 @@ class Layout:
         if not (squares <= maxsim.LONGEST**2).all():
             raise ValueError(f"vector {int((squares <= maxsim.LONGEST**2).argmin())} is not finite, or too large for {self}")
         longest = float(np.sqrt(squares.max(initial=0.0)))
-        if self.coarse and longest > UNIT:
-            raise ValueError(f"coarse is for vectors of unit length, got one of {longest:.4g}: normalise, or leave it out")
+        if self.coarse:
+            _check_unit(longest)
         return Stored(stored, lengths, Loss(0.0, longest))
 
     def thinned(self, part: Stored) -> Stored:
-        """The coarse vectors of rows that `store` made."""
+        """The coarse vectors of rows that `store` made. ValueError: a layout without `coarse` took vectors of another length."""
         quantiser, codes = Quantiser.of(self.dims), part.values
         if self.precision != "int8":
-            codes, _ = maxsim.quantise(part.values.astype(np.float32), quantiser)
+            codes, loss = maxsim.quantise(part.values.astype(np.float32), quantiser)
+            _check_unit(loss.longest)
         fewer, lengths = maxsim.thin(codes, part.lengths, quantiser, self.coarse)
         return Stored(fewer, lengths, part.loss)
+
+
+def _check_unit(longest: float) -> None:
+    if longest > UNIT:
+        raise ValueError(f"coarse is for vectors of unit length, got one of {longest:.4g}: normalise, or leave it out")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

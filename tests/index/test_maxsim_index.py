@@ -417,6 +417,44 @@ def test_coarse_vectors_ask_for_unit_length_in_every_precision(tmp_path: Path) -
         with pytest.raises(ValueError, match="coarse is for vectors of unit length"):
             index.add([1], [5 * item(1)])
         assert len(index) == 0
+    with MaxSimIndex.open(tmp_path / "long", dim=DIM, precision="float32") as index:
+        index.add([1, 2], [5 * item(1), item(2)])
+        index.commit()
+        index.export(tmp_path / "out")
+    with pytest.raises(ValueError, match="coarse is for vectors of unit length, got one of 5"):
+        MaxSimIndex.import_from(tmp_path / "new", tmp_path / "out", coarse=4)
+    with MaxSimIndex.open(tmp_path / "new") as index:
+        assert len(index) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"coarse": 2.5}, {"coarse": 4.0}, {"coarse": float("nan")}, {"coarse": -1}, {"dim": 24.0}])
+def test_an_index_of_no_whole_numbers_is_not_made(tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"^(coarse|dims) must be .* got"):
+        MaxSimIndex.open(tmp_path / "v", **{"dim": DIM, **wrong})
+    assert not (tmp_path / "v").exists()
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    for _ in range(2):
+        with MaxSimIndex.open(tmp_path / "v", dim=np.int64(DIM), coarse=np.int32(4)) as index:  # type: ignore[arg-type]
+            assert (index.layout.dims, index.layout.coarse) == (DIM, 4)
+
+
+def test_an_export_keeps_what_coarse_was(tmp_path: Path) -> None:
+    with MaxSimIndex.open(tmp_path / "v", dim=DIM, coarse=4) as index:
+        index.add(range(30), [alike(key) for key in range(30)])
+        index.commit()
+        found = pairs(index.search(part_of(5), 3, candidates=5))
+        index.export(tmp_path / "out")
+    for name, given, kept in (("same", None, 4), ("none", 0, 0), ("other", 8, 8), ("none", None, 0), ("same", None, 4)):
+        MaxSimIndex.import_from(tmp_path / name, tmp_path / "out", coarse=given)
+        with MaxSimIndex.open(tmp_path / name) as other:
+            assert other.layout.coarse == kept
+            assert [bool(one["coarse"]) for one in other.stats()] == [kept > 0]
+    with MaxSimIndex.open(tmp_path / "same") as other:
+        assert pairs(other.search(part_of(5), 3, candidates=5)) == found
+    with pytest.raises(RecipeMismatch, match="not 8: leave it out, or import an export of it to a new index with coarse=8"):
+        MaxSimIndex.import_from(tmp_path / "same", tmp_path / "out", coarse=8)
 
 
 def test_what_is_not_committed_yet_is_ranked_with_the_rest(tmp_path: Path) -> None:
