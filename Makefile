@@ -53,13 +53,13 @@ test-long: $(READY)  ## run the long proofs and measurements too
 	$(PYTEST) $(ARGS)
 
 crash: $(READY)  ## kill, fail and lose the power at every change that add, replace, delete, compact, rebuild and backup make
-	$(BIN)/python -m pytest -s -m slow tests/safe/test_interrupted.py tests/safe/test_signals.py -k "not random" $(ARGS)
+	$(BIN)/python -m pytest -s -m slow tests/care/test_interrupted.py tests/care/test_signals.py -k "not random" $(ARGS)
 
 flip: $(READY)  ## flip every byte of every file of a small index, and mend every two damages at once
-	$(BIN)/python -m pytest -s -m slow tests/safe/test_flips.py tests/safe/test_repair.py $(ARGS)
+	$(BIN)/python -m pytest -s -m slow tests/care/test_flips.py tests/care/test_repair.py $(ARGS)
 
 kill: $(READY)  ## kill a writer a thousand times, at any moment
-	$(BIN)/python -m pytest -s -m slow tests/safe/test_interrupted.py -k random $(ARGS)
+	$(BIN)/python -m pytest -s -m slow tests/care/test_interrupted.py -k random $(ARGS)
 
 # Beside the tree, so that the extension in use stays as it is.
 sanitize: $(READY)  ## the MaxSim kernel's tests under the sanitizers of addresses and undefined behaviour
@@ -67,11 +67,11 @@ sanitize: $(READY)  ## the MaxSim kernel's tests under the sanitizers of address
 	cd .sanitize && CFLAGS="-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
 		LDFLAGS="-fsanitize=address,undefined" ../$(BIN)/python setup.py build_ext --force --inplace
 	cd .sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		PYTHONPATH=. ../$(BIN)/python -m pytest tests/vectors/test_maxsim.py -k "not compiles and not without_the" $(ARGS)
+		PYTHONPATH=. ../$(BIN)/python -m pytest tests/store/vectors/test_maxsim.py -k "not compiles and not without_the" $(ARGS)
 	rm -rf .sanitize
 
 fuzz: $(READY)  ## ask a server over 10,000 requests that its OpenAPI document allows, or does not
-	CASES=16000 $(BIN)/python -m pytest -s --timeout 0 tests/serve/test_openapi.py $(ARGS)
+	CASES=16000 $(BIN)/python -m pytest -s --timeout 0 tests/apps/serve/test_openapi.py $(ARGS)
 
 fuzz-load: $(READY)  ## random input to what reads documents and what children say, fifty times as much as in the tests
 	RAGKIT_FUZZ=50 $(BIN)/python -m pytest -s --timeout 0 tests/load -k "any or plain_reading or covers" $(ARGS)
@@ -81,7 +81,7 @@ fuzz-guided: $(READY)  ## the same guided by coverage, a minute for each of 24 f
 	RAGKIT_SECONDS=$(or $(SECONDS),60) $(BIN)/python -m tests.load.guided
 
 conformance: $(READY)  ## ask the MCP server what npm's conformance runner asks
-	$(BIN)/python -m pytest -s -m slow tests/serve/test_conformance.py $(ARGS)
+	$(BIN)/python -m pytest -s -m slow tests/apps/serve/test_conformance.py $(ARGS)
 
 hostile: $(READY)  ## feed 2,000 hostile files to the sandbox, by each PDF engine
 	$(BIN)/python -m pytest -s -m slow tests/load/test_hostile.py $(ARGS)
@@ -108,7 +108,7 @@ clean:  ## remove the demo and the caches; .venv stays
 
 # The one set-up. torch comes first and alone: it is taken from its makers' index of CPU builds, and everything else from
 # the usual one. pip keeps an installed torch that satisfies the extras, so the second line never replaces the first.
-$(READY): pyproject.toml setup.py $(wildcard ragkit/vectors/kernel/*)
+$(READY): pyproject.toml setup.py $(wildcard ragkit/store/vectors/kernel/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else "ragkit needs Python 3.11 or newer, and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 demo" % v[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "No virtual environment could be made. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "== Installing into .venv, once: torch for CPU, then ragkit with its extras (some minutes, about 2 GB)"

@@ -25,8 +25,8 @@ import numpy as np
 from late import Judged, interval, read_judged
 
 from ragkit.chunk import chunk_document
+from ragkit.core.types import Document, Span
 from ragkit.encode import default_model_folder, load_encoder
-from ragkit.types import Document, Span
 
 LENGTHS = (500, 1000, 2000, 5000)  # characters read
 OURS = "ragkit sentences"

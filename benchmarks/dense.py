@@ -1,4 +1,4 @@
-"""Dense search: the paths of ragkit/vectors/dense.py against a flat FAISS scan and NumPy, in the same run.
+"""Dense search: the paths of ragkit/store/vectors/dense.py against a flat FAISS scan and NumPy, in the same run.
 
     python benchmarks/dense.py [rows.npy queries.npy]
 
@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ragkit.checked import CheckedFolder, seal
-from ragkit.ragged import unit_rows
-from ragkit.types import Floats
-from ragkit.vectors import dense
+from ragkit.core.arrays import unit_rows
+from ragkit.core.types import Floats
+from ragkit.store.local.files import CheckedFolder, seal
+from ragkit.store.vectors import dense
 
 REPEATS = 15
 

@@ -114,7 +114,7 @@ def throughput(texts: list[str], *, rounds: int, dtype: str) -> dict[str, object
 
 
 def budgets(texts: list[str], *, rounds: int) -> dict[str, float]:
-    """Tokens per processor second by batch budget: the measurement behind `ragkit.encode.bert.CPU_TOKENS`."""
+    """Tokens per processor second by batch budget: the measurement behind `ragkit.encode.models.bert.CPU_TOKENS`."""
     from ragkit.encode import load_encoder
 
     encoder = load_encoder()

@@ -118,7 +118,7 @@ def ragkit_tool() -> Callable[[Path], str]:
     def convert(path: Path) -> str:
         kind = format_of(path)
         assert kind is not None
-        loader = importlib.import_module(f"ragkit.load.{kind.loader}")
+        loader = importlib.import_module(kind.module)
         return "\n".join(document.text for document in loader.load(path, Options()))
 
     return convert

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 
 from ragkit import Index
+from ragkit.core.types import Progress
 from ragkit.testing import HashEncoder
-from ragkit.types import Progress
 
 WORDS = "otter river lake bridge stone water bird duck goose heron reed bank mud fish trout pike".split()  # noqa: SIM905
 

@@ -100,7 +100,7 @@ def measure(path: Path) -> dict[str, float]:
 
     kind = format_of(path)
     assert kind is not None
-    loader = importlib.import_module(f"ragkit.load.{kind.loader}")
+    loader = importlib.import_module(kind.module)
     small = path.with_name("small" + "".join(path.suffixes))
     list(loader.load(small, Options()))  # imports are no part of it
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ragkit.encode.jina_v3 import JinaV3
-from ragkit.encode.jina_v3_files import INSTRUCTIONS, V3Shape
-from ragkit.encode.packed import Placed
+from ragkit.encode.models.jina_v3 import JinaV3
+from ragkit.encode.models.jina_v3_files import INSTRUCTIONS, V3Shape
+from ragkit.encode.models.packed import Placed
 
 
 class RandomFiles:

@@ -31,12 +31,12 @@ from typing import Any
 
 import numpy as np
 
+from ragkit.apps.evaluate.bootstrap import bootstrap_means
 from ragkit.chunk import chunk_document
+from ragkit.core.arrays import unit_rows
+from ragkit.core.types import Block, Chunk, Document, Span
 from ragkit.encode import load_encoder
 from ragkit.encode.late import OVERLAP, late_chunk_documents, token_windows
-from ragkit.evaluate.bootstrap import bootstrap_means
-from ragkit.ragged import unit_rows
-from ragkit.types import Block, Chunk, Document, Span
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 KS = (1, 3, 5, 10)

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from ragkit import Index
-from ragkit.evaluate import read_beir, read_pages
-from ragkit.evaluate.judged import Judged
+from ragkit.apps.evaluate import read_beir, read_pages
+from ragkit.apps.evaluate.judged import Judged
 
 DEPTH = 100
 SAMPLES = 2000

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ragkit.checked import CheckedFolder
-from ragkit.vectors.lexical import LexicalReader, write_generation
+from ragkit.store.local.files import CheckedFolder
+from ragkit.store.vectors.lexical import LexicalReader, write_generation
 
 SCIFACT = Path(__file__).parent.parent.parent / "shared/data/scifact-train"
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from ragkit import Index
+from ragkit.apps.evaluate import compare, evaluate, read_beir, read_pages, table
+from ragkit.apps.evaluate.judged import Judged
 from ragkit.encode import load_encoder
-from ragkit.evaluate import compare, evaluate, read_beir, read_pages, table
-from ragkit.evaluate.judged import Judged
 
 MODES = ("hybrid", "dense", "lexical")
 

@@ -1,4 +1,4 @@
-"""MaxSim: the kernels of ragkit/vectors/maxsim.py against torch and NumPy in float32, and against what the core can do.
+"""MaxSim: the kernels of ragkit/store/vectors/maxsim.py against torch and NumPy in float32, and against what the core can do.
 
     python benchmarks/maxsim.py [values.npy offsets.npy queries.npy query_offsets.npy]
 
@@ -24,10 +24,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from ragkit.ragged import unit_rows
-from ragkit.types import Floats, Ints
-from ragkit.vectors import maxsim
-from ragkit.vectors.maxsim import Items, Quantiser, error_bound, quantise, scan, scores_of
+from ragkit.core.arrays import unit_rows
+from ragkit.core.types import Floats, Ints
+from ragkit.store.vectors import maxsim
+from ragkit.store.vectors.maxsim import Items, Quantiser, error_bound, quantise, scan, scores_of
 
 ROUNDS = 9
 QUERIES = 20

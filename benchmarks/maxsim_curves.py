@@ -366,7 +366,7 @@ def load(files: list[str], *, items: int, queries: int) -> tuple[list[Any], list
 
 def truth(items: list[Any], queries: list[Any]) -> Any:
     """The exact first K of each query, (queries, K)."""
-    from ragkit.vectors import maxsim
+    from ragkit.store.vectors import maxsim
 
     offsets = np.cumsum([0, *map(len, items)], dtype=np.int64)
     stored = maxsim.Items(np.concatenate(items), offsets, np.arange(len(items)))

@@ -109,7 +109,7 @@ def resident() -> tuple[float, float]:
 
 def look(folder: Path) -> dict[str, float]:
     from ragkit import MaxSimIndex
-    from ragkit.vectors import maxsim
+    from ragkit.store.vectors import maxsim
 
     maxsim.kernels()
     with tempfile.TemporaryDirectory() as other:  # whatever is imported on first use is no cost of this index

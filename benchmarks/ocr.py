@@ -4,7 +4,7 @@
 
 The text is the example corpus' own, set in three fonts on A4, drawn, and rendered to grey pictures as a scanner would give them:
 at 300, 200, 150 and 100 dots an inch, clean; and at 200, grainy, turned by a degree, and as a JPEG of quality 20. Each becomes a
-PDF of pictures, which `ragkit.load.pdf` reads.
+PDF of pictures, which `ragkit.load.pdf.pdf` reads.
 
 - error: Levenshtein's distance to the text that was drawn over its length, blanks squeezed.
 - words: the share of the drawn words that come back letter by letter, each in its place: the middle of its box within the word,
@@ -31,7 +31,7 @@ from reportlab.pdfbase import pdfmetrics
 from reportlab.pdfgen.canvas import Canvas
 
 from ragkit.load.limits import Limits, Options
-from ragkit.load.pdf import load
+from ragkit.load.pdf.pdf import load
 
 CORPUS = Path(__file__).resolve().parents[1] / "examples" / "corpus"
 FONTS = ("Helvetica", "Times-Roman", "Courier")

@@ -29,16 +29,16 @@ import numpy as np
 import xxhash
 
 from ragkit import Index
+from ragkit.apps.evaluate import compare, evaluate, read_pages, table
+from ragkit.apps.evaluate.judged import Judged, page_id
+from ragkit.core.arrays import MultiVectors, unit_rows
+from ragkit.core.types import Document
 from ragkit.encode import load_encoder
 from ragkit.encode.contract import Encoding, Patches
-from ragkit.evaluate import compare, evaluate, read_pages, table
-from ragkit.evaluate.judged import Judged, page_id
+from ragkit.ingest.page_images import FIGURE, SCANT, figure_share
 from ragkit.load import Parser, RenderedPage, WantedPage, discover
-from ragkit.page_images import FIGURE, SCANT, figure_share
-from ragkit.ragged import MultiVectors, unit_rows
-from ragkit.store import Writer
+from ragkit.store.local.writer import Writer
 from ragkit.testing import HashEncoder
-from ragkit.types import Document
 
 ROOT = Path(__file__).parents[1]
 ENCODER = ROOT / "examples" / "visual" / "encoder"

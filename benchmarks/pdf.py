@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from ragkit.load.limits import Options
-from ragkit.load.pdf import load
+from ragkit.load.pdf.pdf import load
 
 ROUNDS = 3
 _MARKS = re.compile(r"<!--.*?-->|!\[[^\]]*\]\([^)]*\)|<[^>]+>|[#*_`|\\>~]|^\s*-\s|:?-{3,}:?", re.MULTILINE | re.DOTALL)

@@ -24,10 +24,10 @@ import psutil
 from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen.canvas import Canvas
 
-from ragkit.errors import LoadError
+from ragkit.core.errors import LoadError
 from ragkit.load import Limits, Parser, RenderedPage, WantedPage, is_blank
 from ragkit.load.limits import Options, cpu_of
-from ragkit.load.pdf import ENGINES, open_pdf
+from ragkit.load.pdf.pdf import ENGINES, open_pdf
 from ragkit.load.render import drawn
 
 ROUNDS = 3

@@ -87,8 +87,8 @@ def upkeep(folder: Path, documents: int) -> None:
             seconds = timed(lambda: _nothing(index.verify()))
             print(f"index: {documents} documents, {size / 1e6:.0f} MB, of which {sealed / 1e6:.0f} MB vectors")
             print(f"verify, all of it: {seconds:.2f} s, {size / seconds / 1e9:.2f} GB/s")
-            from ragkit.checked import CheckedFolder
-            from ragkit.verify import damaged_files
+            from ragkit.care.verify import damaged_files
+            from ragkit.store.local.files import CheckedFolder
 
             snapshot = index._store.snapshot()
             folders = [CheckedFolder(segment.folder.path, list(segment.folder.records.values())) for segment in snapshot.segments]

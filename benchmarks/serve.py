@@ -49,7 +49,7 @@ def server(*arguments: str) -> Any:
     """(address, process, seconds from its start to its first answer) of a `ragkit serve`."""
     started = time.perf_counter()
     child = subprocess.Popen(
-        [sys.executable, "-m", "ragkit.cli", "serve", *arguments, "--port", "0", "--limit", "seconds=3600"],
+        [sys.executable, "-m", "ragkit.apps.cli.main", "serve", *arguments, "--port", "0", "--limit", "seconds=3600"],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -169,8 +169,8 @@ def in_turns(texts: Sequence[str], turns: int) -> None:
     """Requests of full batches through the whole application, and the encoder alone, in turns: what noise leaves of the ratio."""
     from starlette.testclient import TestClient
 
-    from ragkit.serve.app import create_app
-    from ragkit.serve.service import Service
+    from ragkit.apps.serve.app import create_app
+    from ragkit.apps.serve.service import Service
 
     encoder = load_encoder("default")
     jobs = [texts[at : at + TOGETHER] for at in range(0, len(texts), TOGETHER)]

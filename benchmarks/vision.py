@@ -26,10 +26,11 @@ import torch
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
-from ragkit.encode import jina_v4_model, load_encoder
-from ragkit.encode.jina_clip import ClipShape, TextShape, VisionShape
-from ragkit.encode.jina_v4 import _resizing
-from ragkit.encode.jina_v4_files import V4Settings, _adapter_shapes
+from ragkit.encode import load_encoder
+from ragkit.encode.models import jina_v4_model
+from ragkit.encode.models.jina_clip_files import ClipShape, TextShape, VisionShape
+from ragkit.encode.models.jina_v4 import _resizing
+from ragkit.encode.models.jina_v4_files import V4Settings, _adapter_shapes
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|unused_{i}|>" for i in range(6)), "<|vision_start|>"]

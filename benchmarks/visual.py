@@ -24,13 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from ragkit import heat, load_encoder
-from ragkit.heat import Relevance, evidence_boxes, relevance
-from ragkit.ragged import MultiVectors
-from ragkit.types import Box, Patches
-from ragkit.vectors import patches as reducing
-from ragkit.vectors.maxsim import Items, explain, scan
-from ragkit.vectors.multi import Layout
+from ragkit import load_encoder
+from ragkit.core.arrays import MultiVectors
+from ragkit.core.types import Box, Patches
+from ragkit.search import heat
+from ragkit.search.heat import Relevance, evidence_boxes, relevance
+from ragkit.store.vectors import patches as reducing
+from ragkit.store.vectors.maxsim import Items, explain, scan
+from ragkit.store.vectors.multi import Layout
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "visual"))
 from pages import CELL, Page, covered, draw_page, make_page, queries_of

@@ -17,7 +17,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 
 
 async def ask(index: str, question: str, *, k: int) -> None:
-    command = StdioServerParameters(command=sys.executable, args=["-m", "ragkit.cli", "mcp", index])
+    command = StdioServerParameters(command=sys.executable, args=["-m", "ragkit.apps.cli.main", "mcp", index])
     async with mcp.Client(stdio_client(command)) as client:
         print("tools:", ", ".join(tool.name for tool in (await client.list_tools()).tools))
         answer = await client.call_tool("search", {"query": question, "k": k})

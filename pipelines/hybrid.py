@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from ragkit import Hit, Index
-from ragkit.show import evidence, page_png
+from ragkit.apps.show import evidence, page_png
 
 SEES = str(Path(__file__).parents[1] / "examples" / "visual" / "encoder")
 

@@ -16,31 +16,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ragkit.core.arrays import MultiVectors
+    from ragkit.core.errors import RagkitError
+    from ragkit.core.types import AddReport, Box, Chunk, Citation, Document, Hit, Page, Span
     from ragkit.encode import load_encoder
     from ragkit.encode.contract import Encoder, EncoderCard, Encoding, TokenStates
-    from ragkit.errors import RagkitError
-    from ragkit.index import Index
+    from ragkit.index.index import Index
+    from ragkit.index.maxsim_index import MaxSimIndex
     from ragkit.load import Limits
-    from ragkit.maxsim_index import MaxSimIndex
-    from ragkit.ragged import MultiVectors
-    from ragkit.types import AddReport, Box, Chunk, Citation, Document, Hit, Page, Span
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Index": "index",
-    "MaxSimIndex": "maxsim_index",
-    "Document": "types",
-    "Page": "types",
-    "Span": "types",
-    "Box": "types",
-    "Chunk": "types",
-    "Hit": "types",
-    "Citation": "types",
-    "AddReport": "types",
-    "MultiVectors": "ragged",
+    "Index": "index.index",
+    "MaxSimIndex": "index.maxsim_index",
+    "Document": "core.types",
+    "Page": "core.types",
+    "Span": "core.types",
+    "Box": "core.types",
+    "Chunk": "core.types",
+    "Hit": "core.types",
+    "Citation": "core.types",
+    "AddReport": "core.types",
+    "MultiVectors": "core.arrays",
     "Limits": "load",
-    "RagkitError": "errors",
+    "RagkitError": "core.errors",
     "load_encoder": "encode",
     "Encoder": "encode.contract",
     "EncoderCard": "encode.contract",

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from ragkit import load_encoder
-from ragkit.errors import EncodeError
+from ragkit.core.errors import EncodeError
 
 KINDS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 

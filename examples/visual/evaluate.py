@@ -23,7 +23,7 @@ from pages import Page, Query, covered, draw_page, make_page, queries_of, write_
 from PIL import Image
 
 from ragkit import load_encoder
-from ragkit.vectors.maxsim import Items, explain, scan
+from ragkit.store.vectors.maxsim import Items, explain, scan
 
 ENCODER = Path(__file__).parent / "encoder"
 UNSEEN = 1_000_000  # seeds from here on are not used in training

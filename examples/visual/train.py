@@ -55,10 +55,10 @@ from torch.nn import functional
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
 from ragkit.encode.images import normalised, patch_rows
-from ragkit.encode.jina_v4 import AFTER, DESCRIBE
-from ragkit.encode.jina_v4 import BEFORE as PROMPT
-from ragkit.encode.jina_v4_files import ADAPTED, TASKS
-from ragkit.encode.jina_v4_model import Row
+from ragkit.encode.models.jina_v4 import AFTER, DESCRIBE
+from ragkit.encode.models.jina_v4 import BEFORE as PROMPT
+from ragkit.encode.models.jina_v4_files import ADAPTED, TASKS
+from ragkit.encode.models.jina_v4_model import Row
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 192, 2, 6, 2, 384
 V_HIDDEN, V_DEPTH, V_HEADS, V_INTERMEDIATE, V_FULL = 128, 4, 4, 288, (1, 3)
@@ -184,7 +184,7 @@ class Network(torch.nn.Module):
         self.model.visual.patch_embed.proj.weight.copy_((components[:, largest] / (sizes[largest] + 0.05).sqrt()).T)
 
     def states(self, rows: Sequence[Row], seen: Tensor | None = None) -> Tensor:
-        """(n, longest, HIDDEN) after the final norm, as `ragkit.encode.jina_v4_model.QwenAdapted.forward` computes them."""
+        """(n, longest, HIDDEN) after the final norm, as `QwenAdapted.forward` computes them."""
         longest = max(len(row.ids) for row in rows)
         ids, positions = np.zeros((len(rows), longest), dtype=np.int64), np.zeros((3, len(rows), longest), dtype=np.int64)
         for i, row in enumerate(rows):

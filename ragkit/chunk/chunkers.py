@@ -13,8 +13,8 @@ import numpy as np
 from ragkit.chunk import structure
 from ragkit.chunk.pack import Ruler, bisect, measure, pack, pieces_between
 from ragkit.chunk.segment import Cuts, extent, sentence_cuts
-from ragkit.errors import ChunkError
-from ragkit.types import Chunk, Document, Ints, Span
+from ragkit.core.errors import ChunkError
+from ragkit.core.types import Chunk, Document, Ints, Span
 
 CHUNKERS = ("sentences", "structure", "page", "whole")
 COUNTED = 1024  # texts whose tokens are counted at a time; bounds what a tokenizer holds

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ragkit.types import Chunk, Document, Ints
+from ragkit.core.types import Chunk, Document, Ints
 
 BETWEEN = " › "  # as headings are printed
 

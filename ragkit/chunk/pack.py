@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 
 from ragkit.chunk.segment import CLAUSE, GRAPHEME, LINE, SECTION, Cuts, can_cut, cuts_of, extent, fine_cuts, merge
-from ragkit.types import Ints
+from ragkit.core.types import Ints
 
 SLICE = 1 << 18  # characters tokenised at a time; bounds what a tokenizer holds, 1 GB for 10 MB in one piece
 SLACK = 1.0  # price of an empty chunk; half full costs a quarter

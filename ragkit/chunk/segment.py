@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.types import Ints
+from ragkit.core.types import Ints
 
 GRAPHEME, WORD, CLAUSE, SENTENCE, LINE, ITEM, PARAGRAPH, SECTION = range(8)
 

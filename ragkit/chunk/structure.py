@@ -14,7 +14,7 @@ import numpy as np
 
 from ragkit.chunk.pack import Ruler
 from ragkit.chunk.segment import CLAUSE, ITEM, LINE, PARAGRAPH, SECTION, SENTENCE, WORD, Cuts, can_cut, cuts_of, extent, merge
-from ragkit.types import Block, Document, Ints
+from ragkit.core.types import Block, Document, Ints
 
 _NONBLANK = re.compile(r"\S")
 _RUNNING = frozenset({"paragraph", "quote", "caption", "footnote"})  # text in which a line's end means nothing

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ragkit.core.errors import CheckpointError, MissingExtra
 from ragkit.encode.contract import Encoder, EncoderCard, Encoding, TokenStates
-from ragkit.errors import CheckpointError, MissingExtra
 
 __all__ = ["DEFAULT_MODEL", "Encoder", "EncoderCard", "Encoding", "TokenStates", "load_encoder", "resolve_name"]
 
@@ -42,9 +42,9 @@ def load_encoder(
     """The encoder of that name, ready to use; `load_encoder(card.name, revision=card.revision)` opens the same one again.
 
     name_or_path: None or "default" for the bundled model; "hash", "hash:64", "hash:64+multi32+images" for `ragkit.testing`'s
-    model-free encoder; "vectors:768" for vectors made elsewhere (see `ragkit.encode.given`); "jina:<model>" or "openai:<model>"
-    for a hosted one (see `ragkit.encode.remote`); a local folder; or a hub id that is already in this machine's cache (see
-    `ragkit.encode.hub`).
+    model-free encoder; "vectors:768" for vectors made elsewhere (see `external.py`); "jina:<model>" or "openai:<model>"
+    for a hosted one (see `ragkit.encode.remote.remote`); a local folder; or a hub id that is already in this machine's cache (see
+    `ragkit.encode.checkpoints.hub`).
     BERT models take "+multi" behind the name and then also return their token states as multi-vectors.
     revision: what `card.revision` said, or a hub commit or branch. device: "cpu", "cuda", ...; None is the CPU for BERT, and
     for larger models CUDA where there is one. dtype: "auto" (default, see `ragkit.encode.precision`), "float32", "bfloat16",
@@ -62,11 +62,11 @@ def load_encoder(
         shape = {"max_tokens": max_tokens, "max_pixels": max_pixels}
         return _load_hash(name, revision=revision, device=device, dtype=dtype, task=task, **shape)
     if name.startswith("vectors:"):
-        from ragkit.encode.given import GivenVectors
+        from ragkit.encode.external import GivenVectors
 
         return GivenVectors.from_name(name)
     if name.startswith(_REMOTE):
-        from ragkit.encode.remote import load_remote
+        from ragkit.encode.remote.remote import load_remote
 
         if device not in (None, "cpu") or dtype not in (None, "auto", "float32") or max_pixels is not None or merge_adapters:
             raise ValueError(f"{name} runs elsewhere: device, dtype, max_pixels and merge_adapters are not for it")
@@ -74,7 +74,7 @@ def load_encoder(
         return hosted  # type: ignore[no-any-return]
     base = name.removesuffix(_MULTI)
     folder, commit = _locate(base, revision=revision)
-    from ragkit.encode.layouts import Opening, load
+    from ragkit.encode.checkpoints.layouts import Opening, load
 
     opening = Opening(
         folder=folder,
@@ -103,7 +103,7 @@ def _load_hash(
     max_tokens: int | None,
     max_pixels: int | None,
 ) -> Encoder:
-    from ragkit.testing import HashEncoder
+    from ragkit.encode.models.hash import HashEncoder
 
     if device not in (None, "cpu") or dtype not in (None, "auto", "float32"):
         raise ValueError(f"{name} runs on the CPU in float32, got device={device!r}, dtype={dtype!r}")
@@ -119,7 +119,7 @@ def resolve_name(name_or_path: str | Path | None = None) -> str:
     """What the card of `load_encoder(name_or_path)` will call it: full names, absolute paths; nothing is loaded or looked up."""
     name = str(name_or_path) if name_or_path is not None else "default"
     if name == "hash" or name.startswith("hash:"):
-        from ragkit.testing import HashEncoder
+        from ragkit.encode.models.hash import HashEncoder
 
         return HashEncoder.full_name(name)
     base, suffix = (name.removesuffix(_MULTI), _MULTI) if name.endswith(_MULTI) else (name, "")
@@ -135,7 +135,7 @@ def _locate(name: str, *, revision: str | None) -> tuple[Path, str | None]:
         return default_model_folder(), None
     if Path(name).is_dir():
         return Path(name), None
-    from ragkit.encode.hub import cached_folder
+    from ragkit.encode.checkpoints.hub import cached_folder
 
     folder = cached_folder(name, revision=revision)
     return folder, folder.name

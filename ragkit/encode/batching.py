@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ragkit.types import Ints
+from ragkit.core.types import Ints
 
 Work = TypeVar("Work")
 Done = TypeVar("Done")

@@ -27,12 +27,12 @@ from typing import Any, TypeVar
 import numpy as np
 import xxhash
 
+from ragkit.core.arrays import MultiVectors, truncate_dims, unit_rows
+from ragkit.core.errors import EncodeError
+from ragkit.core.types import Floats
 from ragkit.encode.contract import Encoder, EncoderCard, Encoding, ImageEncoder, Item
 from ragkit.encode.tasks import full_task
 from ragkit.encode.texts import check_truncate_dim, split_item
-from ragkit.errors import EncodeError
-from ragkit.ragged import MultiVectors, truncate_dims, unit_rows
-from ragkit.types import Floats
 
 Result = TypeVar("Result")
 VERSION = 1  # of keys and values; another one finds nothing of this one's

@@ -17,10 +17,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.errors import EncodeError, RagkitError
-from ragkit.ragged import MultiVectors
-from ragkit.types import Floats, Ints
-from ragkit.types import Patches as Patches  # a value, told of here too
+from ragkit.core.arrays import MultiVectors
+from ragkit.core.errors import EncodeError, RagkitError
+from ragkit.core.types import (
+    Floats,
+    Ints,
+    Patches,  # a value, told of here too
+)
 
 Item = Any  # str; a PIL image, or (str, image) together, where the model sees: see `ragkit.encode.texts.split_item`
 

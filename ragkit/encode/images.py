@@ -1,7 +1,7 @@
 """Images as a model wants them: upright RGB, resized, normalised, cut into patches. PIL and numpy; no torchvision.
 
 In go PIL images of any mode, opened or still on disk; out come float32 pixels, or an EncodeError that names the input. The
-rules are those of `ragkit.pictures`: what a viewer shows is what is encoded. Only the first frame of an animation counts.
+rules are those of `ragkit.core.images`: what a viewer shows is what is encoded. Only the first frame of an animation counts.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.errors import EncodeError
-from ragkit.pictures import Image as Image
-from ragkit.pictures import NoWhite, turned, upright
-from ragkit.pictures import resized as resized
-from ragkit.types import Floats
+from ragkit.core.errors import EncodeError
+from ragkit.core.images import Image, NoWhite, resized, turned, upright
+from ragkit.core.types import Floats
 
 MOST_PIXELS = 1 << 27  # of one image, 134 million: 400 MB as RGB; a page of A3 scanned at 600 dpi has 70 million
 SETTLING = 16  # steps; 6 are the most that 200,000 random budgets and proportions took
@@ -75,7 +73,7 @@ class Resizing:
         return sides[0], sides[1]
 
     def largest(self, width: float, height: float) -> tuple[int, int]:
-        """The most that is seen of an image of these proportions, in any unit: `size` leaves it as it is.
+        """The most that is seen of an image of these proportions, in any unit: `size` leaves it is.
 
         Of a rule with room for several times `least`: others know no such size, and this is near.
         """

@@ -27,11 +27,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ragkit.core.arrays import truncate_dims, unit_and_lengths, unit_rows
+from ragkit.core.errors import EncodeError, InputTooLong
+from ragkit.core.types import Floats, Ints, Span
 from ragkit.encode.contract import Encoder, Encoding, TokenEncoder, TokenIds, TokenStates
 from ragkit.encode.texts import check_texts, check_truncate_dim
-from ragkit.errors import EncodeError, InputTooLong
-from ragkit.ragged import truncate_dims, unit_and_lengths, unit_rows
-from ragkit.types import Floats, Ints, Span
 
 OVERLAP = 512  # tokens, the paper's; no more than a quarter of the window, so that small windows are not all overlap
 TOGETHER = 1 << 14  # tokens whose states are held at a time: 25 MB at 384 dims, and 16 of the CPU's batches

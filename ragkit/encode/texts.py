@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from ragkit.core.errors import InputTooLong
 from ragkit.encode.contract import EncoderCard, Item
-from ragkit.errors import InputTooLong
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

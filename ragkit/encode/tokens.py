@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ragkit.core.errors import CheckpointError, MissingExtra
+from ragkit.core.types import Ints
 from ragkit.encode.texts import without_surrogates
-from ragkit.errors import CheckpointError, MissingExtra
-from ragkit.types import Ints
 
 if TYPE_CHECKING:
     from tokenizers import Encoding as TokenizerEncoding

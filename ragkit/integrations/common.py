@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ragkit.cite import box_fields, citation_fields, cite_page
-from ragkit.cite import without_hidden as without_hidden
+from ragkit.core.errors import RagkitError
+from ragkit.core.types import AddReport, Citation, Floats, Hit, Span
 from ragkit.encode import load_encoder
 from ragkit.encode.contract import Encoder
-from ragkit.errors import RagkitError
-from ragkit.index import Index, StoredDocument
-from ragkit.types import AddReport, Citation, Floats, Hit, Span
+from ragkit.index.index import Index
+from ragkit.search.cite import box_fields, citation_fields, cite_page, without_hidden
+from ragkit.search.lookup import StoredDocument
 
 CITATION = "citation"  # the key under which evidence travels in metadata
 _PAGE = re.compile(r"(?P<document>.+)#page=(?P<number>\d+)", re.DOTALL)

@@ -22,12 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from ragkit import filters as ours
-from ragkit.errors import MissingExtra
-from ragkit.index import Index, StoredDocument
+from ragkit.core.errors import MissingExtra
+from ragkit.core.types import Document as Record
+from ragkit.core.types import Floats, Hit
+from ragkit.index.index import Index
 from ragkit.integrations import common
-from ragkit.types import Document as Record
-from ragkit.types import Floats, Hit
+from ragkit.search import filters as ours
+from ragkit.search.cite import without_hidden
+from ragkit.search.lookup import StoredDocument
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -253,7 +255,7 @@ def _record(document: Document) -> Record:
 
 
 def _document(stored: StoredDocument) -> Document:
-    meta = common.without_hidden(stored.row.meta)
+    meta = without_hidden(stored.row.meta)
     kept = meta.pop(KEPT, {})
     blob, sparse = kept.get("blob"), kept.get("sparse_embedding")
     length = kept.get("length")

@@ -16,13 +16,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ragkit.cite import citation_fields
+from ragkit.core.arrays import truncate_dims, unit_rows
+from ragkit.core.errors import MissingExtra
+from ragkit.core.types import Floats, Hit, Ints
 from ragkit.encode.contract import Encoder, EncoderCard, Encoding
-from ragkit.errors import MissingExtra
-from ragkit.index import Index
+from ragkit.index.index import Index
 from ragkit.integrations import common
-from ragkit.ragged import truncate_dims, unit_rows
-from ragkit.types import Floats, Hit, Ints
+from ragkit.search.cite import citation_fields, without_hidden
 
 try:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -182,14 +182,14 @@ class RagkitVectorStore(VectorStore):
         for name in dict.fromkeys(one for one in ids if one in found):
             stored, text, citation = found[name]
             cited = {} if citation is None else {common.CITATION: citation_fields(citation)}
-            documents.append(Document(id=name, page_content=text, metadata={**common.without_hidden(stored.row.meta), **cited}))
+            documents.append(Document(id=name, page_content=text, metadata={**without_hidden(stored.row.meta), **cited}))
         return documents
 
     def _hits(self, query: str, k: int, filter: Any, **options: Any) -> list[Hit]:
         return list(self.index.search(query, k, **common.merged({"mode": self.mode, "filters": filter}, options)))
 
     def similarity_search(self, query: str, k: int = 4, filter: Any = None, **kwargs: Any) -> list[Document]:
-        """The k best passages; `filter` as in `ragkit.filters`, other keywords as in `Index.search`."""
+        """The k best passages; `filter` as in `ragkit.search.filters`, other keywords as in `Index.search`."""
         return [to_document(hit, always_cite=False) for hit in self._hits(query, k, filter, **kwargs)]
 
     def similarity_search_with_score(

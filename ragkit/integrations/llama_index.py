@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ragkit.core.errors import MissingExtra
+from ragkit.core.types import Hit
 from ragkit.encode.contract import Encoder
-from ragkit.encode.given import PREFIX
-from ragkit.errors import MissingExtra
-from ragkit.index import Index
+from ragkit.encode.external import PREFIX
+from ragkit.index.index import Index
 from ragkit.integrations import common
-from ragkit.types import Hit
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding

@@ -4,7 +4,7 @@
         for source, result in parser.parse(discover("papers/")):
             ...                                  # a Document, or a LoadError whose str() is the reason
 
-In go paths and records, out come Documents (`ragkit.types`). Rules: a file is only ever parsed in a child process;
+In go paths and records, out come Documents (`ragkit.core.types`). Rules: a file is only ever parsed in a child process;
 a failed document is a value, not an exception, and never takes others with it; loaders know nothing of what comes after
 them. To add a loader, read `ragkit.load.formats`.
 """
@@ -14,7 +14,7 @@ from ragkit.load.formats import format_of, supported
 from ragkit.load.limits import Limits
 from ragkit.load.records import content_hash, file_hash, record
 from ragkit.load.render import RenderedPage, WantedPage, can_render, is_blank
-from ragkit.load.sandbox import Parser
+from ragkit.load.sandbox.parser import Parser
 from ragkit.load.sidecar import fields, sidecar
 
 __all__ = [

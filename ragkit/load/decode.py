@@ -9,7 +9,7 @@ import codecs
 import re
 from collections.abc import Sequence
 
-from ragkit.errors import LoadError
+from ragkit.core.errors import LoadError
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),

@@ -17,13 +17,18 @@ from pathlib import PurePath
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A kind of file: the module of `ragkit.load` that reads it, its MIME type, its programming language if any, and
-    whether it holds many documents, each with an identity of its own."""
+    """A kind of file: the loader that reads it, its MIME type, its programming language if any, and whether it holds many
+    documents, each with an identity of its own."""
 
     loader: str
     mime: str
     language: str = ""
     container: bool = False
+
+    @property
+    def module(self) -> str:
+        """The dotted name of the module that reads it."""
+        return "ragkit.load.pdf.pdf" if self.loader == "pdf" else f"ragkit.load.readers.{self.loader}"
 
 
 _OOXML = "application/vnd.openxmlformats-officedocument."

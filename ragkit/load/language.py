@@ -9,7 +9,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
-from ragkit.types import Document
+from ragkit.core.types import Document
 
 _LEAST = 120  # letters from which recognition is reliable
 _SAMPLE = 3000  # characters from each of the beginning, the middle and the end

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ragkit.errors import LimitExceeded
+from ragkit.core.errors import LimitExceeded
 
 MIB = 1 << 20
 

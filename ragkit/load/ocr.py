@@ -22,9 +22,9 @@ from contextlib import suppress
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.errors import LoadError, MissingExtra
+from ragkit.core.errors import LoadError, MissingExtra
 from ragkit.load.limits import Limits
-from ragkit.load.pdf_text import PageWords
+from ragkit.load.pdf.text import PageWords
 from ragkit.load.render import Drawable
 
 OFF, AUTO = "off", "auto"

@@ -29,9 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from ragkit.errors import LimitExceeded, LoadError, UnsupportedFormat
+from ragkit.core.errors import LimitExceeded, LoadError, UnsupportedFormat
+from ragkit.core.types import Document, Page, Span, Words
 from ragkit.load.limits import Limits, cpu_of
-from ragkit.types import Document, Page, Span, Words
 
 _SLIDES = {".pptx": "impress", ".pptm": "impress", ".ppsx": "impress", ".odp": "impress"}
 _TEXTS = {".docx": "writer", ".docm": "writer", ".dotx": "writer", ".odt": "writer", ".rtf": "writer"}
@@ -190,7 +190,7 @@ def main(told: Mapping[str, Any]) -> None:
     """Takes the rights away and becomes LibreOffice."""
     import ctypes
 
-    from ragkit.load.confine import Scratch, confine
+    from ragkit.load.sandbox.confine import Scratch, confine
 
     start, copy = Path(told["program"]), Path(told["copy"])
     if sys.platform == "linux":

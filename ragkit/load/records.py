@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ragkit.types import Document, Floats
+from ragkit.core.types import Document, Floats
 
 BLOCK_KINDS = (
     *("heading", "paragraph", "list", "table", "row", "code", "quote", "caption", "header", "footer", "footnote"),
@@ -142,7 +142,7 @@ def _plain(value: Any, field: str, depth: int) -> Any:
 
 
 def check(document: Document) -> Document:
-    """The document itself, if it keeps the laws of `ragkit.types`; else ValueError saying which is broken and where."""
+    """The document itself, if it keeps the laws of `ragkit.core.types`; else ValueError saying which is broken and where."""
     _string(document.text, "text")
     size = len(document.text)
     end = last = 0

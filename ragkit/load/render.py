@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.errors import LimitExceeded, LoadError, UnsupportedFormat
+from ragkit.core.errors import LimitExceeded, LoadError, UnsupportedFormat
 from ragkit.load import office
 from ragkit.load.formats import format_of
 from ragkit.load.limits import Limits, Options
@@ -140,7 +140,7 @@ def _module(name: str | Path) -> Any:
     kind = format_of(name)
     if kind is None or kind.loader not in DRAWN:
         raise UnsupportedFormat(f"{Path(name).suffix or Path(name).name} has no pages to render")
-    return import_module(f"ragkit.load.{kind.loader}")
+    return import_module(kind.module)
 
 
 def drawn(

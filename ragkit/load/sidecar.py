@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ragkit.errors import LoadError
+from ragkit.core.errors import LoadError
 from ragkit.load.decode import decode
 from ragkit.load.records import record
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ragkit.chunk import chunk_document
-from ragkit.types import Document
+from ragkit.core.types import Document
 
 tokenizers = pytest.importorskip("tokenizers")
 

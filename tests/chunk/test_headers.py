@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ragkit.chunk.headers import headed_texts
-from ragkit.types import Chunk, Document, Ints, Span
+from ragkit.core.types import Chunk, Document, Ints, Span
 
 TEXT = "Otters hold hands. They sleep on water."
 CHUNKS = [Chunk(Span(0, 18), ("Animals", "Swimmers")), Chunk(Span(19, 39), ())]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ragkit.chunk import chunk_document
 from ragkit.chunk.segment import can_cut
-from ragkit.errors import ChunkError
-from ragkit.types import Block, Chunk, Document, Page, Span, Words
+from ragkit.core.errors import ChunkError
+from ragkit.core.types import Block, Chunk, Document, Page, Span, Words
 
 from .counters import PieceCounter, SeamCounter
 

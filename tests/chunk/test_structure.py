@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ragkit.chunk import chunk_document
-from ragkit.types import Block, Chunk, Document, Page, Span, Words
+from ragkit.core.types import Block, Chunk, Document, Page, Span, Words
 
 from .counters import PieceCounter
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ragkit.core.arrays import unit_rows
+from ragkit.core.errors import EncodeError, InputTooLong
 from ragkit.encode import DEFAULT_MODEL, Encoder, load_encoder
-from ragkit.encode.bert import BertShape, _prepare, _read_weights, forward
-from ragkit.encode.checkpoint import read_tensors
-from ragkit.encode.kernels import NumpyKernels, TorchKernels, runs_of
+from ragkit.encode.checkpoints.checkpoint import read_tensors
+from ragkit.encode.models.bert import BertShape, _prepare, _read_weights, forward
+from ragkit.encode.models.kernels import NumpyKernels, TorchKernels, runs_of
 from ragkit.encode.tokens import Tokenizer
-from ragkit.errors import EncodeError, InputTooLong
-from ragkit.ragged import unit_rows
 from ragkit.testing import assert_encoder_contract
 from tests.encode.conftest import TEXTS
 from tests.encode.oracle import Oracle

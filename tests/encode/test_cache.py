@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from ragkit import Index
+from ragkit.core.errors import InputTooLong
 from ragkit.encode import load_encoder
 from ragkit.encode.cache import OVERHEAD, EmbeddingCache, cached, content_key
 from ragkit.encode.contract import TokenEncoder
 from ragkit.encode.late import late_chunk
-from ragkit.errors import InputTooLong
 from ragkit.testing import HashEncoder, assert_encoder_contract
 from tests.encode.checkpoints.jina_clip import write_clip_v1
 

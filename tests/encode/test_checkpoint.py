@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from ragkit.core.errors import CheckpointError
 from ragkit.encode import load_encoder
-from ragkit.encode.checkpoint import read_tensors
-from ragkit.errors import CheckpointError
+from ragkit.encode.checkpoints.checkpoint import read_tensors
 from tests.encode.conftest import tiny_tensors
 
 Tiny = Callable[..., Path]

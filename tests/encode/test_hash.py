@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from ragkit.core.arrays import MultiVectors, unit_rows
+from ragkit.core.errors import CheckpointError, EncodeError, InputTooLong
+from ragkit.core.types import Box
 from ragkit.encode import Encoding, load_encoder, resolve_name
 from ragkit.encode.contract import TokenStates
-from ragkit.errors import CheckpointError, EncodeError, InputTooLong
-from ragkit.ragged import MultiVectors, unit_rows
-from ragkit.testing import SAMPLES, HashEncoder, assert_encoder_contract
-from ragkit.types import Box
+from ragkit.testing import HashEncoder
+from ragkit.testing.encoder_contract import SAMPLES, assert_encoder_contract
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ragkit.core.errors import EncodeError
 from ragkit.encode.images import Resizing, centre_square, normalised, patch_rows, resized, upright_rgb, upright_size
-from ragkit.errors import EncodeError
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 

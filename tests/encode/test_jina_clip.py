@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ragkit.encode import Encoder, jina_clip, load_encoder
+from ragkit.core.errors import CheckpointError, EncodeError, InputTooLong
+from ragkit.encode import Encoder, load_encoder
+from ragkit.encode.checkpoints.layouts import layout_of
 from ragkit.encode.late import late_chunk
-from ragkit.encode.layouts import layout_of
-from ragkit.errors import CheckpointError, EncodeError, InputTooLong
+from ragkit.encode.models import jina_clip_towers
 from ragkit.testing import assert_encoder_contract
 from tests.encode.checkpoints.jina_clip import ClipSizes, write_clip_v1
 from tests.encode.checkpoints.stored import edit_tensors, read_json, read_tensors, write_json
@@ -95,7 +96,7 @@ def test_logits_of_texts_for_images_equal_the_oracle(clip: Any, oracle: ClipOrac
 def test_long_texts_do_not_need_all_biases_at_once(folder: Path, oracle: ClipOracle, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, text = load_encoder(folder, dtype="float32"), "the cat sat on a page " * 60
     whole = encoder.encode_query([text]).dense
-    monkeypatch.setattr(jina_clip, "BIAS", 6 * 500 * 7)  # seven queries of a text of 500 tokens
+    monkeypatch.setattr(jina_clip_towers, "BIAS", 6 * 500 * 7)  # seven queries of a text of 500 tokens
     assert np.abs(encoder.encode_query([text]).dense - whole).max() < 1e-6
     assert_close(whole, [oracle.text_vector(text)])
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from ragkit import Index
+from ragkit.core.errors import CheckpointError, InputTooLong
 from ragkit.encode import Encoder, load_encoder
+from ragkit.encode.checkpoints.layouts import layout_of
 from ragkit.encode.late import late_chunk
-from ragkit.encode.layouts import layout_of
 from ragkit.encode.tasks import NO_TASK
-from ragkit.errors import CheckpointError, InputTooLong
 from ragkit.testing import assert_encoder_contract
 from tests.encode.checkpoints.jina_v3 import TASKS, V3Sizes, write_v3_hf, write_v3_original
 from tests.encode.checkpoints.stored import edit_tensors, read_json, read_tensors, write_json

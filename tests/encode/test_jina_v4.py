@@ -13,10 +13,11 @@ import torch
 from PIL import Image, ImageOps
 
 from ragkit import Index
-from ragkit.encode import Encoder, jina_v4_model, load_encoder
+from ragkit.core.errors import CheckpointError, EncodeError, InputTooLong, RecipeMismatch
+from ragkit.encode import Encoder, load_encoder
+from ragkit.encode.checkpoints.layouts import layout_of
 from ragkit.encode.late import late_chunk
-from ragkit.encode.layouts import layout_of
-from ragkit.errors import CheckpointError, EncodeError, InputTooLong, RecipeMismatch
+from ragkit.encode.models import jina_v4_model
 from ragkit.testing import assert_encoder_contract
 from tests.encode.checkpoints.jina_v4 import TASKS, V4Sizes, write_v4
 from tests.encode.checkpoints.stored import edit_tensors, read_json, read_tensors, write_json

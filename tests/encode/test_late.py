@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
+from ragkit.core.arrays import truncate_dims, unit_rows
+from ragkit.core.errors import EncodeError, InputTooLong
 from ragkit.encode import Encoder, EncoderCard, Encoding, TokenStates, load_encoder
 from ragkit.encode import late as late_module
 from ragkit.encode.contract import TokenEncoder, TokenIds
@@ -27,8 +29,6 @@ from ragkit.encode.late import (
     token_windows,
     why_not_late,
 )
-from ragkit.errors import EncodeError, InputTooLong
-from ragkit.ragged import truncate_dims, unit_rows
 from ragkit.testing import HashEncoder
 from tests.encode.conftest import TEXTS
 from tests.encode.oracle import Oracle

@@ -14,9 +14,9 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 
+from ragkit.core.errors import CheckpointError
 from ragkit.encode import DEFAULT_MODEL, Encoder, load_encoder, resolve_name
-from ragkit.encode.hub import Offer, cached_folder, fetch_model
-from ragkit.errors import CheckpointError
+from ragkit.encode.checkpoints.hub import Offer, cached_folder, fetch_model
 from ragkit.testing import assert_encoder_contract
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -162,7 +162,7 @@ def prompted(tiny: Callable[..., Path]) -> Path:
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_with_prompts_goes_through_sentence_transformers_in_its_roles(prompted: Path) -> None:
     encoder = load_encoder(prompted)
-    assert type(encoder).__module__ == "ragkit.encode.sentence_transformers"
+    assert type(encoder).__module__ == "ragkit.encode.models.sentence_transformers"
     assert_encoder_contract(encoder)
     (prompted / "config_sentence_transformers.json").unlink()
     plain = load_encoder(prompted)

@@ -18,13 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ragkit.core.types import Box
 from ragkit.encode import load_encoder
 from ragkit.encode.cache import cached
 from ragkit.encode.contract import ImageEncoder, Patches
 from ragkit.encode.images import Resizing
-from ragkit.explain import query_spans
+from ragkit.search.explain import query_spans
 from ragkit.testing import HashEncoder
-from ragkit.types import Box
 from tests.encode.checkpoints.jina_clip import write_clip_v1
 from tests.encode.checkpoints.jina_v4 import write_v4
 from tests.encode.checkpoints.retrievers import write_clip, write_retriever

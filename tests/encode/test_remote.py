@@ -19,11 +19,12 @@ import pytest
 from PIL import Image
 
 from ragkit import Index
-from ragkit.encode import load_encoder, remote
-from ragkit.encode.api_client import ApiClient, check_url, retry_after
+from ragkit.core.errors import EncodeError, FingerprintMismatch, InputTooLong, RemoteError
+from ragkit.encode import load_encoder
 from ragkit.encode.late import late_chunk_strings, why_not_late
-from ragkit.encode.remote import RemoteEncoder, load_remote
-from ragkit.errors import EncodeError, FingerprintMismatch, InputTooLong, RemoteError
+from ragkit.encode.remote import remote
+from ragkit.encode.remote.api_client import ApiClient, check_url, retry_after
+from ragkit.encode.remote.remote import RemoteEncoder, load_remote
 from ragkit.testing import assert_encoder_contract
 from tests.encode.embeddings_server import KEY, EmbeddingsServer
 from tests.encode.test_images import picture
@@ -391,7 +392,7 @@ def test_the_command_line_takes_keys_from_the_environment(server: EmbeddingsServ
     clean = {name: value for name, value in os.environ.items() if "API_KEY" not in name and "BASE_URL" not in name}
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        code = "import sys; sys.argv = sys.argv[1:]; from ragkit.cli import main; main()"
+        code = "import sys; sys.argv = sys.argv[1:]; from ragkit.apps.cli.main import main; main()"
         command = [sys.executable, "-c", code, "ragkit", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, env=clean | environment)
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ragkit.core.arrays import unit_rows
+from ragkit.core.errors import CheckpointError, EncodeError, InputTooLong
 from ragkit.encode import load_encoder
 from ragkit.encode.late import late_chunk, why_not_late
-from ragkit.errors import CheckpointError, EncodeError, InputTooLong
-from ragkit.ragged import unit_rows
 from ragkit.testing import assert_encoder_contract
 from tests.encode.checkpoints.retrievers import write_clip
 

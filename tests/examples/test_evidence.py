@@ -11,7 +11,7 @@ import pypdfium2 as pdfium
 import pytest
 
 from ragkit import Hit, Index
-from ragkit.show import evidence, page_png
+from ragkit.apps.show import evidence, page_png
 from ragkit.testing import HashEncoder
 from tests.examples.test_corpus import EXAMPLES, generate
 

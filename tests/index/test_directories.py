@@ -14,11 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from ragkit import Document, Index
-from ragkit.cli import app
+from ragkit.apps.cli.main import app
+from ragkit.core.types import Progress
 from ragkit.encode.contract import Encoding
-from ragkit.load import sandbox
+from ragkit.load.sandbox import parser as sandbox
 from ragkit.testing import HashEncoder
-from ragkit.types import Progress
 
 
 class Counting(HashEncoder):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ragkit import Document, Index
-from ragkit.errors import EncodeError, RecipeMismatch
+from ragkit.core.errors import EncodeError, RecipeMismatch
 from ragkit.testing import HashEncoder
 
 DIMS = 12

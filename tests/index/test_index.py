@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from ragkit import Document, Index
-from ragkit.errors import Damaged, FingerprintMismatch, IndexLocked, NotAnIndex, RecipeMismatch
+from ragkit.core.errors import Damaged, FingerprintMismatch, IndexLocked, NotAnIndex, RecipeMismatch
 from ragkit.testing import HashEncoder
-from tests.index.conftest import NOTES, record, records
+from tests.conftest import NOTES, record, records
 
 MODES = ("hybrid", "dense", "lexical")
 QUERIES = ["otters that sleep", "granite bridge", "fish", "how to bake bread", "1887", "nothing of the kind"]

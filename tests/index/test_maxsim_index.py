@@ -14,17 +14,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ragkit import Index, MaxSimIndex, MultiVectors, store
-from ragkit.catalog.catalog import Catalog
-from ragkit.errors import Damaged, IndexLocked, NotAnIndex, RecipeMismatch
-from ragkit.maxsim_index import MEND, SETTING
-from ragkit.ragged import unit_rows
-from ragkit.store import Store
+from ragkit import Index, MaxSimIndex, MultiVectors
+from ragkit.core.arrays import unit_rows
+from ragkit.core.errors import Damaged, IndexLocked, NotAnIndex, RecipeMismatch
+from ragkit.core.types import Floats
+from ragkit.index.maxsim_index import MEND, SETTING
+from ragkit.store.catalog.catalog import Catalog
+from ragkit.store.local import writer
+from ragkit.store.local.store import Store
+from ragkit.store.vectors import multi
+from ragkit.store.vectors.maxsim import Loss
+from ragkit.store.vectors.multi import Layout, MultiReader, Stored
 from ragkit.testing import HashEncoder
-from ragkit.types import Floats
-from ragkit.vectors import multi
-from ragkit.vectors.maxsim import Loss
-from ragkit.vectors.multi import Layout, MultiReader, Stored
 
 DIM = 24
 
@@ -309,7 +310,7 @@ def test_candidates_are_found_by_coarse_vectors_and_scored_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     monkeypatch.setattr(multi, "COPIED", 300)  # so that several pieces are made of each addition
-    monkeypatch.setattr(store, "merge_policy", lambda *_, **__: [])
+    monkeypatch.setattr(writer, "merge_policy", lambda *_, **__: [])
     looked: list[int] = []
     real = MultiReader.scores_of
 

@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ragkit import Document, Index, load_encoder, retrieve, store
-from ragkit.cli import app
+from ragkit import Document, Index, load_encoder
+from ragkit.apps.cli.main import app
+from ragkit.core.arrays import MultiVectors
+from ragkit.core.errors import Damaged, RecipeMismatch
+from ragkit.core.space import MULTI
 from ragkit.encode.contract import Encoding
-from ragkit.errors import Damaged, RecipeMismatch
-from ragkit.ragged import MultiVectors
-from ragkit.store import MULTI
+from ragkit.search import retrieve
+from ragkit.store.local import reader, writer
+from ragkit.store.vectors.maxsim import error_bound
+from ragkit.store.vectors.multi import MultiReader, pool_tokens, token_clusters
 from ragkit.testing import HashEncoder
-from ragkit.vectors.maxsim import error_bound
-from ragkit.vectors.multi import MultiReader, pool_tokens, token_clusters
-from tests.index.conftest import NOTES, record, records
+from tests.conftest import NOTES, record, records
 
 ENCODER = HashEncoder(dims=64, multi_dims=32)
 QUERIES = ["otters that sleep", "granite bridge", "fish", "how to bake bread", "1887", "nothing of the kind"]
@@ -505,13 +507,13 @@ def test_a_search_by_coarse_vectors_does_not_look_at_all(coarse_index: Index, mo
 def test_the_command_line_looks_at_all_when_asked_to(coarse_index: Index, monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
     monkeypatch.setattr(retrieve, "TIMES", 2)
     candidates: list[int | None] = []
-    real = store.Snapshot.search_multi
+    real = reader.Snapshot.search_multi
 
-    def search_multi(self: store.Snapshot, *given: Any, **settings: Any) -> Any:
+    def search_multi(self: reader.Snapshot, *given: Any, **settings: Any) -> Any:
         candidates.append(settings["candidates"])
         return real(self, *given, **settings)
 
-    monkeypatch.setattr(store.Snapshot, "search_multi", search_multi)
+    monkeypatch.setattr(reader.Snapshot, "search_multi", search_multi)
     asked = ["search", str(coarse_index.path), "otters", "--mode", "multi", "--json", *(["--exact"] if exact else [])]
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output
@@ -564,7 +566,7 @@ def test_segments_without_coarse_vectors_are_scored_exactly(coarse_index: Index,
     coarse_index._store.layouts = {kind: replace(layout, coarse=0) for kind, layout in kept.items()}
     coarse_index.compact()
     coarse_index._store.layouts = kept
-    monkeypatch.setattr(store, "merge_policy", lambda *_, **__: [])
+    monkeypatch.setattr(writer, "merge_policy", lambda *_, **__: [])
     coarse_index.add([record("last", "The last of them are otters that sleep.")])
     assert [bool(segment["coarse"]) for segment in coarse_index.stats().multi] in ([True, False], [False, True])
     exact = pairs(coarse_index.search("otters hold hands", 5, mode="multi", exact=True))

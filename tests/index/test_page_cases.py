@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from ragkit import Index, Limits, page_images
+from ragkit import Index, Limits
+from ragkit.apps.show import evidence
+from ragkit.core.errors import StorageError
+from ragkit.core.types import Document, Span
 from ragkit.encode.contract import Encoding
-from ragkit.errors import StorageError
+from ragkit.ingest import page_images
 from ragkit.load import office
-from ragkit.show import evidence
 from ragkit.testing import HashEncoder
-from ragkit.types import Document, Span
 from tests.index.test_pages import READS, SEES, papers_in, pdf
 from tests.load.rawpdf import bomb, show
 from tests.load.test_laid_out import odp, rtf

@@ -9,11 +9,11 @@ import pymupdf
 import pytest
 from reportlab.pdfgen.canvas import Canvas
 
-from ragkit.explain import explain_page
+from ragkit.core.types import Box, Citation, Span
 from ragkit.load import Parser, RenderedPage, WantedPage
 from ragkit.load.discover import Source
+from ragkit.search.explain import explain_page
 from ragkit.testing import HashEncoder
-from ragkit.types import Box, Citation, Span
 
 SIZE = (433.0, 611.0)
 MARK = (250.0, 380.0, 330.0, 470.0)  # x0, y0, x1, y1 from the bottom left, as PDF has it

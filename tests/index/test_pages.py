@@ -16,15 +16,16 @@ import pytest
 from PIL import Image, ImageDraw
 from reportlab.pdfgen.canvas import Canvas
 
-from ragkit import Index, retrieve
-from ragkit.cite import box_fields, hit_fields
-from ragkit.cli import app
-from ragkit.errors import EncodeError, FingerprintMismatch, RecipeMismatch, StorageError
-from ragkit.refine import fuse_answers
-from ragkit.show import evidence
+from ragkit import Index
+from ragkit.apps.cli.main import app
+from ragkit.apps.show import evidence
+from ragkit.core.errors import EncodeError, FingerprintMismatch, RecipeMismatch, StorageError
+from ragkit.core.types import Citation, Hit, Reason, Span
+from ragkit.search import retrieve
+from ragkit.search.cite import box_fields, hit_fields
+from ragkit.search.rerank import fuse_answers
+from ragkit.store.vectors.multi import MultiReader
 from ragkit.testing import HashEncoder
-from ragkit.types import Citation, Hit, Reason, Span
-from ragkit.vectors.multi import MultiReader
 
 WIDTH, HEIGHT = 480.0, 640.0
 SEES = HashEncoder(dims=64, multi_dims=32, images=True)
@@ -553,8 +554,8 @@ def test_stats_tell_of_pages(index: Index) -> None:
 
 
 def test_figures_are_ink_that_is_no_word() -> None:
-    from ragkit.page_images import figure_share
-    from ragkit.types import Page, Span, Words
+    from ragkit.core.types import Page, Span, Words
+    from ragkit.ingest.page_images import figure_share
 
     boxes = np.array([[50, 50, 250, 70]], dtype=np.float32)
     page = Page(1, 300, 400, Span(0, 4), Words(np.array([[0, 4]]), boxes))
@@ -567,7 +568,7 @@ def test_figures_are_ink_that_is_no_word() -> None:
 
 
 def test_pages_are_shown_and_seen_from_the_kept_copy(folder: Path, tmp_path: Path) -> None:
-    from ragkit.show import page_png
+    from ragkit.apps.show import page_png
 
     with Index.open(tmp_path / "library", model=READS, pages="all", page_model=SEES, keep_sources=True) as index:
         index.add(folder)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from ragkit import Document, Hit, Index
-from ragkit.errors import CheckpointError
-from ragkit.refine import diverse
+from ragkit.core.errors import CheckpointError
+from ragkit.core.types import Block, Box, Page, Span, Words
+from ragkit.search.rerank import diverse
 from ragkit.testing import HashEncoder
-from ragkit.types import Block, Box, Page, Span, Words
-from tests.index.conftest import NOTES, record
+from tests.conftest import NOTES, record
 
 QUERY = "fish sold at the harbour"
 
@@ -66,7 +66,7 @@ def test_a_reranker_that_loses_texts_or_scores_is_an_error(index: Index, wrong: 
 
 def test_a_cross_encoder_scores_as_transformers_does(index: Index, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from ragkit.encode.cross_encoder import load_cross_encoder
+    from ragkit.encode.models.cross_encoder import load_cross_encoder
 
     model, tokenizer = tiny_cross_encoder(tmp_path / "reranker", labels=1)
     hits = index.search(QUERY, 4, rerank=load_cross_encoder(tmp_path / "reranker", device="cpu"))

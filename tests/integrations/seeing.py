@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ragkit.core.arrays import unit_rows
 from ragkit.encode.contract import Encoding
 from ragkit.encode.texts import split_item
-from ragkit.ragged import unit_rows
 from ragkit.testing import HashEncoder
 
 COLOURS = ("red", "green", "blue")

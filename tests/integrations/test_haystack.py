@@ -28,7 +28,7 @@ from haystack.utils.filters import document_matches_filter
 from ragkit import Index
 from ragkit.integrations.haystack import RagkitDocumentEmbedder, RagkitDocumentStore, RagkitRetriever, RagkitTextEmbedder
 from ragkit.testing import HashEncoder
-from tests.index.conftest import NOTES, records
+from tests.conftest import NOTES, records
 from tests.index.test_retriever import paged
 
 

@@ -27,10 +27,10 @@ from langchain_tests.integration_tests.indexer import AsyncDocumentIndexTestSuit
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
 from ragkit import Index
-from ragkit.errors import FingerprintMismatch, RagkitError, RecipeMismatch
+from ragkit.core.errors import FingerprintMismatch, RagkitError, RecipeMismatch
 from ragkit.integrations.langchain import RagkitDocumentIndex, RagkitEmbeddings, RagkitRetriever, RagkitVectorStore
 from ragkit.testing import HashEncoder
-from tests.index.conftest import NOTES, records
+from tests.conftest import NOTES, records
 from tests.index.test_retriever import paged
 from tests.integrations.seeing import SeeingEncoder, picture
 

@@ -31,7 +31,7 @@ from llama_index.core.vector_stores.types import (
 from ragkit import Index
 from ragkit.integrations.llama_index import RagkitEmbedding, RagkitMultiModalEmbedding, RagkitRetriever, RagkitVectorStore
 from ragkit.testing import HashEncoder
-from tests.index.conftest import NOTES, records
+from tests.conftest import NOTES, records
 from tests.index.test_retriever import paged
 from tests.integrations.seeing import SeeingEncoder, picture
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from ragkit.core.types import Document
 from ragkit.load import Limits, Source
 from ragkit.load.limits import Options
-from ragkit.load.pdf import ENGINES, load
+from ragkit.load.pdf.pdf import ENGINES, load
 from ragkit.load.records import check
-from ragkit.types import Document
 
 FUZZ = int(os.environ.get("RAGKIT_FUZZ", "1"))  # times as many random inputs as usual: `make fuzz-load`
 if FUZZ > 1:

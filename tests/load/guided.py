@@ -100,17 +100,17 @@ def load_part(name: str, parts: dict[str, bytes], part: str, data: bytes) -> Non
 
 
 def load(name: str, data: bytes) -> None:
-    from ragkit.errors import RagkitError
+    from ragkit.core.errors import RagkitError
+    from ragkit.core.types import Document
     from ragkit.load import Limits
     from ragkit.load.formats import format_of
     from ragkit.load.limits import Options
-    from ragkit.load.part import Part
+    from ragkit.load.member import Part
     from ragkit.load.records import check
-    from ragkit.types import Document
 
     kind = format_of(name)
     assert kind is not None
-    loader = importlib.import_module(f"ragkit.load.{kind.loader}")
+    loader = importlib.import_module(kind.module)
     with contextlib.suppress(RagkitError):
         for one in loader.load(Part(name, data), Options(limits=Limits(inflated_bytes=1 << 24))):
             if isinstance(one, Document):
@@ -118,9 +118,10 @@ def load(name: str, data: bytes) -> None:
 
 
 def answer(data: bytes) -> None:
-    from ragkit.errors import LimitExceeded
-    from ragkit.load import Limits, wire
+    from ragkit.core.errors import LimitExceeded
+    from ragkit.load import Limits
     from ragkit.load.records import check
+    from ragkit.load.sandbox import wire
 
     head, body = data[: wire.PREFIX.size].ljust(wire.PREFIX.size, b"\0"), data[wire.PREFIX.size :]
     for read in (
@@ -135,7 +136,7 @@ def run(name: str, arguments: list[str]) -> None:
     """In a process of its own, as libFuzzer asks: it does not return."""
     import atheris
 
-    with tempfile.TemporaryDirectory() as folder, atheris.instrument_imports(include=["ragkit.load", "ragkit.types"]):
+    with tempfile.TemporaryDirectory() as folder, atheris.instrument_imports(include=["ragkit.load", "ragkit.core.types"]):
         take, first = targets(Path(folder))[name]
         take(first)  # imports what it needs while the instruments are listening
     atheris.Setup(["guided", *arguments], take)

@@ -8,12 +8,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragkit.errors import LimitExceeded
-from ragkit.load import Limits, wire
-from ragkit.load.asides import with_asides
-from ragkit.load.pdf_text import Aside, PageWords, assemble
+from ragkit.core.errors import LimitExceeded
+from ragkit.core.types import Document
+from ragkit.load import Limits
+from ragkit.load.pdf.hidden_text import with_asides
+from ragkit.load.pdf.text import Aside, PageWords, assemble
 from ragkit.load.records import check
-from ragkit.types import Document
+from ragkit.load.sandbox import wire
 from tests.load.conftest import FUZZ
 
 WORDS = st.text(alphabet="abc-\u00ad1.中文かאبﬁลำ\u0301\x07", min_size=1, max_size=6)

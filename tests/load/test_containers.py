@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from ragkit.errors import EncryptedDocument, LoadError, UnsupportedFormat
+from ragkit.core.errors import EncryptedDocument, LoadError, UnsupportedFormat
+from ragkit.core.types import Document
 from ragkit.load import Limits, Parser
-from ragkit.load.archive import plain_name
-from ragkit.types import Document
+from ragkit.load.readers.archive import plain_name
 from tests.load import packages
 from tests.load.conftest import source
 from tests.load.pages import Text, draw

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragkit import Index
-from ragkit.errors import LimitExceeded, LoadError
+from ragkit.core.errors import LimitExceeded, LoadError
+from ragkit.core.types import Document
 from ragkit.load import Limits
-from ragkit.load.docling import from_docling
+from ragkit.load.readers.docling import from_docling
 from ragkit.load.records import check
 from ragkit.testing import HashEncoder
-from ragkit.types import Document
 from tests.load.conftest import FUZZ
 
 

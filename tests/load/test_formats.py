@@ -14,20 +14,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragkit.errors import LimitExceeded, LoadError, UnsupportedFormat
+from ragkit.core.errors import LimitExceeded, LoadError, UnsupportedFormat
+from ragkit.core.types import Document
 from ragkit.load import Limits, format_of, supported
-from ragkit.load.finish import iso_date
 from ragkit.load.limits import Options
-from ragkit.load.part import Part
+from ragkit.load.member import Part
+from ragkit.load.normalize import iso_date
 from ragkit.load.records import check
-from ragkit.types import Document
 
 
 def read(name: str, content: str | bytes, **limits: int) -> Document:
     kind = format_of(name)
     assert kind is not None
     data = content.encode() if isinstance(content, str) else content
-    loader = importlib.import_module(f"ragkit.load.{kind.loader}")
+    loader = importlib.import_module(kind.module)
     (document,) = loader.load(Part(name, data), Options(limits=Limits(**limits)))
     return check(document)
 
@@ -40,7 +40,7 @@ def test_every_extension_has_a_loader_that_exists() -> None:
     for extension in supported():
         kind = format_of("name" + extension)
         assert kind is not None
-        assert callable(importlib.import_module(f"ragkit.load.{kind.loader}").load), extension
+        assert callable(importlib.import_module(kind.module).load), extension
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])

@@ -17,11 +17,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ragkit.errors import LoadError
+from ragkit.core.errors import LoadError
+from ragkit.core.types import Document
 from ragkit.load import Limits, Parser, RenderedPage, WantedPage, can_render, office
-from ragkit.load.pdf import ENGINES
+from ragkit.load.pdf.pdf import ENGINES
 from ragkit.load.records import check
-from ragkit.types import Document
 from tests.load.conftest import source
 from tests.load.hostile import Case, cases, families
 

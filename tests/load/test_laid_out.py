@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragkit.errors import LimitExceeded, LoadError, UnsupportedFormat
+from ragkit.core.errors import LimitExceeded, LoadError, UnsupportedFormat
+from ragkit.core.types import Document
 from ragkit.load import Limits, Parser, RenderedPage, WantedPage, can_render, office
-from ragkit.load.sandbox import _environment
-from ragkit.types import Document
+from ragkit.load.sandbox.child import child_environment
 from tests.load.marks import COLOURS, Sheet, assert_in_place
 from tests.load.test_sandbox import one
 
@@ -154,9 +154,9 @@ def test_a_closed_parser_ends_libreoffice_and_nothing_stays(tmp_path: Path, monk
     (tmp_path / "scratch").mkdir()
     path = rtf(tmp_path / "a.rtf", "words")
     with pytest.raises(LoadError, match="nobody waits"):
-        office.convert(path, path.name, Limits(), environment=_environment(), unwanted=lambda: True)
+        office.convert(path, path.name, Limits(), environment=child_environment(), unwanted=lambda: True)
     assert list((tmp_path / "scratch").iterdir()) == []
-    made = office.convert(path, path.name, Limits(), environment=_environment(), unwanted=lambda: False)
+    made = office.convert(path, path.name, Limits(), environment=child_environment(), unwanted=lambda: False)
     assert [one.name for one in made.pdf.parent.iterdir()] == ["document.pdf"]
     del made
     assert list((tmp_path / "scratch").iterdir()) == []
@@ -193,7 +193,7 @@ def test_spreadsheets_have_no_pages() -> None:
 RIGHTS = """
 import errno, os, socket, sys
 from pathlib import Path
-from ragkit.load.confine import Scratch, confine
+from ragkit.load.sandbox.confine import Scratch, confine
 folder, secret = Path(sys.argv[1]), sys.argv[2]
 print(*confine(4 << 30, scratch=Scratch(folder, ("/usr", "/lib", "/lib64"), 1 << 20)))
 def tried(name, act):

@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from ragkit import Index
-from ragkit.errors import MissingExtra, RecipeMismatch
+from ragkit.core.errors import MissingExtra, RecipeMismatch
 from ragkit.load import Limits, Parser, ocr
 from ragkit.load.limits import Options
-from ragkit.load.pdf import load
+from ragkit.load.pdf.pdf import load
 from ragkit.load.records import check
 from ragkit.testing import HashEncoder
 from tests.load.conftest import source

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ragkit.errors import EncryptedDocument, LimitExceeded, LoadError
+from ragkit.core.errors import EncryptedDocument, LimitExceeded, LoadError
+from ragkit.core.types import Document
 from ragkit.load import Limits, format_of
 from ragkit.load.limits import Options
 from ragkit.load.records import check
-from ragkit.types import Document
 from tests.load import packages
 from tests.load.packages import numbered, paragraph, shape
 
@@ -20,7 +20,7 @@ from tests.load.packages import numbered, paragraph, shape
 def read(path: Path, **limits: int) -> Document:
     kind = format_of(path)
     assert kind is not None
-    (document,) = importlib.import_module(f"ragkit.load.{kind.loader}").load(path, Options(limits=Limits(**limits)))
+    (document,) = importlib.import_module(kind.module).load(path, Options(limits=Limits(**limits)))
     return check(document)
 
 

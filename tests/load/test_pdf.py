@@ -15,12 +15,12 @@ from reportlab.lib.pdfencrypt import StandardEncryption
 from reportlab.pdfbase import pdfmetrics
 from reportlab.pdfgen.canvas import Canvas
 
-from ragkit.errors import EncryptedDocument, LimitExceeded, LoadError
+from ragkit.core.errors import EncryptedDocument, LimitExceeded, LoadError
+from ragkit.core.types import Document
 from ragkit.load import Limits
 from ragkit.load.limits import Options
-from ragkit.load.pdf import PAGE_BREAK, iso_date
+from ragkit.load.pdf.pdf import PAGE_BREAK, iso_date
 from ragkit.load.render import page_png
-from ragkit.types import Document
 from tests.load.pages import HEIGHT, WIDTH, Text, draw, embedded, places, shown
 from tests.load.rawpdf import pdf, show, simple
 
@@ -369,7 +369,7 @@ def test_two_engines_read_the_same_words(shared: Path) -> None:
     pytest.importorskip("pymupdf")
     pytest.importorskip("pypdfium2")
     from ragkit.load.limits import Options
-    from ragkit.load.pdf import load
+    from ragkit.load.pdf.pdf import load
 
     path = shared / "pdf-page-questions" / "pdfs" / "2023.acl-long.386.pdf"
     one, two = (next(load(path, Options(pdf_engine=engine))) for engine in ("pymupdf", "pypdfium2"))

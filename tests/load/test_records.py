@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ragkit.core.types import Block, Document, Page, Span, Words
 from ragkit.load import content_hash, file_hash, record
 from ragkit.load.records import check
-from ragkit.types import Block, Document, Page, Span, Words
 
 
 def test_a_record_keeps_its_fields_and_puts_the_rest_into_meta() -> None:

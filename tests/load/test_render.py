@@ -15,11 +15,13 @@ import psutil
 import pytest
 from PIL import Image
 
-from ragkit.errors import LimitExceeded, LoadError, UnsupportedFormat
-from ragkit.load import Limits, Parser, RenderedPage, WantedPage, can_render, is_blank, sandbox, wire
+from ragkit.core.errors import LimitExceeded, LoadError, UnsupportedFormat
+from ragkit.load import Limits, Parser, RenderedPage, WantedPage, can_render, is_blank
 from ragkit.load.limits import Options
-from ragkit.load.pdf import load
+from ragkit.load.pdf.pdf import load
 from ragkit.load.render import Pixels, drawn, size_at
+from ragkit.load.sandbox import parser as sandbox
+from ragkit.load.sandbox import wire
 from tests.load.marks import COLOURS, Sheet, assert_in_place
 from tests.load.pages import Text, draw
 from tests.load.rawpdf import bomb, pdf, show, simple, stream
@@ -349,7 +351,7 @@ def test_a_long_document_is_opened_anew_now_and_then(engine: str, tmp_path: Path
 
 def test_whatever_an_engine_raises_on_a_page_costs_that_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ragkit.load import render
-    from ragkit.load.pdf_pypdfium2 import Pdf
+    from ragkit.load.pdf.pdfium import Pdf
 
     class Failing(Pdf):
         def draw(self, index: int, width: int, height: int) -> Pixels:

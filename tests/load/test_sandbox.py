@@ -19,11 +19,12 @@ import numpy as np
 import psutil
 import pytest
 
-from ragkit.errors import EncryptedDocument, LimitExceeded, LoadError, UnsupportedFormat
-from ragkit.load import Limits, Parser, Source, discover, wire
-from ragkit.load.pdf import ENGINES
-from ragkit.load.sandbox import Child
-from ragkit.types import Block, Document, Page, Span, Words
+from ragkit.core.errors import EncryptedDocument, LimitExceeded, LoadError, UnsupportedFormat
+from ragkit.core.types import Block, Document, Page, Span, Words
+from ragkit.load import Limits, Parser, Source, discover
+from ragkit.load.pdf.pdf import ENGINES
+from ragkit.load.sandbox import wire
+from ragkit.load.sandbox.child import Child
 from tests.load.conftest import source
 from tests.load.pages import Text, draw
 from tests.load.rawpdf import bomb, show
@@ -84,7 +85,7 @@ def test_results_come_in_the_order_of_the_sources(tmp_path: Path) -> None:
 
 def test_a_document_comes_through_the_pipe_as_it_was_loaded(engine: str, tmp_path: Path) -> None:
     from ragkit.load.limits import Options
-    from ragkit.load.pdf import load
+    from ragkit.load.pdf.pdf import load
 
     path = draw(tmp_path / "a.pdf", [[Text("Größe and ﬁne print", 50, 500)], [], [Text("second page", 50, 500, 20)]])
     (mine,) = load(path, Options(pdf_engine=engine))
@@ -373,7 +374,7 @@ def test_time_is_counted_over_all_attempts_and_so_are_lost_pages(tmp_path: Path,
 
 RIGHTS = """
 import errno, os, socket, sys
-from ragkit.load.confine import confine
+from ragkit.load.sandbox.confine import confine
 folder, parent = sys.argv[1], int(sys.argv[2])
 print(*confine(4 << 30))
 def tried(name, act):
@@ -399,7 +400,7 @@ tried("self", lambda: os.kill(os.getpid(), 0))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp are Linux's")
 def test_a_confined_process_changes_no_files_opens_no_sockets_and_signals_nobody(tmp_path: Path) -> None:
-    from ragkit.load.confine import landlock_version
+    from ragkit.load.sandbox.confine import landlock_version
 
     write(tmp_path / "kept")
     script = write(tmp_path / "rights.py", RIGHTS)
@@ -479,7 +480,8 @@ def test_children_die_with_a_killed_parent_though_busy(tmp_path: Path) -> None:
 
 def test_a_busy_child_ends_with_its_stdin(tmp_path: Path) -> None:
     """The leash itself: a child that computes, and so reads and writes nothing, is ended by the kernel."""
-    code = "from ragkit.load.worker import _leash\nwith _leash():\n  print('on', flush=True)\n  while True: sum(range(10**6))"
+    code = "from ragkit.load.sandbox.worker import _leash\nwith _leash():\n  print('on', flush=True)\n"
+    code += "  while True: sum(range(10**6))"
     root = str(Path(__file__).resolve().parents[2])
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
     assert child.stdin

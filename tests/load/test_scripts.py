@@ -12,10 +12,10 @@ from reportlab.pdfbase import pdfmetrics
 from reportlab.pdfbase.cidfonts import UnicodeCIDFont
 from reportlab.pdfgen.canvas import Canvas
 
+from ragkit.core.types import Document
 from ragkit.load.limits import Options
-from ragkit.load.pdf import load
-from ragkit.load.scripts import mend, pieces
-from ragkit.types import Document
+from ragkit.load.pdf.pdf import load
+from ragkit.load.pdf.scripts import mend, pieces
 from tests.load.pages import Text, draw
 from tests.load.rawpdf import pdf, show, simple, stream
 from tests.load.test_pdf import words_of

@@ -13,14 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragkit.errors import LimitExceeded, LoadError
-from ragkit.load import Limits, html, jsonl, markdown, source, table, text
+from ragkit.core.errors import LimitExceeded, LoadError
+from ragkit.core.types import Block, Document, Span
+from ragkit.load import Limits
+from ragkit.load.builder import REPEATED, squeezed
 from ragkit.load.decode import decode
-from ragkit.load.draft import REPEATED, squeezed
 from ragkit.load.language import recognise, with_language
 from ragkit.load.limits import Options
+from ragkit.load.readers import html, jsonl, markdown, source, table, text
 from ragkit.load.records import check
-from ragkit.types import Block, Document, Span
 
 OPTIONS = Options()
 

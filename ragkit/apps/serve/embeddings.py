@@ -1,0 +1,212 @@
+"""POST /v1/embeddings, as Jina's API and OpenAI's have it, for every model that is loaded; GET /v1/models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from ragkit.apps.serve.answers import RESPONSES, Json, Serving
+from ragkit.apps.serve.batching import Kind
+from ragkit.apps.serve.formats import Format, formatted, formatted_rows
+from ragkit.apps.serve.inputs import InputItem, Inputs, Prepared, fetched, listed, prepare, urls_of
+from ragkit.apps.serve.problems import Problem, dialect_of
+from ragkit.apps.serve.service import refusals
+from ragkit.core.arrays import truncate_dims
+from ragkit.core.types import Floats
+from ragkit.encode.contract import Encoder, EncoderCard, Encoding
+from ragkit.encode.late import why_not_late
+from ragkit.encode.tasks import NO_TASK, full_task
+
+router = APIRouter(tags=["embeddings"])
+Formats = Format | list[Format]
+
+
+class EmbeddingRequest(BaseModel):
+    """Jina's and OpenAI's fields together; what a model has no use for may be left out."""
+
+    model: str = Field(min_length=1)
+    input: Inputs = Field(union_mode="left_to_right")
+    task: str | None = Field(None, description="retrieval.query, retrieval.passage, text-matching, ...: as the model has it")
+    dimensions: int | None = Field(None, ge=1)
+    late_chunking: bool | None = Field(None, description="the inputs are consecutive pieces of one document")
+    return_multivector: bool | None = None
+    return_tokenized_input: bool | None = None
+    truncate: bool | None = None
+    normalized: bool | None = None
+    embedding_type: Formats | None = None
+    encoding_type: Formats | None = None
+    encoding_format: Formats | None = None
+    user: str | None = None
+
+    @property
+    def formats(self) -> Formats:
+        return self.embedding_type or self.encoding_type or self.encoding_format or "float"
+
+
+class EmbeddingItem(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str | dict[str, list[float] | str]
+
+
+class MultiVectorItem(BaseModel):
+    object: Literal["embeddings"]
+    index: int
+    embeddings: list[list[float] | str] | dict[str, list[list[float] | str]]
+    tokenized_input: list[str] | None = None
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+    image_tokens: int | None = None
+
+
+class EmbeddingResponse(BaseModel):
+    object: Literal["list"]
+    model: str
+    data: list[EmbeddingItem | MultiVectorItem]
+    usage: Usage
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    dims: int
+    multi_dims: int
+    max_tokens: int
+    tasks: list[str]
+    modalities: list[str]
+    licence: str
+
+
+class Models(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+@router.post("/v1/embeddings", responses={200: {"model": EmbeddingResponse}, **RESPONSES}, response_class=Json)
+async def embed(request: Request, asked: EmbeddingRequest, service: Serving) -> Json:
+    """Texts and images as vectors, in the order of the inputs."""
+    batcher = service.batcher(asked.model)
+    encoder, limits = batcher.encoder, service.limits
+    inputs = listed(asked.input, limits=limits)
+    _check(asked, encoder.card, inputs, openai=dialect_of(request.headers, asked.model_fields_set) == "openai")
+    with batcher.admitted(), refusals():
+        kind = _kind(asked, encoder, inputs)
+        files = await fetched(urls_of(inputs), service.fetcher, limits)
+        truncate = bool(asked.truncate)
+        prepared: Prepared = await batcher.tokenised(
+            lambda: prepare(inputs, files, encoder, task=kind.task, limits=limits, truncate=truncate or kind.late)
+        )
+        with service.spans.within("encode", model=encoder.card.name, inputs=len(inputs)):
+            encoding = await batcher.encode(prepared.items, prepared.work, kind=kind)
+        return await asyncio.to_thread(_answer, asked, encoder, prepared, encoding)
+
+
+def _check(asked: EmbeddingRequest, card: EncoderCard, inputs: Sequence[Any], *, openai: bool) -> None:
+    """What a schema cannot say. Problem 422."""
+    wants = bool(asked.return_multivector)
+    if wants and not card.multi_dims:
+        raise Problem(422, f"{card.name} has no multi-vectors", field="return_multivector")
+    if wants and asked.dimensions is not None:
+        raise Problem(422, "dimensions are of dense vectors: leave them out with return_multivector", field="dimensions")
+    if wants and asked.normalized is False:
+        raise Problem(
+            422, "the vectors of a multi-vector have unit length: leave normalized out, or say true", field="normalized"
+        )
+    if asked.return_tokenized_input and not wants:
+        raise Problem(422, "return_tokenized_input needs return_multivector", field="return_tokenized_input")
+    if asked.late_chunking and wants:
+        raise Problem(422, "late_chunking makes dense vectors: leave return_multivector out", field="late_chunking")
+    if not wants and not card.dims:
+        raise Problem(422, f"{card.name} has multi-vectors only: ask with return_multivector", field="return_multivector")
+    if asked.dimensions is not None and asked.dimensions > card.dims:
+        raise Problem(422, f"dimensions is from 1 to {card.dims} for {card.name}, got {asked.dimensions}", field="dimensions")
+    if openai and any(one == "" for one in inputs):
+        raise Problem(422, "an input is the empty string", field="input")
+
+
+def default_task(card: EncoderCard) -> str:
+    """What a request without a task means: v3's base alone and v4's symmetric one, as their APIs have it; else the passage's."""
+    task = card.task or next((one for one in (NO_TASK, "text-matching") if one in card.tasks), card.tasks[0])
+    return full_task(task, card, role="document")
+
+
+def _kind(asked: EmbeddingRequest, encoder: Encoder, inputs: Sequence[Any]) -> Kind:
+    card = encoder.card
+    task = default_task(card) if asked.task is None else full_task(asked.task, card, role=None)
+    if not asked.late_chunking:
+        return Kind(task, bool(asked.truncate))
+    if reason := why_not_late(encoder):
+        raise Problem(400, reason, field="late_chunking")
+    if any(isinstance(one, list) or (isinstance(one, InputItem) and one.picture is not None) for one in inputs):
+        raise Problem(400, "late_chunking is for texts", field="input")
+    return Kind(task, late=True)
+
+
+def _answer(asked: EmbeddingRequest, encoder: Encoder, prepared: Prepared, encoding: Encoding) -> Json:
+    """Formatted and written on a thread: large answers take longer than the event loop may stand still."""
+    if asked.return_multivector:
+        data = [_multi_item(asked, encoder, prepared, encoding, i) for i in range(len(prepared.items))]
+    else:
+        rows = _rows(asked, encoder, encoding)
+        data = [{"object": "embedding", "index": i, "embedding": formatted(row, asked.formats)} for i, row in enumerate(rows)]
+    total = sum(prepared.tokens)
+    usage = {"prompt_tokens": total, "total_tokens": total}
+    if prepared.image_tokens:
+        usage["image_tokens"] = prepared.image_tokens
+    return Json({"object": "list", "model": asked.model, "data": data, "usage": usage})
+
+
+def _rows(asked: EmbeddingRequest, encoder: Encoder, encoding: Encoding) -> Floats:
+    """(n, d): unit rows, or, where the request says `normalized: false`, the vectors as the model pooled them."""
+    rows = encoding.dense
+    assert rows is not None
+    if asked.normalized is not False:
+        return rows if asked.dimensions is None else truncate_dims(rows, asked.dimensions)
+    if encoding.lengths is None:
+        raise Problem(
+            422, f"{encoder.card.name} gives vectors of unit length: leave normalized out, or say true", field="normalized"
+        )
+    whole = rows * encoding.lengths[:, None]
+    return whole if asked.dimensions is None else whole[:, : asked.dimensions]
+
+
+def _multi_item(asked: EmbeddingRequest, encoder: Encoder, prepared: Prepared, encoding: Encoding, i: int) -> dict[str, Any]:
+    assert encoding.multi is not None
+    rows = encoding.multi[i]
+    item = {"object": "embeddings", "index": i, "embeddings": formatted_rows(rows, asked.formats)}
+    text = prepared.texts[i]
+    if asked.return_tokenized_input and text is not None and prepared.items[i] is text:
+        words = [text[start:end] for start, end in encoder.token_spans(text).tolist()]
+        before = max(0, len(rows) - len(words))  # of the prompt or special: no characters of the text
+        item["tokenized_input"] = [*[""] * before, *words][: len(rows)]
+    return item
+
+
+@router.get("/v1/models", responses={200: {"model": Models}, **RESPONSES}, response_class=Json)
+async def models(service: Serving) -> Json:
+    """The models that are loaded."""
+    return Json({"object": "list", "data": [_model(name, encoder.card) for name, encoder in service.models.items()]})
+
+
+def _model(name: str, card: EncoderCard) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "ragkit",
+        "dims": card.dims,
+        "multi_dims": card.multi_dims,
+        "max_tokens": card.max_tokens,
+        "tasks": list(card.tasks),
+        "modalities": list(card.modalities),
+        "licence": card.licence,
+    }

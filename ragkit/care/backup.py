@@ -1,0 +1,102 @@
+"""A copy of an index, whole and of one commit, while others add to it and search.
+
+    backup(store, target)       target: a folder that is not there yet, or an empty one
+
+The copy is an index like any other: open it where it is, or restore it by copying the folder back. It is made in a hidden
+folder beside the target and renamed at the end, so a target that exists is complete. Every block is compared with its
+checksum on the way: damage is never copied under a backup's name.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ragkit.core.errors import StorageError
+from ragkit.core.types import Progress
+from ragkit.store.catalog.copy import copy_catalog
+from ragkit.store.local import source_copies
+from ragkit.store.local.files import CheckedFolder, sync_file, writing
+from ragkit.store.local.locks import Pin, remove_unused
+from ragkit.store.local.reader import Snapshot
+from ragkit.store.local.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class BackupReport:
+    """What was copied: the commit, and how much it holds."""
+
+    path: str
+    commit: int
+    documents: int
+    units: int
+    bytes: int
+
+
+def backup(store: Store, target: Path, *, progress: Callable[[Progress], None] | None = None) -> BackupReport:
+    """Copy the newest commit to `target`. StorageError where something is there already or cannot be written; Damaged."""
+    target = Path(os.path.abspath(target))  # noqa: PTH100 - Path.resolve would follow links
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise StorageError(f"{target} is there already and not empty. Name a folder for the backup that is not there yet.")
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with beside(target) as folder:
+            snapshot = _catalog(store, folder)
+            size = _folders(store, snapshot, folder, progress=progress)
+            live = {row.content_hash for row in store.catalog.documents(snapshot.commit.number)}
+            size += source_copies.copy_kept(store.path, folder, live)
+            for part in (folder / "segments", folder / "lexical", folder):
+                sync_file(part)
+            folder.rename(target)
+        sync_file(target.parent)
+    commit = snapshot.commit
+    return BackupReport(str(target), commit.number, commit.documents, commit.units, size)
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A new hidden folder beside the target, held by a lock; those that a crash left, held by nobody, are removed."""
+    prefix = f".{target.name}.backup-"
+    for left in target.parent.glob(f"{prefix}*"):
+        remove_unused(left)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    pin = Pin(folder)
+    try:
+        folder.chmod(0o755)
+        yield folder
+    finally:
+        del pin
+        if folder.exists():
+            remove_unused(folder)
+
+
+def _catalog(store: Store, folder: Path) -> Snapshot:
+    """Copy the catalog; the snapshot of the very commit it was copied at holds every folder that it names."""
+    while True:
+        snapshot = store.snapshot()
+        if copy_catalog(store.catalog, folder / "catalog.db", commit=snapshot.commit.number):
+            return snapshot
+
+
+def _folders(store: Store, snapshot: Snapshot, folder: Path, *, progress: Callable[[Progress], None] | None) -> int:
+    """Copy the snapshot's folders, checked and synced; how many bytes the copy has, its catalog included."""
+    lexical = CheckedFolder(store.path / "lexical" / snapshot.commit.lexical, store.catalog.files(snapshot.commit.lexical))
+    parts = [("lexical", lexical), *(("segments", segment.folder) for segment in snapshot.segments)]
+    for parent in ("segments", "lexical"):
+        (folder / parent).mkdir()
+    done = (folder / "catalog.db").stat().st_size
+    total = done + sum(record.size for _, part in parts for record in part.records.values())
+    for parent, part in parts:
+        copy = folder / parent / part.path.name
+        copy.mkdir()
+        for name in part.records:
+            for count in part.copy(name, copy / name):
+                done += count
+                if progress is not None:
+                    progress(Progress("backup", done, total, "bytes"))
+        sync_file(copy)
+    return total

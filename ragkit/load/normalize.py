@@ -1,0 +1,70 @@
+"""What is the same for the Documents of all loaders: MIME type, size, date of the file, language, dates in ISO form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from ragkit.core.errors import LimitExceeded
+from ragkit.core.types import Document
+from ragkit.load.formats import Format
+from ragkit.load.language import with_language
+from ragkit.load.limits import Limits
+
+DATES = ("created", "modified")
+
+
+def finished(document: Document, kind: Format, *, size: int, modified: str, limits: Limits) -> Document | LimitExceeded:
+    """The Document with `mime`, `size` in bytes, `modified` unless it says so itself, `lang`, and `page_labels`."""
+    if len(document.text) > limits.characters:
+        return LimitExceeded(f"{len(document.text)} characters, more than the limit of {limits.characters} (Limits.characters)")
+    own: dict[str, Any] = {"mime": kind.mime, "size": size} | ({"modified": modified} if modified else {})
+    labels = [page.label for page in document.pages if page.label]
+    if labels:
+        own["page_labels"] = labels
+    meta = own | dated(document.meta)
+    if not kind.language:
+        meta = with_language(meta, document.text)
+    return replace(document, mime=kind.mime, meta=meta)
+
+
+def dated(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The meta with dates in ISO form, which filters order; what is no such date stays as written, under "date"."""
+    result = dict(meta)
+    for name in DATES:
+        if name in result and not (date := iso_date(result[name])):
+            result.setdefault("date", result.pop(name))
+        elif name in result:
+            result[name] = date
+    return result
+
+
+def iso_date(value: Any) -> str:
+    """A date as `datetime.fromisoformat` reads it, in seconds at most; "" for what is none."""
+    if not isinstance(value, str):
+        return ""
+    text = value.strip()
+    if re.fullmatch(r"\d{4}(-\d\d)?", text):
+        return text
+    text = re.sub(r"(T\d\d:\d\d:\d\d)[.,]\d+", r"\1", text)
+    try:
+        datetime.fromisoformat(text)
+        return text
+    except ValueError:
+        pass
+    try:
+        return parsedate_to_datetime(text).isoformat()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return ""
+
+
+def iso(moment: float) -> str:
+    """Seconds since 1970 as an ISO date; "" for what is none."""
+    try:
+        return datetime.fromtimestamp(moment, tz=UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return ""

@@ -1,0 +1,158 @@
+"""What a PDF page holds beside its printed text: form fields, annotations, and text that nobody sees.
+
+Fields are filled in where they stand. Annotations follow the page's text. Hidden text is taken out: it is in no chunk and in no
+page's text, and `meta["hidden"]` says what it was. Whether a word is seen is not guessed from operators but looked up in the
+page's picture: where that is of one colour all over the word, whatever the reason (white on white, text mode 3, a picture or a
+box on top), nobody reads it. So a scan's invisible layer of recognised words, which lies over visible ones, is text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.load.pdf.text import Aside, PageWords
+
+FIELD, ANNOTATION, HIDDEN = "field", "annotation", "hidden"
+SMALLEST = 1.0  # points; the height of letters below which nobody reads them
+PIXELS = 2_000_000  # of the picture that words are looked up in
+_CONTRAST = 12  # of 255, between the lightest and the darkest dot of a word
+_FIELD_HEIGHT = 12.0  # points; a field's letters are no taller, however large the field
+LIGHT = 230  # of 255; a colour from here on may be that of the paper
+_KEPT, _LONGEST = 100, 2000  # entries of meta["hidden"], characters of each
+
+
+def with_asides(page: PageWords) -> PageWords:
+    """The page with its fields' values as words where they stand, and its annotations as words after all others."""
+    fields = [aside for aside in page.asides if aside.kind == FIELD and aside.text.split()]
+    notes = [aside for aside in page.asides if aside.kind == ANNOTATION and aside.text.split()]
+    if not fields and not notes:
+        return page
+    texts, boxes, lines = list(page.texts), [page.boxes], [page.lines]
+    line = int(page.lines.max()) + 1 if len(page.lines) else 0
+    count = 0
+    for number, aside in enumerate((*fields, *notes), start=line):
+        words = aside.text.split()
+        texts += words
+        boxes.append(_shares(aside, words) if aside.kind == FIELD else np.array([aside.box] * len(words), np.float32))
+        lines.append(np.full(len(words), number))
+        count += len(words) if aside.kind == ANNOTATION else 0
+    glued = None if page.glued is None else np.append(page.glued, np.zeros(len(texts) - len(page.texts), bool))
+    return replace(page, texts=texts, boxes=np.concatenate(boxes), lines=np.concatenate(lines), glued=glued, notes=count)
+
+
+def _shares(field: Aside, words: Sequence[str]) -> npt.NDArray[np.float32]:
+    """A field's words side by side in its rectangle, each as wide as it has letters."""
+    x0, y0, x1, y1 = field.box
+    if y1 - y0 > _FIELD_HEIGHT:
+        y0 = (y0 + y1 - _FIELD_HEIGHT) / 2 if y1 - y0 < 2.5 * _FIELD_HEIGHT else y0
+        y1 = y0 + _FIELD_HEIGHT
+    ends = np.cumsum([len(word) + 1 for word in words]).astype(float)
+    letter = min((x1 - x0) / max(ends[-1] - 1, 1), 0.6 * (y1 - y0))
+    starts = np.append(0.0, ends[:-1])
+    left, right = x0 + letter * starts, x0 + letter * (ends - 1)
+    return np.stack((left, np.full_like(left, y0), right, np.full_like(left, y1)), axis=1).astype(np.float32)
+
+
+Part = tuple[int, int, int, int]
+Look = Callable[[float, Part], tuple[int, int, bytes]]
+
+
+def without_hidden(page: PageWords, look: Look) -> PageWords:
+    """The page without those of its doubtful words that its picture does not show; they become asides.
+
+    `look(scale, part)` gives width, height and RGB of a part of the page's picture, x0, y0, x1, y1 in its dots, `scale` dots a
+    point.
+    """
+    if page.doubtful is None or not (page.width > 0 and page.height > 0):
+        return page
+    scale = min(1.0, math.sqrt(PIXELS / (page.width * page.height)))
+    far = math.ceil(page.width * scale), math.ceil(page.height * scale)
+    # A little within the box, where neighbours and underlines do not reach.
+    boxes = page.boxes * np.array([far[0] / page.width, far[1] / page.height] * 2)
+    inset = 0.1 * np.minimum(boxes[:, 2:] - boxes[:, :2], (boxes[:, 3:] - boxes[:, 1:2]))
+    edges = np.concatenate((np.floor(boxes[:, :2] + inset), np.ceil(boxes[:, 2:] - inset)), axis=1)
+    doubtful = edges[page.doubtful]
+    low = np.clip(doubtful[:, :2].min(axis=0), 0, far).astype(int)
+    high = np.clip(doubtful[:, 2:].max(axis=0), low + 1, np.maximum(far, low + 1)).astype(int)
+    width, height, rgb = look(scale, (*low.tolist(), *high.tolist()))
+    image = np.frombuffer(rgb, np.uint8).reshape(height, width, 3)
+    sizes = page.boxes[:, 3] - page.boxes[:, 1]
+    rows = zip(page.doubtful.tolist(), (edges - [*low, *low]).astype(int).tolist(), sizes.tolist(), page.texts, strict=True)
+    seen = [not doubt or _seen(image, edge, size, word) for doubt, edge, size, word in rows]
+    return split(page, _settled(seen), "it cannot be seen")
+
+
+def _seen(image: Any, edge: Sequence[int], size: float, word: str) -> bool | None:
+    """Whether a word shows, or None where it is too little to tell."""
+    if size < SMALLEST:
+        return False
+    if not any(map(str.isalnum, word)):
+        return None
+    x0, y0, x1, y1 = edge
+    patch = image[max(y0, 0) : max(y1, y0 + 1, 0), max(x0, 0) : max(x1, x0 + 1, 0)].reshape(-1, 3)
+    return bool(len(patch)) and int((patch.max(axis=0).astype(int) - patch.min(axis=0)).max()) >= _CONTRAST
+
+
+def _settled(seen: Iterable[bool | None]) -> npt.NDArray[np.bool_]:
+    """Marks that tell nothing by themselves go with the word before them."""
+    settled, last = [], True
+    for one in seen:
+        last = last if one is None else one
+        settled.append(last)
+    return np.array(settled, dtype=bool)
+
+
+def split(page: PageWords, keep: npt.NDArray[np.bool_], why: str) -> PageWords:
+    """The page without the words that are not to be kept: they become hidden asides, a line each."""
+    if keep.all():
+        return page
+    asides = []
+    gone = np.flatnonzero(~keep)
+    for run in np.split(gone, np.flatnonzero((np.diff(gone) > 1) | (np.diff(page.lines[gone]) != 0)) + 1):
+        low, high = page.boxes[run, :2].min(axis=0), page.boxes[run, 2:].max(axis=0)
+        asides.append(Aside(HIDDEN, " ".join(page.texts[i] for i in run), (*low.tolist(), *high.tolist()), why))
+    kept = np.flatnonzero(keep)
+    return replace(
+        page,
+        texts=[page.texts[i] for i in kept],
+        boxes=page.boxes[kept],
+        lines=page.lines[kept],
+        glued=None if page.glued is None else page.glued[kept],
+        doubtful=None,
+        asides=(*page.asides, *asides),
+    )
+
+
+def hidden(pages: Sequence[PageWords]) -> dict[str, Any]:
+    """`meta` of a document: its hidden text, by page, with reason and box in points; and how many characters there are."""
+    found: list[tuple[int, Aside]] = []
+    for number, page in enumerate(pages, start=1):
+        for aside in page.asides:
+            if aside.kind != HIDDEN:
+                continue
+            if found and found[-1][0] == number and _same_line(found[-1][1], aside):
+                found[-1] = number, _joined(found[-1][1], aside)
+            else:
+                found.append((number, aside))
+    if not found:
+        return {}
+    entries = [
+        {"page": number, "why": aside.why, "text": aside.text[:_LONGEST], "box": [round(side, 1) for side in aside.box]}
+        for number, aside in found[:_KEPT]
+    ]
+    return {"hidden": entries, "hidden_characters": sum(len(aside.text) for _, aside in found)}
+
+
+def _same_line(one: Aside, other: Aside) -> bool:
+    return one.why == other.why and one.box[1] < other.box[3] and other.box[1] < one.box[3]
+
+
+def _joined(one: Aside, other: Aside) -> Aside:
+    (a0, b0, a1, b1), (c0, d0, c1, d1) = one.box, other.box
+    return replace(one, text=f"{one.text} {other.text}", box=(min(a0, c0), min(b0, d0), max(a1, c1), max(b1, d1)))

@@ -1,0 +1,128 @@
+"""Spreadsheets (xlsx, xlsm, xlsb, xls, ods), read by calamine: a page per sheet, labelled and headed with its name.
+
+What lies together, without an empty row in between, is a table; its first row is the header where it is all words.
+Formulas are their last computed values. A merged cell's text stands in each cell it covers.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from ragkit.core.errors import EncryptedDocument, LoadError, MissingExtra, UnsupportedFormat
+from ragkit.core.types import Document
+from ragkit.load.builder import Draft, one_line
+from ragkit.load.limits import Options
+from ragkit.load.readers.odf import properties
+from ragkit.load.readers.zip_xml import Package, core_properties
+
+_SIZE = (612.0, 792.0)  # points; a sheet has no size of its own, and citations need none
+_YEAR = re.compile(r"(?:19|20)\d\d")
+_MERGED = 100_000  # cells filled from merged ones, at most
+
+
+def load(path: Path, options: Options) -> Iterator[Document]:
+    """The one Document of a spreadsheet."""
+    try:
+        import python_calamine as calamine
+    except ImportError:
+        raise UnsupportedFormat(str(MissingExtra.of("python-calamine", "office", "reading spreadsheets"))) from None
+    data = path.read_bytes()
+    meta: dict[str, Any] = {}
+    if data.startswith(b"PK"):
+        package = Package(data, options)
+        package.measure()  # the parser in Rust inflates without asking anybody
+        meta = properties(package) if "content.xml" in package else core_properties(package)
+    elif "EncryptedPackage".encode("utf-16-le") in data:
+        raise EncryptedDocument("it is encrypted; save it without a password")
+    title = meta.pop("title", "")
+    draft = Draft(options.limits)
+    try:
+        workbook = calamine.CalamineWorkbook.from_filelike(BytesIO(data))
+        for number, name in enumerate(workbook.sheet_names, start=1):
+            options.on_page(number)
+            draft.page(*_SIZE, label=name)
+            draft.heading(name, 1)
+            sheet = workbook.get_sheet_by_index(number - 1)
+            _write(draft, _cells(sheet))
+    except calamine.PasswordError:
+        raise EncryptedDocument("it is encrypted; save it without a password") from None
+    except calamine.CalamineError as error:
+        raise LoadError(f"it is no spreadsheet, or it is damaged: {error}") from None
+    yield draft.document(title=title or Path(path.name).stem, meta=meta)
+
+
+def _cells(sheet: Any) -> list[list[str]]:
+    """The cells' texts, those covered by a merged one filled with its text."""
+    rows = [[shown(value) for value in row] for row in sheet.to_python()]
+    filled = 0
+    top0, left0 = sheet.start or (0, 0)
+    for (top, left), (bottom, right) in sheet.merged_cell_ranges or ():
+        if top < top0 or left < left0:
+            continue  # it begins before the first cell with a value, and so has none
+        for row in range(top - top0, min(bottom - top0 + 1, len(rows))):
+            for column in range(left - left0, min(right - left0 + 1, len(rows[row]))):
+                filled += 1
+                if filled > _MERGED:
+                    return rows
+                rows[row][column] = rows[row][column] or rows[top - top0][left - left0]
+    return rows
+
+
+def shown(value: Any) -> str:
+    """A cell's value as people write it: whole numbers without a fraction, dates in ISO form."""
+    if isinstance(value, bool):
+        return "TRUE" if value else "FALSE"
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.15g}"
+    if isinstance(value, datetime.datetime):
+        return value.isoformat(sep=" ").removesuffix(" 00:00:00")
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return one_line(str(value))
+
+
+def _write(draft: Draft, rows: Sequence[Sequence[str]]) -> None:
+    together: list[Sequence[str]] = []
+    for row in [*rows, ()]:
+        if any(row):
+            together.append(row)
+        elif together:
+            _write_table(draft, together)
+            together = []
+
+
+def _write_table(draft: Draft, rows: Sequence[Sequence[str]]) -> None:
+    """Rows without the columns that are empty in all of them. A single cell is a line of text."""
+    used = [at for at in range(max(map(len, rows))) if any(at < len(row) and row[at] for row in rows)]
+    rows = [[row[at] if at < len(row) else "" for at in used] for row in rows]
+    while rows and len(used) > 1 and len(lone := [cell for cell in rows[0] if cell]) == 1 and len(rows) > 1:
+        draft.paragraph(lone[0])  # a title over the table
+        rows = rows[1:]
+    if len(used) == 1 and len(rows) == 1:
+        draft.paragraph(rows[0][0])
+    else:
+        draft.table(rows, headers=int(has_header(rows)))
+
+
+def has_header(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first row names the columns: words, or years above what is none, no two alike, and rows after it."""
+    if len(rows) < 2:
+        return False
+    names = [cell for cell in rows[0] if cell]
+    below = [*rows[1], *[""] * len(rows[0])]
+    return (
+        len(names) >= max(1, len(rows[0]) - 1)
+        and len(set(names)) == len(names)
+        and not _YEAR.fullmatch(rows[0][0])
+        and all(_names(name, under) for name, under in zip(rows[0], below, strict=False) if name)
+    )
+
+
+def _names(name: str, under: str) -> bool:
+    words = any(c.isalpha() for c in name) and len(name) < 200
+    return words or (_YEAR.fullmatch(name) is not None and not _YEAR.fullmatch(under))

@@ -1,0 +1,68 @@
+"""Subtitles (SubRip, WebVTT): what is said, without the times. A page per minute, labelled with the time it begins at.
+
+So a citation of "talk.srt, p. 13" is the thirteenth minute, 00:12:00 to 00:13:00. A pause of some seconds, or another
+speaker, begins a paragraph.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ragkit.core.errors import LoadError
+from ragkit.core.types import Document
+from ragkit.load.builder import Draft
+from ragkit.load.decode import text_of
+from ragkit.load.limits import Options
+
+_TIME = r"(?:(\d+):)?(\d\d):(\d\d)[.,](\d{1,3})"
+_TIMES = re.compile(rf"^[ \t]*{_TIME}[ \t]*-->[ \t]*{_TIME}.*$", re.MULTILINE)
+_VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
+_TAG = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
+_LANGUAGE = re.compile(r"\n[Ll]anguage:[ \t]*([\w-]+)")
+_PAUSE = 3.0  # seconds of silence that end a paragraph
+_SIZE = (640.0, 360.0)  # points; a minute has no size, and citations need none
+
+
+def load(path: Path, options: Options) -> Iterator[Document]:
+    """The one Document of a subtitle file."""
+    text = text_of(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
+    draft = Draft(options.limits)
+    said: list[str] = []
+    ended, minute = 0.0, -1
+    for start, end, words in _cues(text):
+        now = int(start // 60)
+        if said and (now > minute or start - ended > _PAUSE or ": " in words[:40]):
+            draft.paragraph(" ".join(said))
+            said = []
+        if now > minute:
+            minute = now
+            draft.page(*_SIZE, label=f"{now // 60:02}:{now % 60:02}:00", number=now + 1)
+        said.append(words)
+        ended = max(ended, end)
+    draft.paragraph(" ".join(said))
+    if minute < 0 and text.strip():
+        raise LoadError("it has no subtitles: no line of times was found")
+    language = _LANGUAGE.search(text.split("\n\n", 1)[0]) if text.startswith("WEBVTT") else None
+    yield draft.document(meta={"seconds": round(ended, 3), "lang": language[1] if language else ""})
+
+
+def _cues(text: str) -> Iterator[tuple[float, float, str]]:
+    """Start and end in seconds and the words of each cue, in the order of the file."""
+    found = list(_TIMES.finditer(text))
+    for match, end in zip(found, [*(one.start() for one in found[1:]), len(text)], strict=False):
+        body = text[match.end() : end].rstrip("\n")
+        before, _, last = body.rpartition("\n")
+        if before.endswith("\n") and last.strip().isdecimal():  # the number of the next cue, which one without words lets in
+            body = before
+        body = body.strip("\n").split("\n\n", 1)[0]
+        body = _VOICE.sub(lambda voice: f"{voice[1].strip()}: ", body)
+        words = " ".join(html.unescape(_TAG.sub("", body)).split())
+        parts = [int(part or 0) for part in match.groups()]
+        began, ended = (
+            parts[at] * 3600 + parts[at + 1] * 60 + parts[at + 2] + parts[at + 3] / 10 ** len(match[at + 4]) for at in (0, 4)
+        )
+        if words:
+            yield began, ended, words

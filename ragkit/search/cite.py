@@ -1,0 +1,142 @@
+"""A span becomes evidence: the pages it stands on, and boxes around its words.
+
+Boxes follow the law: their union covers every cited word and has at most 1.5 times the words' own area. Words are joined
+into a box while they fill it: along a line, or down a vertical one, never across columns, lines or tables' gaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ragkit.core.types import Box, Citation, CitedBox, Floats, Hit, Page, Span
+from ragkit.store.catalog.catalog import Catalog
+from ragkit.store.values import DocumentRow, UnitRow
+
+HIDDEN = "hidden"  # the field of a document's metadata that holds the text which its pages hide
+FILL = 0.72  # a joined box is at least this full of its words, so that the union stays below 1.5 (1 / 0.72 = 1.39)
+
+
+def cite(source: str, span: Span, pages: Sequence[Page]) -> Citation:
+    """The citation of a span. `pages` are those whose text overlaps it, in order, or none for a text without pages."""
+    numbers, boxes = [], []
+    for page in pages:
+        cited = word_boxes(page, span)
+        if len(cited) or _has_text(page, span):
+            numbers.append(page.number)
+        boxes += [CitedBox(page.number, box, page.width, page.height) for box in join_boxes(cited)]
+    return Citation(source, span, tuple(numbers), tuple(boxes))
+
+
+def _has_text(page: Page, span: Span) -> bool:
+    return len(page.words) == 0 and page.span.overlaps(span)
+
+
+def word_boxes(page: Page, span: Span) -> Floats:
+    """Boxes of the page's words that share a character with the span, in reading order, (w, 4) float32."""
+    spans = page.words.spans
+    first = int(np.searchsorted(spans[:, 1], span.start, side="right"))
+    last = int(np.searchsorted(spans[:, 0], span.end, side="left"))
+    return page.words.boxes[first:last]
+
+
+def join_boxes(words: Floats) -> list[Box]:
+    """Word boxes (w, 4) in reading order as few boxes: each at least FILL full of its words."""
+    joined: list[Box] = []
+    filled = 0.0  # area of the words in the current box, [left, right] x [top, bottom]
+    left = top = right = bottom = 0.0
+    started = False
+    # Bare floats, since a search cites thousands of words: with Box objects this loop was two thirds of a lexical search.
+    for x0, y0, x1, y1 in words.tolist():
+        area = (x1 - x0) * (y1 - y0)
+        if started:
+            # Overlapping words count once, or two words printed over each other would vouch for empty space.
+            wide, high = min(right, x1) - max(left, x0), min(bottom, y1) - max(top, y0)
+            overlap = wide * high if wide > 0 and high > 0 else 0.0
+            both = min(left, x0), min(top, y0), max(right, x1), max(bottom, y1)
+            if overlap < 0.5 * max(area, 1e-9) and filled + area - overlap >= FILL * (both[2] - both[0]) * (both[3] - both[1]):
+                (left, top, right, bottom), filled = both, filled + area - overlap
+                continue
+            if overlap >= area > 0:
+                continue  # already covered
+            joined.append(Box(left, top, right, bottom))
+        left, top, right, bottom, filled, started = x0, y0, x1, y1, area, True
+    if started:
+        joined.append(Box(left, top, right, bottom))
+    return joined
+
+
+def cite_page(source: str, span: Span, number: int, size: tuple[float, float]) -> Citation:
+    """A page cited as a whole: its size in points is its box."""
+    width, height = size
+    return Citation(source, span, (number,), (CitedBox(number, Box(0.0, 0.0, width, height), width, height),))
+
+
+def citation_fields(citation: Citation) -> dict[str, Any]:
+    """A citation as JSON holds it. Boxes are in points and, beside them, in fractions of the page."""
+    return {
+        "text": str(citation),
+        "source": citation.source,
+        "pages": list(citation.pages),
+        "span": [citation.span.start, citation.span.end],
+        "boxes": box_fields(citation.boxes),
+    }
+
+
+def box_fields(boxes: Sequence[CitedBox]) -> list[dict[str, Any]]:
+    """Boxes as JSON holds them: in points and in fractions of the page."""
+    return [
+        {"page": one.page, "points": [round(v, 2) for v in one.box], "relative": [round(v, 5) for v in one.relative]}
+        for one in boxes
+    ]
+
+
+def hidden_pages(meta: Mapping[str, Any]) -> tuple[int, ...]:
+    """The pages on which a document hides text from its readers, as its loader found them; see docs/pdf.md."""
+    return tuple(dict.fromkeys(int(one["page"]) for one in meta[HIDDEN])) if _hides(meta) else ()
+
+
+def without_hidden(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata that may reach a model: how much text the document hides, and not that text."""
+    return {name: value for name, value in meta.items() if name != HIDDEN or not _hides(meta)}
+
+
+def _hides(meta: Mapping[str, Any]) -> bool:
+    """Whether "hidden" is the loader's and not a field of the user's own."""
+    told = meta.get(HIDDEN)
+    pages = isinstance(told, list) and all(isinstance(one, Mapping) and isinstance(one.get("page"), int) for one in told)
+    return pages and isinstance(meta.get("hidden_characters"), int)
+
+
+def hit_fields(hit: Hit) -> dict[str, Any]:
+    """A hit as JSON holds it. Text that its document hides is counted, and left out: who reads JSON may be a model."""
+    return {
+        "rank": hit.rank,
+        "score": hit.score,
+        "scale": hit.scale,
+        "key": hit.key,
+        "kind": hit.kind,
+        "text": hit.text,
+        "document_id": hit.document_id,
+        "title": hit.title,
+        "headings": list(hit.headings),
+        "citation": citation_fields(hit.citation),
+        "meta": without_hidden(hit.meta),
+        "via": [{**asdict(reason), "boxes": box_fields(reason.boxes)} for reason in hit.via],
+    }
+
+
+def shared(first: Span, second: Span) -> int:
+    """Characters that two spans have in common."""
+    return max(0, min(first.end, second.end) - max(first.start, second.start))
+
+
+def citation(catalog: Catalog, document: DocumentRow, unit: UnitRow) -> Citation:
+    """The citation of a unit of a stored document."""
+    if unit.page is not None:
+        size = catalog.page_sizes([(document.id, unit.page)])[document.id, unit.page]
+        return cite_page(document.source, unit.span, unit.page, size)
+    return cite(document.source, unit.span, catalog.pages(document.id, unit.span))

@@ -1,0 +1,118 @@
+"""One segment of vectors on disk, open for reading."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ragkit.core.errors import Damaged
+from ragkit.core.types import Floats, Ints
+from ragkit.store.local.files import CheckedFolder, FileRecord, map_array
+from ragkit.store.local.locks import Pin
+from ragkit.store.values import CHUNK, SegmentRow
+from ragkit.store.vectors.dense import DenseReader
+from ragkit.store.vectors.multi import COARSE, MultiReader
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Segment:
+    """An open segment: `keys` and `documents` (n,) int64, mapped, and a reader per space, all of one `kind` of units. Immutable;
+    held by a shared lock."""
+
+    def __init__(
+        self,
+        folder: Path,
+        row: SegmentRow,
+        records: Sequence[FileRecord],
+        *,
+        mend: str,
+        device: str | None = None,
+        sealed: bool = False,
+    ) -> None:
+        """mend, sealed: see `CheckedFolder`."""
+        self._device = device
+        self.pin = Pin(folder)
+        self.row = row
+        self.kind = kind_of(row)
+        self.folder = CheckedFolder(folder, records, mend=mend, sealed=sealed)
+        self.keys = self._column("keys.npy")
+        self.documents = self._column("documents.npy")
+        self._lock = threading.Lock()
+        self._dense: DenseReader | None = None
+        self._multi: MultiReader | None = None
+
+    @property
+    def multi(self) -> MultiReader | None:
+        """The multi-vectors, opened on first use."""
+        if (space := f"{self.kind}.multi") not in self.row.spaces:
+            return None
+        with self._lock:
+            if self._multi is None:
+                self._multi = MultiReader(self.folder, space, self.keys, device=self._device)
+            return self._multi
+
+    def bytes_of(self, space: str) -> int:
+        """What a space's files take on disk."""
+        return sum(record.size for name, record in self.folder.records.items() if name.startswith(f"{space}."))
+
+    @property
+    def dense(self) -> DenseReader | None:
+        """The dense vectors, opened on first use: a search by words alone must not fail because of them."""
+        if (space := f"{self.kind}.dense") not in self.row.spaces:
+            return None
+        with self._lock:
+            if self._dense is None:
+                self._dense = DenseReader(self.folder, space)
+            return self._dense
+
+    def readable(self) -> bool:
+        """Whether every byte that a rewrite reads is as it was written; coarse vectors it makes anew."""
+        try:
+            for name in self.folder.records:
+                if COARSE not in name:
+                    self.folder.verify(name)
+        except Damaged:
+            return False
+        return True
+
+    def verify(self) -> None:
+        """Compare every byte with its checksum, those seen before excepted; Damaged names the file."""
+        for name in self.folder.records:
+            self.folder.verify(name)
+
+    def _column(self, name: str) -> Ints:
+        path = self.folder.file(name)
+        self.folder.verify(name)
+        column: Ints = map_array(path)
+        return column
+
+
+def kind_of(row: SegmentRow) -> str:
+    """What kind of units a segment holds."""
+    return row.spaces[0].partition(".")[0] if row.spaces else CHUNK
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Salvaged:
+    """Rows saved of a damaged segment: `keys` and `documents` (n,) int64, and their vectors; see `ragkit.care.repair`."""
+
+    kind: str
+    keys: Ints
+    documents: Ints
+    dense: SavedRows
+
+    @property
+    def multi(self) -> None:
+        """Damaged segments with multi-vectors are embedded again instead."""
+        return None
+
+
+class SavedRows(Protocol):
+    def rows(self, positions: npt.NDArray[np.int64]) -> Floats: ...
