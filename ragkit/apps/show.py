@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from ragkit.core.errors import MissingExtra, StorageError
-from ragkit.core.space import PAGE_MULTI
+from ragkit.core.space import Space
 from ragkit.core.types import Citation, Span
 from ragkit.index.index import Index
 from ragkit.load import Limits, Parser, can_render, file_hash, office
@@ -68,7 +68,7 @@ def evidence(index: Index, reference: str, *, query: Query | None = None, k: int
             start = replace(start, pages=tuple(one.number for one in index.pages(row)[:1]))
         return Evidence(row, (start,), (index.text(row, Span(0, min(row.characters, 300))),))
     hits = index.search_within(row, query, k)
-    heat = _heat(hit.explain(PAGE_MULTI) for hit in hits if any(one.space == PAGE_MULTI for one in hit.via))
+    heat = _heat(hit.explain(Space.PAGE_MULTI) for hit in hits if any(reason.space == Space.PAGE_MULTI for reason in hit.via))
     return Evidence(row, tuple(hit.citation for hit in hits), tuple(hit.text for hit in hits), heat)
 
 

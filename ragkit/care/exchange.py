@@ -21,7 +21,7 @@ from ragkit.care import parquet
 from ragkit.care.backup import beside
 from ragkit.care.export_folder import VERSION, Form, Parcel, sha256, write_vectors
 from ragkit.core.errors import Damaged, StorageError
-from ragkit.core.space import DENSE, MULTI, PAGE_DENSE, PAGE_MULTI
+from ragkit.core.space import Space
 from ragkit.core.types import AddReport, Block, Box, Chunk, Document, Floats, Outcome, Page, Patches, Progress, Span, Words
 from ragkit.encode.external import PREFIX
 from ragkit.load.records import check
@@ -37,11 +37,10 @@ from ragkit.store.values import CHUNK, PAGE, DocumentRow, Origin, PageVectors, P
 from ragkit.store.vectors.multi import Layout, Stored
 
 SETTINGS = ("recipe", "fingerprint", "probes")
-OF_PAGES = ("page_fingerprint", "page_probe")  # settings of an index with page images
+PAGE_SETTINGS = ("page_fingerprint", "page_probe")  # settings of an index with page images
 ANEW = "made_anew"  # in a manifest: identities of documents that lack something, and are made anew when they are next added
 BATCH = 4096  # units committed together
 BATCH_BYTES = 1 << 28  # of multi-vectors
-SPACES = {DENSE, MULTI, PAGE_DENSE, PAGE_MULTI}
 Written = Literal["jsonl", "parquet"]
 Callback = Callable[[Progress], None]
 
@@ -81,8 +80,8 @@ def export(
                 sync_file(path)
             folder.rename(target)
         sync_file(target.parent)
-    dense = sum(told["rows"] for space, told in spaces.items() if space.endswith(".dense"))
-    tokens = sum(told["tokens"] for space, told in spaces.items() if space.endswith(".multi"))
+    dense = sum(told["rows"] for space, told in spaces.items() if space.form == "dense")
+    tokens = sum(told["tokens"] for space, told in spaces.items() if space.form == "multi")
     return ExportReport(str(target), snapshot.commit.documents, snapshot.commit.units, dense, tokens)
 
 
@@ -99,9 +98,9 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _write_manifest(store: Store, snapshot: Snapshot, folder: Path, spaces: Mapping[str, Any]) -> None:
+def _write_manifest(store: Store, snapshot: Snapshot, folder: Path, spaces: Mapping[Space, Any]) -> None:
     names = sorted(path.name for path in folder.iterdir())
-    settings = {name: store.catalog.setting(name) for name in (*SETTINGS, *OF_PAGES, "maxsim")}
+    settings = {name: store.catalog.setting(name) for name in (*SETTINGS, *PAGE_SETTINGS, "maxsim")}
     lacking = store.catalog.documents(snapshot.commit.number) if snapshot.commit.lexical else ()
     anew = [row.identity for row in lacking if not row.recipe_hash]
     manifest = {
@@ -198,13 +197,12 @@ def _settings(parcel: Parcel) -> dict[str, Any]:
     """The settings of the index that was exported, and that its vectors are such as its recipe makes."""
     if "maxsim" in parcel.manifest:
         raise StorageError(f"{parcel.folder} is of an index without documents: import it with ragkit.MaxSimIndex.import_from")
-    spaces = {*parcel.dense, *parcel.multi}
-    if not spaces <= SPACES or parcel.documents is None:
-        raise StorageError(f"{parcel.folder} has {', '.join(sorted(spaces - SPACES)) or 'no documents'}: it cannot be imported")
+    if parcel.documents is None:
+        raise StorageError(f"{parcel.folder} has no documents: it cannot be imported")
     try:
         recipe = Recipe.model_validate(parcel.manifest["recipe"])
         settings = {name: parcel.manifest[name] for name in SETTINGS}
-        settings |= {name: parcel.manifest[name] for name in OF_PAGES if name in parcel.manifest}
+        settings |= {name: parcel.manifest[name] for name in PAGE_SETTINGS if name in parcel.manifest}
     except (ValueError, KeyError) as error:
         raise Damaged(f"{parcel.folder}: {error}") from error
     anew = parcel.manifest.get(ANEW, [])
@@ -212,7 +210,7 @@ def _settings(parcel: Parcel) -> dict[str, Any]:
         raise Damaged(f"{parcel.folder}: {ANEW} of its manifest is no list of identities")
     layouts = layouts_of(recipe)
     for space, rows in parcel.multi.items():
-        if rows.layout != (layout := layouts.get(space.partition(".")[0])):
+        if rows.layout != (layout := layouts.get(space.kind)):
             raise Damaged(f"{parcel.folder / space} has {rows.layout}, and its recipe {layout}")
     return settings
 
@@ -321,7 +319,8 @@ def _seen(parcel: Parcel, document: Document, units: Sequence[Mapping[str, Any]]
     known = {page.number: page for page in document.pages}
     pages = tuple(known[unit["page"]] for unit in units)
     keys = [int(unit["key"]) for unit in units]
-    dense, multi = _vectors(parcel, PAGE, keys, (PAGE_DENSE in parcel.dense, recipe.pages.precision is not None), bare=False)
+    wanted = (Space.PAGE_DENSE in parcel.dense, recipe.pages.precision is not None)
+    dense, multi = _vectors(parcel, PAGE, keys, wanted, bare=False)
     lengths = [None] * len(pages) if multi is None else multi.lengths.tolist()
     patches = tuple(_patches(unit["patches"], length) for unit, length in zip(units, lengths, strict=True))
     return PageVectors(pages, patches, dense, () if multi is None else (multi,))
@@ -342,8 +341,8 @@ def _vectors(
     """The dense and the multi-vectors of a document's units: all that are `wanted`, or, where they may be `bare`, none."""
     if not keys:
         return None, None
-    dense = parcel.dense[space].of(keys) if (space := f"{kind}.dense") in parcel.dense else None
-    multi = parcel.multi[space].of(keys) if (space := f"{kind}.multi") in parcel.multi else None
+    dense = parcel.dense[space].of(keys) if (space := Space.of(kind, "dense")) in parcel.dense else None
+    multi = parcel.multi[space].of(keys) if (space := Space.of(kind, "multi")) in parcel.multi else None
     found = (dense is not None, multi is not None)
     if found != wanted and (any(found) or not bare):
         raise Damaged(f"{parcel.folder} has not all vectors of the units {keys[0]} to {keys[-1]} that its recipe makes")
@@ -357,9 +356,9 @@ def keyed_vectors(parcel: Parcel) -> tuple[Layout, Iterator[tuple[int, Stored]]]
         layout = Layout(stored["dim"], stored["precision"], stored.get("coarse", 0))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StorageError(f"{parcel.folder} is of an index of documents: import it with ragkit.Index.import_from") from error
-    if MULTI not in parcel.multi:
+    if Space.MULTI not in parcel.multi:
         return layout, iter(())
-    rows = parcel.multi[MULTI]
+    rows = parcel.multi[Space.MULTI]
     if rows.layout != layout or parcel.dense or len(parcel.multi) > 1:
         raise Damaged(f"{parcel.folder} has {rows.layout}, and its manifest {layout}")
     return layout, ((key, item) for key in rows.keys.tolist() if (item := rows.of([key])) is not None)

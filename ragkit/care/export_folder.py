@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from ragkit.care import parquet
 from ragkit.core.errors import Damaged, StorageError
+from ragkit.core.space import Space
 from ragkit.core.types import Floats, Ints
 from ragkit.store.local.files import write_array
 from ragkit.store.local.reader import Snapshot
@@ -46,17 +47,17 @@ Tokens = tuple[Ints, Stored]
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_vectors(folder: Path, snapshot: Snapshot, *, form: Form) -> dict[str, dict[str, Any]]:
+def write_vectors(folder: Path, snapshot: Snapshot, *, form: Form) -> dict[Space, dict[str, Any]]:
     """Write every space of a snapshot; what the manifest says of each."""
     spaces = sorted({space for segment in snapshot.segments for space in segment.row.spaces})
     told = {}
     for space in spaces:
-        write = _write_dense if space.endswith(".dense") else _write_multi
+        write = _write_dense if space.form == "dense" else _write_multi
         told[space] = {"form": form, **write(folder, snapshot, space, form)}
     return told
 
 
-def _write_dense(folder: Path, snapshot: Snapshot, space: str, form: Form) -> dict[str, Any]:
+def _write_dense(folder: Path, snapshot: Snapshot, space: Space, form: Form) -> dict[str, Any]:
     dims = next(segment.dense.dims for segment in snapshot.segments if space in segment.row.spaces and segment.dense)
     count = sum(len(at) for _, at in _held(snapshot, space))
     if form == "parquet":
@@ -73,7 +74,7 @@ def _write_dense(folder: Path, snapshot: Snapshot, space: str, form: Form) -> di
     return {"rows": count, "dims": dims}
 
 
-def _write_multi(folder: Path, snapshot: Snapshot, space: str, form: Form) -> dict[str, Any]:
+def _write_multi(folder: Path, snapshot: Snapshot, space: Space, form: Form) -> dict[str, Any]:
     readers = [segment.multi for segment in snapshot.segments if space in segment.row.spaces]
     layout = next(reader.layout for reader in readers if reader is not None)
     keys: list[Ints] = [np.empty(0, dtype=np.int64)]
@@ -102,21 +103,21 @@ def _write_multi(folder: Path, snapshot: Snapshot, space: str, form: Form) -> di
     return {"rows": rows, "tokens": tokens}
 
 
-def _held(snapshot: Snapshot, space: str) -> Iterator[tuple[Any, npt.NDArray[np.intp]]]:
+def _held(snapshot: Snapshot, space: Space) -> Iterator[tuple[Any, npt.NDArray[np.intp]]]:
     """The segments with a space, and the positions of their visible rows."""
     for at, segment in enumerate(snapshot.segments):
         if space in segment.row.spaces:
             yield segment, np.flatnonzero(snapshot.live(at))
 
 
-def _dense_rows(snapshot: Snapshot, space: str) -> Iterator[Rows]:
+def _dense_rows(snapshot: Snapshot, space: Space) -> Iterator[Rows]:
     for segment, positions in _held(snapshot, space):
         for start in range(0, len(positions), ROWS):
             some = positions[start : start + ROWS]
             yield np.asarray(segment.keys)[some], segment.dense.rows(some)
 
 
-def _multi_rows(snapshot: Snapshot, space: str) -> Iterator[Tokens]:
+def _multi_rows(snapshot: Snapshot, space: Space) -> Iterator[Tokens]:
     for segment, positions in _held(snapshot, space):
         done = 0
         for stored in segment.multi.stored(positions) if len(positions) else ():
@@ -201,8 +202,8 @@ class Parcel:
 
     folder: Path
     manifest: Mapping[str, Any]
-    dense: Mapping[str, DenseRows]
-    multi: Mapping[str, MultiRows]
+    dense: Mapping[Space, DenseRows]
+    multi: Mapping[Space, MultiRows]
     documents: Path | None
 
 
@@ -212,7 +213,7 @@ def opened(folder: Path) -> Iterator[Parcel]:
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         version, files = int(manifest["ragkit"]), dict(manifest["files"])
-        spaces = _first_version(manifest) if version == 1 else dict(manifest.get("spaces", {}))
+        named = _first_version(manifest) if version == 1 else dict(manifest.get("spaces", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{folder} is not what `ragkit export` writes: {error}") from error
     if version > VERSION:
@@ -220,10 +221,17 @@ def opened(folder: Path) -> Iterator[Parcel]:
     for name, digest in files.items():
         if Path(name).name != name or not (folder / name).is_file() or sha256(folder / name) != digest:
             raise Damaged(f"{folder / name} is not the file that was exported. Export it again.")
+    if unknown := sorted(set(named) - set(Space)):
+        raise StorageError(f"{folder} has {', '.join(unknown)}: it cannot be imported")
+    spaces = {Space(name): told for name, told in named.items()}
     with tempfile.TemporaryDirectory(prefix="ragkit-import-") as scratch:
         try:
-            dense = {space: _dense(folder, space, told, files, Path(scratch)) for space, told in _kind(spaces, ".dense")}
-            multi = {space: _multi(folder, space, told, files, Path(scratch)) for space, told in _kind(spaces, ".multi")}
+            dense, multi = {}, {}
+            for space, told in spaces.items():
+                if space.form == "dense":
+                    dense[space] = _dense(folder, space, told, files, Path(scratch))
+                elif space.form == "multi":
+                    multi[space] = _multi(folder, space, told, files, Path(scratch))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Damaged(f"{folder} does not hold the vectors that it says: {error!r}") from error
         documents = next((folder / name for name in ("documents.jsonl", "documents.parquet") if name in files), None)
@@ -232,16 +240,12 @@ def opened(folder: Path) -> Iterator[Parcel]:
 
 def _first_version(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The spaces of an export of version 1, which had one, and its keys without its name."""
-    if manifest.get("spaces", []) not in ([], ["chunk.dense"]):
+    if manifest.get("spaces", []) not in ([], [Space.DENSE]):
         raise ValueError(f"it is of version 1, which had no place for {', '.join(manifest['spaces'])}. Export it again")
     return {space: {"form": "npy", "keys": "keys.npy"} for space in manifest.get("spaces", [])}
 
 
-def _kind(spaces: Mapping[str, Any], ending: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    return ((space, told) for space, told in spaces.items() if space.endswith(ending))
-
-
-def _dense(folder: Path, space: str, told: Mapping[str, Any], files: Mapping[str, str], scratch: Path) -> DenseRows:
+def _dense(folder: Path, space: Space, told: Mapping[str, Any], files: Mapping[str, str], scratch: Path) -> DenseRows:
     if told["form"] == "parquet":
         _named(files, f"{space}.parquet")
         keys, rows = _plain_dense(folder / f"{space}.parquet", int(told["dims"]), scratch / f"{space}.npy")
@@ -254,7 +258,7 @@ def _dense(folder: Path, space: str, told: Mapping[str, Any], files: Mapping[str
     return DenseRows(str(folder / space), keys[order], order, rows)
 
 
-def _multi(folder: Path, space: str, told: Mapping[str, Any], files: Mapping[str, str], scratch: Path) -> MultiRows:
+def _multi(folder: Path, space: Space, told: Mapping[str, Any], files: Mapping[str, str], scratch: Path) -> MultiRows:
     _named(files, f"{space}.json")
     stats = MultiStats(**json.loads((folder / f"{space}.json").read_text()))
     layout, loss = Layout(stats.dims, stats.precision), Loss(float(stats.residual), float(stats.longest))

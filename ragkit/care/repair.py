@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ragkit.care.verify import PARENTS, damaged_files, loose, strangers, verify
 from ragkit.core.errors import Damaged, StorageError
-from ragkit.core.space import DENSE
+from ragkit.core.space import Space
 from ragkit.core.types import AddReport, Floats, Ints, Progress
 from ragkit.store.catalog.checksums import NAME, differing
 from ragkit.store.catalog.salvage import bury_unknown, live_units, lose, mend_rows, reindex, short_of_units
@@ -165,11 +165,11 @@ def _salvage(store: Store, row: SegmentRow) -> Segment | Salvaged | None:
     folder = CheckedFolder(store.path / "segments" / row.id, store.catalog.files(row.id))
     if (bad := damaged_files([folder])) and all(COARSE in path.name for path, _ in bad) and not any(_own(row, folder)):
         return Segment(folder.path, row, list(folder.records.values()), mend=store.mend)
-    if row.spaces != (DENSE,):
+    if row.spaces != (Space.DENSE,):
         return None
     try:
         keys, documents = (_column(folder, name) for name in ("keys.npy", "documents.npy"))
-        record = folder.records[f"{DENSE}.npy"]
+        record = folder.records[f"{Space.DENSE}.npy"]
         start, shape = HEADER, (row.rows, (record.size - HEADER) // (2 * row.rows))
         stored = np.memmap(folder.file(record.name), dtype="<f2", mode="r", offset=start, shape=shape)
     except (StorageError, OSError, ValueError, KeyError):

@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+Json = dict[str, Any]  # a JSON object
+Metadata = Mapping[str, Any]  # fields of a document under their names; their values are what JSON can hold
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -145,7 +147,7 @@ class Document:
     text: str
     id: str = ""
     title: str = ""
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Metadata = field(default_factory=dict)
     pages: tuple[Page, ...] = ()
     blocks: tuple[Block, ...] = ()
     mime: str = "text/plain"
@@ -232,7 +234,7 @@ class Hit:
     title: str
     citation: Citation
     headings: tuple[str, ...]
-    meta: Mapping[str, Any]
+    meta: Metadata
     via: tuple[Reason, ...]
     whole: bool = False  # the document has no other units
     reader: HitReader | None = field(default=None, repr=False)

@@ -27,7 +27,7 @@ from ragkit.care.migrate import migrate_command
 from ragkit.care.stats import Stats
 from ragkit.core.arrays import mean_vector
 from ragkit.core.errors import Damaged, NotAnIndex, RecipeMismatch
-from ragkit.core.space import DENSE, LEXICAL, MODES, MULTI, OF_PAGES, PAGE_DENSE, PAGE_MULTI
+from ragkit.core.space import MAXSIM_SPACES, MODES, PAGE_SPACES, Space
 from ragkit.core.types import AddReport, Citation, Document, Hit, Hits, Ints, Page, Reason, Span
 from ragkit.encode import load_encoder, resolve_name
 from ragkit.encode.cache import EmbeddingCache, cached
@@ -650,7 +650,7 @@ class Index:
                 constant=RRF if rrf is None else rrf,
                 group_by=group_by,
                 min_score=min_score,
-                rows=partial(snapshot.known_rows, kind=PAGE if set(options.spaces) <= set(OF_PAGES) else CHUNK),
+                rows=partial(snapshot.known_rows, kind=PAGE if set(options.spaces) <= set(PAGE_SPACES) else CHUNK),
             )
             answers: list[list[Hits]] = [found] if refinement.phrasings else [[hits] for hits in found]
             scorers = [partial(_maxsim, snapshot, vectors.chunks, at) for at in range(len(queries))]
@@ -663,7 +663,7 @@ class Index:
 
         def why(number: int, hit: Hit, space: str | None) -> Explanation:
             found = {reason.space: reason for reason in hit.via}
-            chosen = next((one for one in (MULTI, PAGE_MULTI) if one in found and space in (None, one)), None)
+            chosen = next((one for one in MAXSIM_SPACES if one in found and space in (None, one)), None)
             if chosen is None:
                 raise ValueError(
                     f"unit {hit.key} was not found by MaxSim{f' in {space}' if space else ''}, but by {', '.join(found)}"
@@ -759,15 +759,15 @@ class Index:
         return await asyncio.to_thread(self.delete, reference, **options)
 
     @property
-    def spaces(self) -> tuple[str, ...]:
+    def spaces(self) -> tuple[Space, ...]:
         """The spaces this index can be searched in: "chunk.dense", "chunk.lexical", "chunk.multi", "page.dense", "page.multi"."""
         multi, pages = self.recipe.multi, self.recipe.pages
-        texts = (*(() if multi and multi.alone else (DENSE,)), LEXICAL, *((MULTI,) if multi else ()))
+        texts = (*(() if multi and multi.alone else (Space.DENSE,)), Space.LEXICAL, *((Space.MULTI,) if multi else ()))
         if pages is None:
             return texts
-        return (*texts, *((PAGE_DENSE,) if pages.dense else ()), *((PAGE_MULTI,) if pages.precision else ()))
+        return (*texts, *((Space.PAGE_DENSE,) if pages.dense else ()), *((Space.PAGE_MULTI,) if pages.precision else ()))
 
-    def _available(self, mode: str, *, degraded: bool = False) -> tuple[str, ...]:
+    def _available(self, mode: str, *, degraded: bool = False) -> tuple[Space, ...]:
         """The spaces, looked up again where none is of the mode: another process may have changed the recipe."""
         if not set(MODES.get(mode, ())) & set(self.spaces):
             self._view(degraded=degraded)
@@ -789,7 +789,7 @@ class Index:
         options without the spaces that cannot answer such queries."""
         if queries.images is not None:
             options = answerable(options, queries, texts=self.encoder, pages=self.page_encoder)
-        multi = multi or MULTI in options.spaces
+        multi = multi or Space.MULTI in options.spaces
         while True:
             snapshot = self._view(degraded=options.degraded)
             recipe = self.recipe
@@ -797,9 +797,9 @@ class Index:
                 options = replace(options, available=tuple(space for space in options.available if space in self.spaces))
             chunks = pages = Encoding()
             items = list(queries.texts) if queries.spoken else queries.items
-            if items and (multi or DENSE in options.spaces):
+            if items and (multi or Space.DENSE in options.spaces):
                 chunks = self._query_vectors(items, given, multi=multi)
-            if items and set(OF_PAGES) & set(options.spaces):
+            if items and set(PAGE_SPACES) & set(options.spaces):
                 pages = self._encode_page_queries(queries, known=chunks if given is None and items == queries.items else None)
             if self.recipe is recipe:
                 vectors = Queries(queries.texts, chunks, pages)
@@ -870,7 +870,7 @@ class Index:
             return []
         kind = CHUNK if any(unit.kind == CHUNK for unit in units) else PAGE
         units = [unit for unit in units if unit.kind == kind]
-        space, known = f"{kind}.dense", snapshot.known_rows([unit.key for unit in units])
+        space, known = Space.of(kind, "dense"), snapshot.known_rows([unit.key for unit in units])
         if not known and (kind == PAGE or space in self.spaces):
             raise ValueError(f"{reference!r} has no vector to compare, in {space}")
         options = SearchOptions(mode=space, available=self.spaces, dims=self._checked_dims(dims), group_by="document")
@@ -909,7 +909,7 @@ class Index:
     def _near_duplicates(self, threshold: float) -> Iterator[Duplicate]:
         snapshot = self._store.snapshot()
         for first, second, score in snapshot.near_duplicates(threshold):
-            pair = [Candidate(key, score, (Reason(DENSE, 1, score),)) for key in (first, second)]
+            pair = [Candidate(key, score, (Reason(Space.DENSE, 1, score),)) for key in (first, second)]
             yield Duplicate(score, *read_hits(pair, self._catalog, scale="cosine"))
 
     def as_retriever(self, k: int = 10, **options: Any) -> Retriever:
@@ -927,9 +927,9 @@ class Index:
         of the page, that it matched best and its share. The shares sum to the score exactly. ValueError for an index without
         such multi-vectors, or a unit that is gone."""
         questions, (unit, _) = _one_asked(query), self._unit(key)
-        mode = f"{unit.kind}.multi"
+        mode = Space.of(unit.kind, "multi")
         available = self._available(mode)
-        if unit.kind == PAGE and PAGE_MULTI not in available:
+        if unit.kind == PAGE and Space.PAGE_MULTI not in available:
             raise ValueError(
                 "the model that saw the pages of this index keeps no multi-vectors of them, so nothing can be explained"
             )
@@ -1014,7 +1014,7 @@ class Index:
         """The page that a unit is on, by their keys: itself, or the one that has most of a chunk. Of it `explain` says where a
         query matches. None where no multi-vectors were made of that page."""
         unit, row = self._unit(key)
-        if PAGE_MULTI not in self.spaces:
+        if Space.PAGE_MULTI not in self.spaces:
             return None
         if unit.kind == PAGE:
             return key
@@ -1111,7 +1111,7 @@ class Index:
     def stats(self) -> Stats:
         """Counts, bytes on disk by part, the recipe, and per segment the structure and its measured recall."""
         snapshot = self._store.snapshot()
-        multi = sum(segment.bytes_of(MULTI) for segment in snapshot.segments)
+        multi = sum(segment.bytes_of(Space.MULTI) for segment in snapshot.segments)
         pages = sum(segment.row.bytes for segment in snapshot.segments if segment.kind == PAGE)
         parts = {
             "catalog": sum(path.stat().st_size for path in self.path.glob("catalog.db*")),
@@ -1140,11 +1140,11 @@ class Index:
 
 def _as_embedded(options: SearchOptions, vectors: Queries) -> SearchOptions:
     """Without the multi-vectors of pages where the model made none of a question, as of a text and a picture added up."""
-    if PAGE_MULTI not in options.spaces or vectors.pages.multi is not None or not vectors.texts:
+    if Space.PAGE_MULTI not in options.spaces or vectors.pages.multi is not None or not vectors.texts:
         return options
-    if options.spaces == (PAGE_MULTI,):
+    if options.spaces == (Space.PAGE_MULTI,):
         raise ValueError("the model that saw the pages makes no multi-vectors of text and picture together: ask with one of them")
-    return replace(options, available=tuple(space for space in options.available if space != PAGE_MULTI))
+    return replace(options, available=tuple(space for space in options.available if space != Space.PAGE_MULTI))
 
 
 def _one_asked(query: Query) -> Asked:
@@ -1155,13 +1155,13 @@ def _one_asked(query: Query) -> Asked:
 
 def _without_multi(options: SearchOptions) -> SearchOptions:
     """For reranking by MaxSim: what the other spaces of texts find. Scores of page images are on no common scale with theirs."""
-    if MULTI not in options.available:
+    if Space.MULTI not in options.available:
         raise ValueError(NO_MULTI)
-    if options.mode in ("multi", MULTI):
+    if options.mode in ("multi", Space.MULTI):
         raise ValueError(f"mode={options.mode!r} ranks by MaxSim already; leave rerank out")
-    if set(options.spaces) <= set(OF_PAGES):
+    if set(options.spaces) <= set(PAGE_SPACES):
         raise ValueError(f"rerank='maxsim' scores texts, and mode={options.mode!r} finds page images: use mode='page.multi'")
-    return replace(options, available=tuple(space for space in options.available if space not in (MULTI, *OF_PAGES)))
+    return replace(options, available=tuple(space for space in options.available if space not in (Space.MULTI, *PAGE_SPACES)))
 
 
 def _maxsim(snapshot: Snapshot, vectors: Encoding, at: int, keys: list[int]) -> dict[int, float]:

@@ -69,7 +69,7 @@ def evidence(hit: Hit) -> dict[str, Any]:
         "key": hit.key,
         "score": hit.score,
         "scale": hit.scale,
-        "found_by": {reason.space: reason.rank for reason in hit.via},
+        "found_by": {str(reason.space): reason.rank for reason in hit.via},
         "seen": box_fields(hit.seen),
     }
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ragkit.core.errors import MissingExtra
+from ragkit.core.space import Space
 from ragkit.core.types import Hit
 from ragkit.encode.contract import Encoder
 from ragkit.encode.external import PREFIX
@@ -297,7 +298,7 @@ def _settings(query: VectorStoreQuery, kwargs: dict[str, Any]) -> dict[str, Any]
     if mode in (modes.SPARSE, modes.TEXT_SEARCH):
         return {**settings, "k": query.sparse_top_k or k, "mode": "lexical"}
     if mode in (modes.HYBRID, modes.SEMANTIC_HYBRID):
-        weights = None if query.alpha is None else {"chunk.dense": query.alpha, "chunk.lexical": 1 - query.alpha}
+        weights = None if query.alpha is None else {Space.DENSE: query.alpha, Space.LEXICAL: 1 - query.alpha}
         return {**settings, "k": query.hybrid_top_k or k, "mode": "hybrid", "weights": weights}
     if mode == modes.MMR:
         given = query.mmr_threshold if query.mmr_threshold is not None else kwargs.get("mmr_threshold")

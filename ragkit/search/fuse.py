@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.core.space import LEXICAL, OF_PAGES
+from ragkit.core.space import PAGE_SPACES, Space
 from ragkit.core.types import Ints, Reason
 from ragkit.search.cite import shared
 from ragkit.search.request import SearchOptions
@@ -43,7 +43,7 @@ def standing_out(scores: npt.NDArray[Any], *, usual: npt.NDArray[Any]) -> npt.ND
     return np.logaddexp(0.0, SHARPNESS * above) / SHARPNESS
 
 
-def shares(ranked: Mapping[str, Ranked], options: SearchOptions) -> dict[str, npt.NDArray[np.float64]]:
+def shares(ranked: Mapping[Space, Ranked], options: SearchOptions) -> dict[Space, npt.NDArray[np.float64]]:
     """What each candidate of each space adds to its score. One space keeps its own scores."""
     if len(ranked) == 1:
         return {space: values.astype(np.float64) for space, (_, values) in ranked.items()}
@@ -52,7 +52,7 @@ def shares(ranked: Mapping[str, Ranked], options: SearchOptions) -> dict[str, np
     for space, (_, values) in ranked.items():
         if options.rrf is None:
             usual = values[:count]
-            if space == LEXICAL:  # what shares no word with the query is not listed: its score is 0
+            if space == Space.LEXICAL:  # what shares no word with the query is not listed: its score is 0
                 usual = np.concatenate([usual, np.zeros(count - len(usual))])
             share = standing_out(values, usual=usual) if len(values) else np.empty(0)
         else:
@@ -62,7 +62,7 @@ def shares(ranked: Mapping[str, Ranked], options: SearchOptions) -> dict[str, np
 
 
 def fuse(
-    ranked: Mapping[str, Ranked], given: Mapping[str, npt.NDArray[np.float64]], *, stands_for: Mapping[int, int] | None = None
+    ranked: Mapping[Space, Ranked], given: Mapping[Space, npt.NDArray[np.float64]], *, stands_for: Mapping[int, int] | None = None
 ) -> list[Candidate]:
     """All candidates, best first, by the sum of their `given` shares over the spaces.
 
@@ -81,8 +81,8 @@ def fuse(
 
 
 def chunks_on_pages(
-    ranked: Mapping[str, Ranked],
-    given: Mapping[str, npt.NDArray[np.float64]],
+    ranked: Mapping[Space, Ranked],
+    given: Mapping[Space, npt.NDArray[np.float64]],
     catalog: Catalog,
     *,
     wanted: Callable[[UnitRow], bool] | None = None,
@@ -92,8 +92,8 @@ def chunks_on_pages(
 
     A chunk stands on the page that has most of it.
     """
-    texts = {space: found for space, found in ranked.items() if space not in OF_PAGES}
-    pages = {key for space in OF_PAGES if space in ranked for key in ranked[space][0].tolist()}
+    texts = {space: found for space, found in ranked.items() if space not in PAGE_SPACES}
+    pages = {key for space in PAGE_SPACES if space in ranked for key in ranked[space][0].tolist()}
     if not texts or not pages:
         return {}
     rows = catalog.known_units(pages)

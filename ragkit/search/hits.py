@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from ragkit.core.space import PAGE_MULTI
+from ragkit.core.space import Space
 from ragkit.core.types import Hit, Ints, Reason
 from ragkit.search.cite import cite, cite_page
 from ragkit.search.expand import CatalogReader
@@ -44,7 +44,7 @@ def read_hits(
         document = documents[unit.document]
         via = candidate.via
         if locate is not None:
-            via = tuple(_placed(one, unit.key, seen, sizes, locate) if one.space == PAGE_MULTI else one for one in via)
+            via = tuple(_placed(one, unit.key, seen, sizes, locate) if one.space == Space.PAGE_MULTI else one for one in via)
         if unit.page is None:
             cited = cite(document.source, unit.span, pages)
         else:
@@ -74,7 +74,7 @@ def read_hits(
 
 def _pages_seen(candidates: Sequence[Candidate]) -> set[int]:
     """The keys of the pages by whose pictures chunks were found."""
-    return {why.key for one in candidates for why in one.via if why.space == PAGE_MULTI and why.key is not None}
+    return {why.key for one in candidates for why in one.via if why.space == Space.PAGE_MULTI and why.key is not None}
 
 
 def _placed(

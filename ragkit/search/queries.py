@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ragkit.core.arrays import unit_rows
-from ragkit.core.space import LEXICAL, OF_PAGES
+from ragkit.core.space import PAGE_SPACES, Space
 from ragkit.encode.contract import Encoder, Encoding
 from ragkit.encode.texts import split_item
 from ragkit.search.request import SearchOptions
@@ -67,9 +67,10 @@ def answerable(options: SearchOptions, queries: Asked, *, texts: Encoder, pages:
     """The options without the spaces that cannot answer queries of this form; ValueError where nothing looks at the pictures."""
     if queries.images is None:
         return options
-    seen = {space for space in options.available if space in OF_PAGES and pages and "image" in pages.card.query_modalities}
+    seen = {space for space in options.available if space in PAGE_SPACES and pages and "image" in pages.card.query_modalities}
     sees = queries.spoken or "image" in texts.card.query_modalities
-    kept = {space for space in options.available if space not in OF_PAGES and (queries.spoken if space == LEXICAL else sees)}
+    of_texts = [space for space in options.available if space not in PAGE_SPACES]
+    kept = {space for space in of_texts if (queries.spoken if space == Space.LEXICAL else sees)}
     looking = seen if queries.spoken else seen | kept
     if not looking:
         raise ValueError(

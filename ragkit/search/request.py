@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ragkit.core.space import DENSE, LEXICAL, MODES, MULTI, OF_PAGES, SCALES
+from ragkit.core.space import MODES, PAGE_SPACES, Space
 
 NO_PAGES = "this index has no page images. Make one that has: Index.open(path, pages='auto', page_model=...)"
 NO_MULTI = "this index keeps no multi-vectors for MaxSim. Make one that does: Index.open(path, multi=True)"
@@ -18,7 +18,7 @@ class SearchOptions:
     """How to search: what `Index.search` takes beside the query and k; `available` are the spaces that the index has."""
 
     mode: str = "hybrid"
-    available: tuple[str, ...] = (DENSE, LEXICAL)
+    available: tuple[Space, ...] = (Space.DENSE, Space.LEXICAL)
     dims: int | None = None
     min_score: float | None = None
     group_by: str | None = None  # "document": at most one hit per document
@@ -30,17 +30,17 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
-        if set(MODES[self.mode]) <= set(OF_PAGES) and not set(OF_PAGES) & set(self.available):
+        if set(MODES[self.mode]) <= set(PAGE_SPACES) and not set(PAGE_SPACES) & set(self.available):
             raise ValueError(NO_PAGES)
-        if MODES[self.mode] == (MULTI,) and MULTI not in self.available:
+        if MODES[self.mode] == (Space.MULTI,) and Space.MULTI not in self.available:
             raise ValueError(NO_MULTI)
-        if MODES[self.mode] == (DENSE,) and DENSE not in self.available:
+        if MODES[self.mode] == (Space.DENSE,) and Space.DENSE not in self.available:
             raise ValueError("this index keeps no dense vectors, since its model makes none; search it with mode='multi'")
         if self.group_by not in (None, "document"):
             raise ValueError(f"group_by must be 'document' or None, got {self.group_by!r}")
-        unknown = set(self.weights) - set(SCALES)
+        unknown = set(self.weights) - set(Space)
         if unknown:
-            raise ValueError(f"weights are per space ({', '.join(SCALES)}), got {sorted(unknown)[0]!r}")
+            raise ValueError(f"weights are per space ({', '.join(Space)}), got {sorted(unknown)[0]!r}")
         if not all(0 <= weight < math.inf for weight in self.weights.values()):
             raise ValueError(f"weights are numbers from 0 on, got {dict(self.weights)}")
         if not self.spaces:
@@ -53,20 +53,22 @@ class SearchOptions:
             raise ValueError("min_score is not a number")
 
     @property
-    def spaces(self) -> tuple[str, ...]:
+    def spaces(self) -> tuple[Space, ...]:
         """The spaces that take part: those there are, without those weighted with zero."""
         return tuple(space for space in MODES[self.mode] if space in self.available and self.weight(space) > 0)
 
-    def weight(self, space: str) -> float:
+    def weight(self, space: Space) -> float:
         """What a space counts when spaces are fused. Those of pages are filled by one encoder, and share one vote."""
-        voters = [one for one in OF_PAGES if one in self.available and self.weights.get(one, 1) > 0] if space in OF_PAGES else ()
+        if space not in PAGE_SPACES:
+            return self.weights.get(space, 1.0)
+        voters = [page for page in PAGE_SPACES if page in self.available and self.weights.get(page, 1) > 0]
         return self.weights.get(space, 1 / max(1, len(voters)))
 
     @property
     def scale(self) -> str:
         """The scale of the scores."""
         if len(self.spaces) == 1:
-            return SCALES[self.spaces[0]]
+            return self.spaces[0].scale
         return "zscore" if self.rrf is None else "rrf"
 
 

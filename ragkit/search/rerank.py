@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ragkit.core.space import MULTI
+from ragkit.core.space import Space
 from ragkit.core.types import Floats, Hit, Hits, Reason
 from ragkit.search.request import Refinement
 
@@ -115,7 +115,7 @@ def rerank_by_maxsim(hits: Sequence[Hit], scores: Mapping[int, float]) -> list[H
     """The hits by their scores, highest first, ties by key; the score is on the scale of mode="multi"."""
     order = sorted(hits, key=lambda hit: (-scores[hit.key], hit.key))
     return [
-        replace(hit, rank=rank, score=scores[hit.key], scale="maxsim", via=(*hit.via, Reason(MULTI, rank, scores[hit.key])))
+        replace(hit, rank=rank, score=scores[hit.key], scale="maxsim", via=(*hit.via, Reason(Space.MULTI, rank, scores[hit.key])))
         for rank, hit in enumerate(order, start=1)
     ]
 

@@ -22,7 +22,7 @@ from functools import partial
 import numpy as np
 
 from ragkit.core.errors import Damaged
-from ragkit.core.space import LEXICAL, OF_PAGES, SCALES
+from ragkit.core.space import PAGE_SPACES, Space
 from ragkit.core.types import Hit, Hits, Ints
 from ragkit.search.explanation import Explanation
 from ragkit.search.fuse import DEPTH, Candidate, Ranked, chunks_on_pages, fuse, shares
@@ -31,7 +31,7 @@ from ragkit.search.queries import Queries
 from ragkit.search.request import SearchOptions
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.local.reader import Snapshot
-from ragkit.store.values import CHUNK, PAGE, UnitRow
+from ragkit.store.values import UnitRow
 
 LIKELY = 512  # units that MaxSim scores exactly, at least, of those that coarse vectors rank first; and so many times the depth:
 TIMES = 16  # measured in docs/decisions/coarse-vectors.md
@@ -101,16 +101,16 @@ def _candidates(
     depth: int,
     allowed: Ints | None,
     options: SearchOptions,
-) -> list[dict[str, Ranked]]:
+) -> list[dict[Space, Ranked]]:
     """Per query (`rows` are those of `queries`), the candidates of each space, in the order of `options.spaces`."""
-    ranked: list[dict[str, Ranked]] = [{} for _ in rows]
+    ranked: list[dict[Space, Ranked]] = [{} for _ in rows]
     for space in options.spaces:
-        kind = PAGE if space in OF_PAGES else CHUNK
-        vectors = queries.pages if space in OF_PAGES else queries.chunks
+        kind = space.kind
+        vectors = queries.pages if space in PAGE_SPACES else queries.chunks
         found: list[Ranked]
-        if space == LEXICAL:
+        if space == Space.LEXICAL:
             found = [snapshot.search_lexical(queries.texts[row], depth, allowed=allowed) for row in rows]
-        elif SCALES[space] == "cosine":
+        elif space.scale == "cosine":
             assert vectors.dense is not None
             asked = vectors.dense[list(rows)]
             dims = options.dims if options.dims is not None and options.dims < asked.shape[1] else None
@@ -126,7 +126,7 @@ def _candidates(
 
 
 def _chosen(
-    spaces: Mapping[str, Ranked],
+    spaces: Mapping[Space, Ranked],
     catalog: Catalog,
     *,
     k: int,

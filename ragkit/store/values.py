@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ragkit.core.space import Space
 from ragkit.core.types import Chunk, Document, Floats, Page, Patches, Span
 from ragkit.store.local.files import FileRecord
 from ragkit.store.vectors.multi import Stored
@@ -58,7 +59,12 @@ class SegmentRow:
     id: str
     rows: int
     bytes: int
-    spaces: tuple[str, ...]
+    spaces: tuple[Space, ...]
+
+    @property
+    def kind(self) -> str:
+        """The kind of the units whose vectors it holds."""
+        return self.spaces[0].kind if self.spaces else CHUNK
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,7 +18,7 @@ from ragkit import Document, Index, load_encoder
 from ragkit.apps.cli.main import app
 from ragkit.core.arrays import MultiVectors
 from ragkit.core.errors import Damaged, RecipeMismatch
-from ragkit.core.space import MULTI
+from ragkit.core.space import Space
 from ragkit.encode.contract import Encoding
 from ragkit.search import retrieve
 from ragkit.store.local import reader, writer
@@ -373,7 +373,7 @@ def test_a_unit_whose_multi_vectors_are_missing_is_not_half_kept(tmp_path: Path)
         assert {one.source for one in report.failed} == {"bridge", "quarry"}
         assert all("not finite" in one.reason for one in report.failed)
         assert {hit.document_id for hit in index.search("granite", 10, mode="multi")} == {"otter", "bread", "harbour"}
-        assert MULTI in index.spaces
+        assert Space.MULTI in index.spaces
 
 
 def test_an_index_takes_multi_vectors_later_and_gives_them_up_again(index: Index) -> None:

@@ -15,7 +15,7 @@ from ragkit.apps.serve.keys import Key
 from ragkit.apps.serve.limits import ServeLimits
 from ragkit.apps.serve.problems import Problem
 from ragkit.apps.serve.service import narrowed
-from ragkit.core.space import PAGE_MULTI, SCALES
+from ragkit.core.space import MAXSIM_SPACES, Space
 from ragkit.core.types import Hit, Hits
 from ragkit.index.index import Index
 from ragkit.search.cite import box_fields, hit_fields
@@ -200,7 +200,7 @@ def _found(
 
 def _explained(hit: Hit, asked: SearchRequest, number: int) -> dict[str, Any]:
     fields: dict[str, Any] = {"explanation": shares(hit)}
-    if number >= EXPLAINED or not any(SCALES[one.space] == "maxsim" for one in hit.via if one.space in SCALES):
+    if number >= EXPLAINED or not any(reason.space in MAXSIM_SPACES for reason in hit.via):
         return fields
     try:
         why = hit.explain()
@@ -216,8 +216,8 @@ def _explained(hit: Hit, asked: SearchRequest, number: int) -> dict[str, Any]:
         }
         for one in why.matches
     ]
-    if why.relevance is None and any(one.space == PAGE_MULTI for one in hit.via):  # found by its words' MaxSim, too
-        why = hit.explain(PAGE_MULTI)
+    if why.relevance is None and any(reason.space == Space.PAGE_MULTI for reason in hit.via):  # found by its words' MaxSim, too
+        why = hit.explain(Space.PAGE_MULTI)
     if why.relevance is not None:
         found = why.relevance
         place = {"page": why.citation.pages[0], "region": list(found.region)}

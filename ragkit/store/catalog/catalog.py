@@ -52,6 +52,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from ragkit.core.errors import Damaged, FormatTooNew, StorageError
+from ragkit.core.space import Space
 from ragkit.core.types import Block, Box, Document, Ints, Page, Patches, Span, Words
 from ragkit.store.catalog import schema as s
 from ragkit.store.local.files import FileRecord
@@ -283,7 +284,7 @@ class Catalog:
             query = select(s.segments).order_by(s.segments.c.added, s.segments.c.id)
             rows = [s.checked(s.segments, row) for row in connection.execute(query).mappings()]
         seen = [row for row in rows if row["added"] <= commit and (row["deleted"] is None or row["deleted"] > commit)]
-        return [SegmentRow(row["id"], row["rows"], row["bytes"], tuple(json.loads(row["spaces"]))) for row in seen]
+        return [SegmentRow(row["id"], row["rows"], row["bytes"], tuple(map(Space, json.loads(row["spaces"])))) for row in seen]
 
     def files(self, folder: str) -> list[FileRecord]:
         """The records of a folder's files, by name."""

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ragkit.core.errors import Damaged
+from ragkit.core.space import Space
 from ragkit.core.types import Floats, Ints
 from ragkit.store.local.files import CheckedFolder, FileRecord, map_array
 from ragkit.store.local.locks import Pin
-from ragkit.store.values import CHUNK, SegmentRow
+from ragkit.store.values import SegmentRow
 from ragkit.store.vectors.dense import DenseReader
 from ragkit.store.vectors.multi import COARSE, MultiReader
 
@@ -40,7 +41,7 @@ class Segment:
         self._device = device
         self.pin = Pin(folder)
         self.row = row
-        self.kind = kind_of(row)
+        self.kind = row.kind
         self.folder = CheckedFolder(folder, records, mend=mend, sealed=sealed)
         self.keys = self._column("keys.npy")
         self.documents = self._column("documents.npy")
@@ -51,21 +52,21 @@ class Segment:
     @property
     def multi(self) -> MultiReader | None:
         """The multi-vectors, opened on first use."""
-        if (space := f"{self.kind}.multi") not in self.row.spaces:
+        if (space := Space.of(self.kind, "multi")) not in self.row.spaces:
             return None
         with self._lock:
             if self._multi is None:
                 self._multi = MultiReader(self.folder, space, self.keys, device=self._device)
             return self._multi
 
-    def bytes_of(self, space: str) -> int:
+    def bytes_of(self, space: Space) -> int:
         """What a space's files take on disk."""
         return sum(record.size for name, record in self.folder.records.items() if name.startswith(f"{space}."))
 
     @property
     def dense(self) -> DenseReader | None:
         """The dense vectors, opened on first use: a search by words alone must not fail because of them."""
-        if (space := f"{self.kind}.dense") not in self.row.spaces:
+        if (space := Space.of(self.kind, "dense")) not in self.row.spaces:
             return None
         with self._lock:
             if self._dense is None:
@@ -92,11 +93,6 @@ class Segment:
         self.folder.verify(name)
         column: Ints = map_array(path)
         return column
-
-
-def kind_of(row: SegmentRow) -> str:
-    """What kind of units a segment holds."""
-    return row.spaces[0].partition(".")[0] if row.spaces else CHUNK
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ragkit.core.arrays import truncate_dims
 from ragkit.core.errors import StorageError
+from ragkit.core.space import Space
 from ragkit.core.types import Floats, Ints, Span
 from ragkit.store.local.files import seal, sync_file, write_array, writing
 from ragkit.store.local.merge import merge_policy
@@ -169,7 +170,7 @@ class Writer:
         write_array(folder / "keys.npy", keys)
         write_array(folder / "documents.npy", documents)
         written = {}
-        dense, multi = f"{fresh.kind}.dense", f"{fresh.kind}.multi"
+        dense, multi = Space.of(fresh.kind, "dense"), Space.of(fresh.kind, "multi")
         if fresh.dense is not None or any(segment.dense is not None for segment, _ in kept):
             width = dims if fresh.kind == CHUNK else None
             written[dense] = write_dense(folder, dense, _cut(_dense_blocks(kept, fresh), width), recall=store.recall).rows
