@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]  # of any dtype
 Json = dict[str, Any]  # a JSON object
 Metadata = Mapping[str, Any]  # fields of a document under their names; their values are what JSON can hold
 
@@ -278,8 +279,8 @@ class Hit:
         return self.citation.boxes
 
     @property
-    def seen(self) -> tuple[CitedBox, ...]:
-        """Where on a page its picture was found: beside the boxes of a passage's words, and those that a page is cited with."""
+    def image_boxes(self) -> tuple[CitedBox, ...]:
+        """Boxes of the page regions that matched the query. A page is cited with them; a passage keeps the boxes of its words."""
         return tuple(dict.fromkeys(box for reason in self.via for box in reason.boxes))
 
 

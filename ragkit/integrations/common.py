@@ -70,7 +70,7 @@ def evidence(hit: Hit) -> dict[str, Any]:
         "score": hit.score,
         "scale": hit.scale,
         "found_by": {str(reason.space): reason.rank for reason in hit.via},
-        "seen": box_fields(hit.seen),
+        "seen": box_fields(hit.image_boxes),
     }
 
 

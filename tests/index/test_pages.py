@@ -169,11 +169,11 @@ def test_a_passage_found_by_its_picture_too_says_where_on_the_page(index: Index)
     best = index.search("otters red", 1)[0]
     [page] = index.search("otters red", 1, mode="page.multi")
     reasons = {reason.space: reason for reason in best.via}
-    assert reasons["page.multi"].boxes == best.seen == page.seen == page.boxes != ()
+    assert reasons["page.multi"].boxes == best.image_boxes == page.image_boxes == page.boxes != ()
     assert all(not why.boxes for space, why in reasons.items() if space != "page.multi")
-    assert set(best.boxes).isdisjoint(best.seen)  # cited by its words' boxes, as ever
+    assert set(best.boxes).isdisjoint(best.image_boxes)  # cited by its words' boxes, as ever
     assert hit_fields(best)["via"][best.via.index(reasons["page.multi"])]["boxes"] == box_fields(page.boxes)
-    assert next(index.stream("otters red")).seen == best.seen
+    assert next(index.stream("otters red")).image_boxes == best.image_boxes
 
 
 def test_a_page_with_a_passage_that_maxsim_found_too_is_explained_in_both_spaces(folder: Path, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_page_with_a_passage_that_maxsim_found_too_is_explained_in_both_spaces
         words, seen = best.explain("chunk.multi"), best.explain("page.multi")
         assert (best.explain().key, words.relevance) == (best.key, None)
         assert math.isclose(words.score, reasons["chunk.multi"].score, rel_tol=1e-6)
-        assert (seen.key, seen.citation.boxes) == (reasons["page.multi"].key, best.seen)
+        assert (seen.key, seen.citation.boxes) == (reasons["page.multi"].key, best.image_boxes)
         assert seen.relevance is not None
         assert math.isclose(seen.relevance.score, reasons["page.multi"].score, rel_tol=1e-6)
         with pytest.raises(ValueError, match=r"not found by MaxSim in page\.multi"):

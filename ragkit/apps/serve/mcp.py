@@ -322,7 +322,7 @@ def _passage(hit: Hit) -> Passage:
         key=hit.key,
         kind=hit.kind,
         text=text,
-        seen=[Seen(page=one["page"], relative=one["relative"]) for one in box_fields(hit.seen)],
+        seen=[Seen(page=one["page"], relative=one["relative"]) for one in box_fields(hit.image_boxes)],
         unseen=unseen,
         hidden=_hidden(hit.meta),
     )
