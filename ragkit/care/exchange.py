@@ -226,7 +226,7 @@ def import_documents(store: Store, writer: Writer, parcel: Parcel, *, progress: 
         if progress is not None:
             progress(Progress("import", done, parcel.manifest.get("documents"), "documents", origin.source))
         former = store.catalog.find(origin.identity)
-        made_by = recipe.hash if prepared.settled else ""
+        made_by = recipe.hash if prepared.complete else ""
         if former is not None and (former.content_hash, former.recipe_hash) == (origin.content_hash, made_by):
             outcomes["unchanged"].append(Outcome(former.source, units=_units(prepared)))
             continue
@@ -264,7 +264,7 @@ def _prepared(parcel: Parcel, recipe: Recipe) -> Iterator[Prepared]:
     for number, read in enumerate(_read(parcel), start=1):
         try:
             prepared = _of_fields(parcel, read(), recipe)
-            yield replace(prepared, settled=prepared.origin.identity not in anew)
+            yield replace(prepared, complete=prepared.origin.identity not in anew)
         except (ValueError, TypeError, KeyError, IndexError) as error:
             unit = "line" if parcel.documents and parcel.documents.suffix == ".jsonl" else "row"
             raise Damaged(f"{parcel.documents}, {unit} {number}: {error!r}") from error

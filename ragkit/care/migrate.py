@@ -29,7 +29,7 @@ from ragkit.recipe.create import layouts_of
 from ragkit.recipe.recipe import Recipe
 from ragkit.recipe.settings import disagreements
 from ragkit.store.catalog.catalog import Catalog
-from ragkit.store.catalog.swap import adopt
+from ragkit.store.catalog.swap import replace_contents
 from ragkit.store.local import source_copies
 from ragkit.store.local.files import CheckedFolder, sync_file, writing
 from ragkit.store.local.store import Store
@@ -88,7 +88,7 @@ def keeps_pages(old: Recipe, new: Recipe, encoder: Encoder | None) -> bool:
     return fewer and old.pages.model_copy(update={"dims": new.pages.dims}) == new.pages
 
 
-def unmade(old: Recipe, new: Recipe) -> tuple[str, ...]:
+def reparse_mimes(old: Recipe, new: Recipe) -> tuple[str, ...]:
     """MIME types of the documents that the new recipe would parse otherwise."""
     laid_out = OFFICE if old.pages is None and new.pages is not None else ()  # texts without pages until they are asked for
     if old.load.ocr != new.load.ocr:
@@ -115,7 +115,14 @@ def rewrite(store: Store, writer: Writer, old: Recipe, new: Recipe, settings: Se
     former = store.recall, store.layouts
     store.recall, store.layouts = new.store.recall, layouts_of(new)
     try:
-        writer.commit("rebuild", recipe_hash=new.hash, merge=rows, dims=dims, settings=settings, unmade=unmade(old, new))
+        writer.commit(
+            "rebuild",
+            recipe_hash=new.hash,
+            merge=rows,
+            dims=dims,
+            settings=settings,
+            reparse_mimes=reparse_mimes(old, new),
+        )
     except BaseException:
         store.recall, store.layouts = former
         raise
@@ -152,7 +159,7 @@ def _staging(store: Store, settings: Settings, recipe: Recipe) -> Store:
             path.mkdir()
             Store.create(path, settings)
     catalog = Catalog(path / "catalog.db")
-    return Store(path, catalog, recall=recipe.store.recall, layouts=layouts_of(recipe), numbers=store.catalog)
+    return Store(path, catalog, recall=recipe.store.recall, layouts=layouts_of(recipe), id_source=store.catalog)
 
 
 def _begun(path: Path, settings: Settings) -> bool:
@@ -202,10 +209,10 @@ def _swap(store: Store, staged: Store, old: Recipe, new: Recipe, settings: Setti
         lexical=lexical,
         lexical_files=records,
         settings=settings,
-        unmade=unmade(old, new),
+        reparse_mimes=reparse_mimes(old, new),
     )
     del snapshot
-    adopt(store.catalog, staged.catalog, change)
+    replace_contents(store.catalog, staged.catalog, change)
     store.refresh()
 
 

@@ -22,8 +22,16 @@ from ragkit.care.verify import PARENTS, damaged_files, loose, strangers, verify
 from ragkit.core.errors import Damaged, StorageError
 from ragkit.core.space import Space
 from ragkit.core.types import AddReport, Floats, Ints, Progress
+from ragkit.store.catalog.check import damaged_rows
 from ragkit.store.catalog.checksums import NAME, differing
-from ragkit.store.catalog.salvage import bury_unknown, live_units, lose, mend_rows, reindex, short_of_units
+from ragkit.store.catalog.salvage import (
+    drop_documents,
+    live_units,
+    reindex,
+    remove_damaged_rows,
+    short_of_units,
+    tombstone_orphans,
+)
 from ragkit.store.local import source_copies
 from ragkit.store.local.files import CheckedFolder, writing
 from ragkit.store.local.segment import Salvaged, Segment
@@ -90,21 +98,21 @@ def _mend(
     for parent in PARENTS:
         with writing(store.path):
             (store.path / parent).mkdir(exist_ok=True)
-    rows = list(catalog.damaged_rows())
+    rows = list(damaged_rows(catalog))
     if any(row.key is None for row in rows):
         reindex(catalog)
-        rows = list(catalog.damaged_rows())
+        rows = list(damaged_rows(catalog))
     if not rows and differing(catalog):
         catalog.vacuum()  # the rows are whole: the file is written anew from them
         catalog.path.with_name(NAME).unlink(missing_ok=True)
-    lost = mend_rows(catalog, rows)
+    lost = remove_damaged_rows(catalog, rows)
     commit = catalog.latest()
     strays = _quarantine_strays(store, commit)
     damaged = _damaged_segments(store, progress)
     saved = {row.id: _salvage(store, row) for row in damaged}
     whole = store.intact()
     holders: list[Segment | Salvaged] = [*whole.segments, *(one for one in saved.values() if one is not None)]
-    lost += bury_unknown(catalog, {id for one in holders for id in np.unique(one.documents).tolist()})
+    lost += tombstone_orphans(catalog, {id for one in holders for id in np.unique(one.documents).tolist()})
     held = np.concatenate([np.asarray(one.keys) for one in holders]) if holders else np.empty(0, dtype=np.int64)
     keys, owners = live_units(catalog, commit.number)
     lacking = set(np.unique(owners[~np.isin(keys, held)]).tolist())
@@ -114,12 +122,12 @@ def _mend(
     documents = list(catalog.known_documents(sorted(lacking)).values())
     again = embed(writer, documents).updated if documents and embed is not None else ()
     dead = store.catalog.deleted_documents(catalog.latest().number).tolist()
-    lost += lose(catalog, lacking - set(dead), reason=VECTORS_LOST)
-    fresh_words = _words_differ(store)
-    writer.commit("repair", salvaged=saved, fresh_words=fresh_words)
+    lost += drop_documents(catalog, lacking - set(dead), reason=VECTORS_LOST)
+    rebuild_lexical = _words_differ(store)
+    writer.commit("repair", salvaged=saved, rebuild_lexical=rebuild_lexical)
     return RepairReport(
         problems=problems,
-        lexical=fresh_words or whole.lexical is None,
+        lexical=rebuild_lexical or whole.lexical is None,
         salvaged=sum(len(one.keys) for one in saved.values() if one is not None),
         embedded=tuple(one.source for one in again),
         warnings=tuple(f"{one.source}: {warning}" for one in again for warning in one.warnings),
@@ -164,7 +172,7 @@ def _salvage(store: Store, row: SegmentRow) -> Segment | Salvaged | None:
     vectors. None where nothing can be told."""
     folder = CheckedFolder(store.path / "segments" / row.id, store.catalog.files(row.id))
     if (bad := damaged_files([folder])) and all(COARSE in path.name for path, _ in bad) and not any(_own(row, folder)):
-        return Segment(folder.path, row, list(folder.records.values()), mend=store.mend)
+        return Segment(folder.path, row, list(folder.records.values()), repair_command=store.repair_command)
     if row.spaces != (Space.DENSE,):
         return None
     try:

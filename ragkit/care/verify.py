@@ -17,6 +17,7 @@ import numpy as np
 from ragkit.core.errors import Damaged, StorageError
 from ragkit.core.types import Progress
 from ragkit.encode.external import PREFIX
+from ragkit.store.catalog.check import damaged_rows, spent_counters
 from ragkit.store.catalog.checksums import differing
 from ragkit.store.catalog.salvage import incomplete
 from ragkit.store.local import source_copies
@@ -40,9 +41,9 @@ class Finding:
 
 def verify(store: Store, *, progress: Callable[[Progress], None] | None = None) -> list[Finding]:
     """Everything that is wrong with an index; an empty list where nothing is."""
-    repair = store.mend
+    repair = store.repair_command
     try:
-        findings = [Finding(row.problem, repair) for row in store.catalog.damaged_rows()]
+        findings = [Finding(row.problem, repair) for row in damaged_rows(store.catalog)]
         commit = store.catalog.latest()
         live = [("segments", row.id) for row in store.catalog.segments(commit.number)]
         live += [("lexical", commit.lexical)] if commit.lexical else []
@@ -112,7 +113,7 @@ def _unknown_folders(store: Store) -> Iterator[Finding]:
     known = store.catalog.folders()
     for parent in PARENTS:
         if not (store.path / parent).is_dir():
-            yield Finding(f"{store.path / parent} is missing", store.mend)
+            yield Finding(f"{store.path / parent} is missing", store.repair_command)
         for folder in _entries(store.path / parent):
             if folder.is_dir() and folder.name not in known:
                 yield Finding(f"{folder}: no commit knows it", "none needed: the next `ragkit add` or `delete` removes it")
@@ -149,4 +150,4 @@ def _disagreements(store: Store) -> Iterator[str]:
         yield f"the last commit counted {snapshot.commit.documents} documents, the catalog has {documents}"
     for id in incomplete(store.catalog):
         yield f"{store.catalog.path}: text, pages or units of document {id} are gone"
-    yield from store.catalog.spent_counters()
+    yield from spent_counters(store.catalog)

@@ -424,8 +424,8 @@ class Index:
             keeps_texts,
             reach,
             rebuild_beside,
+            reparse_mimes,
             rewrite,
-            unmade,
         )
 
         if unknown := set(changes) - set(KEYWORDS):
@@ -483,7 +483,7 @@ class Index:
         with self._encoder_lock:
             self._texts = LoadedModel(encoder, checked=True)
             self._pages = LoadedModel(None if page_encoder is encoder else page_encoder, checked=True)
-        to_parse = sum(row.mime in unmade(old, new) for row in self.documents())
+        to_parse = sum(row.mime in reparse_mimes(old, new) for row in self.documents())
         documents, units, lost = counts if done == "embedded" else (0, 0, ())
         lost = (*lost, *unkept)
         return RebuildReport(done, documents, units, to_parse=to_parse, warnings=lost)

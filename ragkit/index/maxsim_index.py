@@ -70,7 +70,7 @@ class MaxSimIndex:
         self.layout = layout
         self._store = Store(path, catalog, recall=1.0, layouts={CHUNK: layout})
         self._store.device = device
-        self._store.mend = MEND
+        self._store.repair_command = MEND
         self._lock = threading.RLock()
         self._added: dict[int, Stored] = {}  # since the last commit
         self._deleted: set[int] = set()

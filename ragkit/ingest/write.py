@@ -25,5 +25,5 @@ def as_prepared(item: Item) -> Prepared:
         replaces=None if item.replaces is None else item.replaces.id,
         multi=Stored.join(cast(list[Stored], item.multi)) if item.multi and item.multi[0] is not None else None,
         seen=item.seen,
-        settled=item.settled,
+        complete=item.settled,
     )

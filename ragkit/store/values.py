@@ -35,7 +35,7 @@ class Prepared:
     multi: Stored | None = None  # n rows
     key: int | None = None  # the caller's own, for a row that is no chunk; keys of chunks are reserved
     seen: PageVectors | None = None  # its page images
-    settled: bool = True  # False: it lacks something, and is made anew when it is next added
+    complete: bool = True  # False: it lacks something, and is made anew when it is next added
 
 
 CHUNK, PAGE = "chunk", "page"  # kinds of units
@@ -121,7 +121,7 @@ class NewDocument:
     origin: Origin
     document: Document
     units: tuple[UnitRow, ...]
-    settled: bool = True  # False: it lacks something, and is made anew when it is next added
+    complete: bool = True  # False: it lacks something, and is made anew when it is next added
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,7 +138,7 @@ class Change:
     segments: Sequence[tuple[SegmentRow, Sequence[FileRecord]]] = ()
     retired_segments: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)  # that change with it; with a recipe, all documents get its hash
-    unmade: Sequence[str] = ()  # media types of documents that the new recipe would parse otherwise: they get none
+    reparse_mimes: Sequence[str] = ()  # media types that the new recipe would parse otherwise: their documents get no hash
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from ragkit import Index
 from ragkit.care.verify import damaged_files
 from ragkit.core.errors import Damaged, RagkitError
 from ragkit.store.catalog.catalog import Catalog
+from ragkit.store.catalog.check import damaged_rows, spent_counters
 from ragkit.store.catalog.checksums import differing
 from ragkit.store.catalog.salvage import incomplete
 from ragkit.store.local.files import CheckedFolder
@@ -89,8 +90,8 @@ def _problems(file: Path) -> list[Any]:
         catalog = Catalog(file)
         try:
             catalog.check_format()
-            found: list[Any] = list(catalog.damaged_rows())
-            return found or [*incomplete(catalog), *catalog.spent_counters()]
+            found: list[Any] = list(damaged_rows(catalog))
+            return found or [*incomplete(catalog), *spent_counters(catalog)]
         finally:
             catalog.close()
     except RagkitError as error:

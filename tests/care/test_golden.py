@@ -14,7 +14,8 @@ from ragkit import Index, MaxSimIndex
 from ragkit.core.arrays import unit_rows
 from ragkit.core.errors import FormatTooNew
 from ragkit.store.catalog import schema
-from ragkit.store.catalog.catalog import Catalog, store_settings
+from ragkit.store.catalog.catalog import Catalog
+from ragkit.store.catalog.database import store_settings
 from ragkit.testing import HashEncoder
 from tests.care.golden import make
 

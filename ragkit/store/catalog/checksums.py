@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 
 from ragkit.core.errors import StorageError
-from ragkit.store.catalog.catalog import Catalog
+from ragkit.store.catalog.database import Database
 from ragkit.store.local.files import sync_file
 
 BLOCK = 1 << 16  # bytes
@@ -38,7 +38,7 @@ with open(sys.argv[1], "rb", buffering=0) as file:
 """
 
 
-def leave_sums(catalog: Catalog, *, thorough: bool = False) -> None:
+def leave_sums(catalog: Database, *, thorough: bool = False) -> None:
     """Write the sums of a catalog whose writer's lock the caller holds, unless they are there. None of one above QUICK, unless
     `thorough`, nor of one above IN_MEMORY while a reader keeps the log from being emptied. Raises StorageError, OSError."""
     stored = _stored(catalog.path.with_name(NAME))
@@ -61,7 +61,7 @@ def write_sums(target: Path, state: int, sums: list[int]) -> None:
     fresh.replace(target)
 
 
-def differing(catalog: Catalog) -> list[str]:
+def differing(catalog: Database) -> list[str]:
     """The blocks of catalog.db, or the sums themselves, that are not as they were left; nothing where the sums are of another
     time. Raises StorageError."""
     path = catalog.path.with_name(NAME)
@@ -93,7 +93,7 @@ def file_sums(path: Path) -> list[int]:
     return sums
 
 
-def _taken(catalog: Catalog) -> tuple[int, list[int]] | None:
+def _taken(catalog: Database) -> tuple[int, list[int]] | None:
     """State and sums of the catalog as it is now; None where that cannot be told, because somebody writes."""
     if catalog.path.stat().st_size <= IN_MEMORY:
         state, image = catalog.image()

@@ -10,21 +10,21 @@ from sqlalchemy import func, select
 
 from ragkit.core.errors import StorageError
 from ragkit.store.catalog import schema as s
-from ragkit.store.catalog.catalog import Catalog, state_of
 from ragkit.store.catalog.checksums import NAME, file_sums, write_sums
+from ragkit.store.catalog.database import Database, state_of
 from ragkit.store.local.files import sync_file
 
 PAGES = 1024  # copied between two looks at the keyboard
 
 
-def copy_catalog(catalog: Catalog, target: Path, *, commit: int) -> bool:
+def copy_catalog(database: Database, target: Path, *, commit: int) -> bool:
     """Write the catalog to the new file `target`, with the sums of its bytes, and sync it; False, and no file, where `commit`
     is not the newest any more.
 
     The copy is one transaction's view: SQLite's backup reads through the connection that began it, so neither a commit
     nor a checkpoint moves it. The write-ahead log cannot shrink meanwhile.
     """
-    with catalog.reading() as connection:
+    with database.reading() as connection:
         if connection.execute(select(func.max(s.commits.c.number))).scalar() != commit:
             return False
         state = state_of(connection)

@@ -16,7 +16,8 @@ from sqlalchemy import Connection, RowMapping, Table, delete, func, insert, sele
 from ragkit.core.errors import Damaged
 from ragkit.core.types import Ints
 from ragkit.store.catalog import schema as s
-from ragkit.store.catalog.catalog import PIECE, Catalog, has_pages, in_batches, insert_rows, now, parts
+from ragkit.store.catalog.database import Database, has_pages, in_batches, insert_rows, now, parts
+from ragkit.store.catalog.rows import PIECE
 from ragkit.store.values import PAGE, DamagedRow, Failure
 
 LOST = "its rows in the catalog were damaged; add it again"
@@ -27,19 +28,19 @@ READ = s.documents.c.path == s.documents.c.identity  # from its file, by a loade
 NO_WORDS = "-"  # a generation that is never there: it is made anew
 
 
-def reindex(catalog: Catalog) -> None:
+def reindex(database: Database) -> None:
     """Build SQLite's indexes anew, from the tables. Damaged where the tables themselves cannot be read.
 
     Not those of `pages`, which is kept within its own: nothing tells how many there were, so that what is left of a damaged one
     would pass for all.
     """
     others = "SELECT name FROM sqlite_master WHERE type = 'table' AND name != 'pages'"
-    with catalog.writing() as connection:
+    with database.writing() as connection:
         for (name,) in connection.execute(text(others)).all():
             connection.execute(text(f"REINDEX {name}"))
 
 
-def mend_rows(catalog: Catalog, rows: Sequence[DamagedRow]) -> list[Failure]:
+def remove_damaged_rows(database: Database, rows: Sequence[DamagedRow]) -> list[Failure]:
     """Take damaged rows out, in one transaction; the live documents that are lost with them.
 
     Damaged where that is not possible: pages of the file cannot be read, or the settings are lost.
@@ -51,7 +52,7 @@ def mend_rows(catalog: Catalog, rows: Sequence[DamagedRow]) -> list[Failure]:
     for row in rows:
         assert row.key is not None
         keys[row.table].append(row.key)
-    with catalog.writing() as connection:
+    with database.writing() as connection:
         number = _last_commit(connection)
         owners = {int(key[0]) for table in ("documents", "texts", "blocks", "pages") for key in keys[table]}
         for table in (*parts(connection), s.segments, s.files, s.failures):
@@ -64,9 +65,9 @@ def mend_rows(catalog: Catalog, rows: Sequence[DamagedRow]) -> list[Failure]:
     return lost
 
 
-def bury_unknown(catalog: Catalog, ids: Iterable[int]) -> list[Failure]:
+def tombstone_orphans(database: Database, ids: Iterable[int]) -> list[Failure]:
     """Tombstones for document versions that segments hold and the catalog has lost; those that still had units were live."""
-    with catalog.writing() as connection:
+    with database.writing() as connection:
         known = set(connection.execute(select(s.documents.c.id)).scalars())
         owners = set(connection.execute(select(s.units.c.document)).scalars()) - known
         number = _last_commit(connection)
@@ -74,18 +75,18 @@ def bury_unknown(catalog: Catalog, ids: Iterable[int]) -> list[Failure]:
     return [Failure(f"lost:{id}", f"document {id}", "", NAMELESS) for id in sorted(owners)]
 
 
-def lose(catalog: Catalog, ids: Iterable[int], *, reason: str) -> list[Failure]:
+def drop_documents(database: Database, ids: Iterable[int], *, reason: str) -> list[Failure]:
     """Let live documents go, as of the newest commit, and note why."""
-    with catalog.writing() as connection:
+    with database.writing() as connection:
         number = _last_commit(connection)
         lost = _bury(connection, set(ids), number, reason=reason)
         _recount(connection, number)
     return lost
 
 
-def live_units(catalog: Catalog, commit: int) -> tuple[Ints, Ints]:
+def live_units(database: Database, commit: int) -> tuple[Ints, Ints]:
     """Keys of the units that a commit sees, ascending, and their document versions: (n,) int64 each."""
-    with catalog.reading() as connection:
+    with database.reading() as connection:
         query = (
             select(s.units.c.key, s.units.c.document)
             .join(s.documents, s.documents.c.id == s.units.c.document)
@@ -96,9 +97,9 @@ def live_units(catalog: Catalog, commit: int) -> tuple[Ints, Ints]:
     return found[:, 0], found[:, 1]
 
 
-def short_of_units(catalog: Catalog) -> set[int]:
+def short_of_units(database: Database) -> set[int]:
     """Live documents that have fewer units than were counted: their text is there, and can be chunked again."""
-    with catalog.reading() as connection:
+    with database.reading() as connection:
         return _short_of_units(connection)
 
 
@@ -125,9 +126,9 @@ def _delete_keys(connection: Connection, table: Table, keys: Sequence[tuple[Any,
         connection.execute(delete(table).where(*same))
 
 
-def incomplete(catalog: Catalog) -> list[int]:
+def incomplete(database: Database) -> list[int]:
     """Live documents of which a piece of text or a page is gone, or that have not as many units as were counted."""
-    with catalog.reading() as connection:
+    with database.reading() as connection:
         return sorted({*_incomplete(connection), *_short_of_units(connection)})
 
 

@@ -8,23 +8,15 @@ from typing import Any
 from sqlalchemy import Table, insert, select
 
 from ragkit.store.catalog import schema as s
-from ragkit.store.catalog.catalog import (
-    Catalog,
-    commit_row,
-    end_lives,
-    in_batches,
-    insert_files,
-    insert_rows,
-    insert_segment,
-    parts,
-    store_settings,
-)
+from ragkit.store.catalog.catalog import Catalog
+from ragkit.store.catalog.commit import commit_row, end_lives, insert_files, insert_segment
+from ragkit.store.catalog.database import in_batches, insert_rows, parts, store_settings
 from ragkit.store.values import Change
 
 BATCH = 500  # documents copied between two statements
 
 
-def adopt(catalog: Catalog, staged: Catalog, change: Change) -> None:
+def replace_contents(catalog: Catalog, staged: Catalog, change: Change) -> None:
     """Make the staged documents, units and segments, whose folders are in place, those of commit `change.number`.
 
     Everything that was live ends. Rows keep their ids and keys, so these must be from `catalog`'s counters. Each row is
@@ -44,7 +36,7 @@ def adopt(catalog: Catalog, staged: Catalog, change: Change) -> None:
         for document_rows in _documents(staged, latest.number):
             fresh = [{**row, "added": change.number} for row in document_rows]
             for row in fresh:
-                if row["mime"] in change.unmade:
+                if row["mime"] in change.reparse_mimes:
                     row["recipe_hash"] = ""
             insert_rows(connection, s.documents, fresh)
             ids = [row["id"] for row in document_rows]

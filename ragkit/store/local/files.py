@@ -121,10 +121,12 @@ class CheckedFolder:
     `sealed`: this process has just read all of it for these records, so nothing is read again.
     """
 
-    def __init__(self, path: Path, records: Sequence[FileRecord], *, mend: str = "ragkit repair", sealed: bool = False) -> None:
+    def __init__(
+        self, path: Path, records: Sequence[FileRecord], *, repair_command: str = "ragkit repair", sealed: bool = False
+    ) -> None:
         self.path = path
         self.records = {record.name: record for record in records}
-        self._mend = mend
+        self._repair_command = repair_command
         self._seen: dict[str, np.ndarray] = {}
         if sealed:
             self._seen = {one.name: np.ones(-(-one.size // one.block), dtype=np.bool_) for one in records}
@@ -181,4 +183,4 @@ class CheckedFolder:
             os.fsync(copy.fileno())
 
     def _damaged(self, path: Path, what: str) -> Damaged:
-        return Damaged(f"{path} is damaged: {what}. Run: {self._mend}")
+        return Damaged(f"{path} is damaged: {what}. Run: {self._repair_command}")

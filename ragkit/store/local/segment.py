@@ -33,16 +33,16 @@ class Segment:
         row: SegmentRow,
         records: Sequence[FileRecord],
         *,
-        mend: str,
+        repair_command: str,
         device: str | None = None,
         sealed: bool = False,
     ) -> None:
-        """mend, sealed: see `CheckedFolder`."""
+        """repair_command, sealed: see `CheckedFolder`."""
         self._device = device
         self.pin = Pin(folder)
         self.row = row
         self.kind = row.kind
-        self.folder = CheckedFolder(folder, records, mend=mend, sealed=sealed)
+        self.folder = CheckedFolder(folder, records, repair_command=repair_command, sealed=sealed)
         self.keys = self._column("keys.npy")
         self.documents = self._column("documents.npy")
         self._lock = threading.Lock()

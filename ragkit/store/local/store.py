@@ -28,6 +28,7 @@ from ragkit.core.errors import Damaged, IndexLocked, RagkitError, StorageError
 from ragkit.core.types import Ints
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.catalog.checksums import leave_sums
+from ragkit.store.catalog.commit import create as create_catalog
 from ragkit.store.local import source_copies
 from ragkit.store.local.files import CheckedFolder, FileRecord, sync_file, writing
 from ragkit.store.local.locks import Pin, remove_unused, writer_lock
@@ -52,17 +53,17 @@ class Store:
         *,
         recall: float,
         layouts: Mapping[str, Layout] | None = None,
-        numbers: Catalog | None = None,
+        id_source: Catalog | None = None,
     ) -> None:
-        """layouts: how multi-vectors are stored, by the kind of units that have any. `numbers` is whose counters give out ids and
-        keys, where that is another index: see `ragkit.care.migrate`."""
+        """layouts: how multi-vectors are stored, by the kind of units that have any. id_source: the catalog whose counters give
+        out ids and keys, where that is another index's: see `ragkit.care.migrate`."""
         self.path = path
         self.layouts = layouts or {}
-        self.mend = f"ragkit repair {shlex.quote(str(path))}"  # what to do where it is damaged
+        self.repair_command = f"ragkit repair {shlex.quote(str(path))}"  # what to do where it is damaged
         self.device: str | None = None  # where torch scans multi-vectors; None for the kernel
         self.catalog = catalog
         self.recall = recall
-        self.numbers = numbers or catalog
+        self.id_source = id_source or catalog
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._snapshot: Snapshot | None = None
@@ -85,13 +86,13 @@ class Store:
                 records = write_generation(None, path / "lexical" / generation, add=(), delete_documents=())
             for folder in (path / "lexical", path / "segments", path):
                 sync_file(folder)
-            Catalog.create(path / "catalog.db", settings, lexical=generation, lexical_files=records)
+            create_catalog(path / "catalog.db", settings, lexical=generation, lexical_files=records)
             sync_file(path)
 
     def close(self) -> None:
         with self._lock:
             self._snapshot = self._intact = None
-        if self._wrote and self.numbers is self.catalog:
+        if self._wrote and self.id_source is self.catalog:
             self._leave_sums()
         self.catalog.close()
 
@@ -127,13 +128,13 @@ class Store:
                 return None
             fresh = Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, recipe=recipe)
             if lost := fresh.lost:
-                raise Damaged(f"{self.catalog.path} is damaged: {lost}. Run: {self.mend}")
+                raise Damaged(f"{self.catalog.path} is damaged: {lost}. Run: {self.repair_command}")
             return fresh
         except (FileNotFoundError, StorageError) as error:
             if self.catalog.latest().number != commit.number:
                 return None
             if isinstance(error, FileNotFoundError):
-                raise Damaged(f"{error.filename} is missing. Run: {self.mend}") from error
+                raise Damaged(f"{error.filename} is missing. Run: {self.repair_command}") from error
             raise
 
     def intact(self) -> Snapshot:
@@ -174,13 +175,13 @@ class Store:
         return fresh
 
     def _open_lexical(self, commit: Commit, records: Sequence[FileRecord]) -> LexicalReader:
-        return LexicalReader(CheckedFolder(self.path / "lexical" / commit.lexical, records, mend=self.mend))
+        return LexicalReader(CheckedFolder(self.path / "lexical" / commit.lexical, records, repair_command=self.repair_command))
 
     def _open_segment(self, row: SegmentRow, sealed: Sequence[FileRecord] | None = None) -> Segment:
         """`sealed`: the records of one that was just written."""
         records = self.catalog.files(row.id) if sealed is None else sealed
         folder = self.path / "segments" / row.id
-        return Segment(folder, row, records, mend=self.mend, device=self.device, sealed=sealed is not None)
+        return Segment(folder, row, records, repair_command=self.repair_command, device=self.device, sealed=sealed is not None)
 
     @contextmanager
     def writer(self, *, timeout: float, mending: bool = False) -> Iterator[Writer]:
@@ -294,7 +295,7 @@ class Store:
         small commits a transaction and a sync each; those left when the process ends are never given out."""
         first, stop = self._ahead
         if stop - first < count:
-            first, _ = self.numbers.reserve(documents=count + AHEAD, units=0)
+            first, _ = self.id_source.reserve(documents=count + AHEAD, units=0)
             stop = first + count + AHEAD
         self._ahead = (first + count, stop)
         return first

@@ -67,16 +67,16 @@ class Writer:
         recipe_hash: str = "",
         merge: bool = False,
         salvaged: Mapping[str, Segment | Salvaged | None] | None = None,
-        fresh_words: bool = False,
+        rebuild_lexical: bool = False,
         settings: Mapping[str, Any] | None = None,
         dims: int | None = None,
-        unmade: Sequence[str] = (),
+        reparse_mimes: Sequence[str] = (),
     ) -> Commit:
         """Make documents and deletions visible, all at once. `delete` are ids of versions; `merge` all segments into one.
 
-        salvaged: damaged segments to retire, by id, each with the rows that were saved of it. fresh_words: make the lexical
+        salvaged: damaged segments to retire, by id, each with the rows that were saved of it. rebuild_lexical: make the lexical
         index anew from the catalog, as is done where it is damaged. settings: change them too; dims: cut the rows to as many,
-        with `merge`; unmade: see `Change`.
+        with `merge`; reparse_mimes: see `Change`.
         """
         store = self._store
         snapshot = store.intact() if self.latest is None else store.as_of(self.latest)
@@ -100,7 +100,7 @@ class Writer:
             deleted_documents=deleted,
             retired_segments=[*retired, *salvaged],
             settings=settings or {},
-            unmade=unmade,
+            reparse_mimes=reparse_mimes,
         )
         with writing(store.path):
             # Damage may be in what the snapshot holds to be deleted, so while mending only the catalog's word counts.
@@ -110,7 +110,7 @@ class Writer:
                 if len(rows.keys) or kept:
                     change = self._write_segment(change, kept, rows, dead=np.union1d(dead, deleted), dims=dims)
             if change.lexical:
-                change = self._write_lexical(change, snapshot, fresh=fresh_words or snapshot.lexical is None)
+                change = self._write_lexical(change, snapshot, fresh=rebuild_lexical or snapshot.lexical is None)
         commit = store.catalog.commit(change)
         store._thorough |= merge
         del snapshot, absorbed, saved  # they hold the folders that are about to be removed
@@ -126,11 +126,11 @@ class Writer:
         if all(one.key is not None for one in prepared):
             document, key = self._store.reserve_documents(len(prepared)), 0
         else:
-            document, key = self._store.numbers.reserve(documents=len(prepared), units=count)
+            document, key = self._store.id_source.reserve(documents=len(prepared), units=count)
         documents = []
         for one in prepared:
             units = _units(one, document, key)
-            documents.append(NewDocument(document, one.origin, one.document, units, one.settled))
+            documents.append(NewDocument(document, one.origin, one.document, units, one.complete))
             document, key = document + 1, key if one.key is not None else key + len(units)
         pairs = list(zip(prepared, documents, strict=True))
         embedded = [(one, new.units) for one, new in pairs if one.dense is not None or one.multi is not None]

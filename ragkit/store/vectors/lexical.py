@@ -92,7 +92,7 @@ def _link(previous: Path, folder: Path, known: Callable[[str], FileRecord | None
 
 
 def _verified(folder: Path, records: list[FileRecord]) -> None:
-    checked = CheckedFolder(folder, records, mend=f"ragkit repair {folder.parent.parent}")
+    checked = CheckedFolder(folder, records, repair_command=f"ragkit repair {folder.parent.parent}")
     for record in records:
         checked.verify(record.name)
 
