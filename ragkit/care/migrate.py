@@ -14,20 +14,25 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ragkit.core.errors import Damaged, LoadError, StorageError
 from ragkit.encode.contract import Encoder
+from ragkit.encode.external import embeds_text
 from ragkit.ingest.add import Ingest
+from ragkit.ingest.item import AddOptions
 from ragkit.ingest.page_images import NOT_SEEN
 from ragkit.load import office
 from ragkit.load.formats import format_of, supported
 from ragkit.recipe.create import layouts_of
+from ragkit.recipe.fingerprint import PROBE_COSINE, probe_agreement, stored_settings_of
+from ragkit.recipe.models import Models, with_multi
 from ragkit.recipe.recipe import Recipe
-from ragkit.recipe.settings import disagreements
+from ragkit.recipe.resolve import merge_settings, new_recipe
+from ragkit.recipe.settings import Settings, SettingsKeywords
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.catalog.swap import replace_contents
 from ragkit.store.local import source_copies
@@ -46,7 +51,6 @@ STAGING = "rebuild"
 PDF = "application/pdf"
 OFFICE = tuple(sorted({kind.mime for name in supported() if (kind := format_of(f"a{name}")) and _laid_out_alone(f"a{name}")}))
 IMAGES = tuple(sorted({kind.mime for name in supported() if (kind := format_of(f"a{name}")) and kind.loader == "image"}))
-Settings = Mapping[str, Any]
 MakeIngest = Callable[[Store, Writer], Ingest]
 
 
@@ -59,6 +63,89 @@ class RebuildReport:
     units: int = 0
     to_parse: int = 0  # documents that are parsed anew when they are next added
     warnings: tuple[str, ...] = ()  # pages that could not be seen, by document
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Migration:
+    """A change of an index's recipe, before it is made: both recipes, the encoders of the new one, and how far it reaches.
+
+    `stored` is what the catalog will keep. `reach` is as in `RebuildReport.done`. `same_model` and `same_pages` tell whether the
+    vectors of texts, and of pages, may be taken over where their settings stay.
+    """
+
+    old: Recipe
+    new: Recipe
+    encoder: Encoder
+    page_encoder: Encoder | None
+    stored: Mapping[str, Any]
+    reach: str
+    same_model: bool
+    same_pages: bool
+
+
+def plan_migration(old: Recipe, models: Models, catalog: Catalog, keywords: SettingsKeywords) -> Migration:
+    """Return what a change of settings asks for. ValueError for settings that do not fit."""
+    changes, model, page_model = Settings.of(keywords), keywords.get("model"), keywords.get("page_model")
+    encoder = models.changed_texts(old, model, changes)
+    if old.multi if changes.multi is None else changes.multi:
+        encoder = with_multi(encoder, models.machine, {})
+    settings = merge_settings(old, encoder, changes)
+    page_encoder = models.changed_pages(old, encoder, page_model, settings)
+    new = new_recipe(settings, encoder, page_encoder)
+    same_model = encoder.card.fingerprint == catalog.setting("fingerprint") and (
+        model is None or probe_agreement(catalog, encoder, old.encode) >= PROBE_COSINE
+    )
+    same_pages = keeps_pages(old, new, page_encoder)
+    if same_pages and page_encoder is not None and old.pages is not None and page_model is not None:
+        same_pages = probe_agreement(catalog, page_encoder, old.pages) >= PROBE_COSINE
+    width = old.encode.dims or encoder.card.dims
+    return Migration(
+        old=old,
+        new=new,
+        encoder=encoder,
+        page_encoder=page_encoder,
+        stored=stored_settings_of(new, encoder, page_encoder),
+        reach=reach(old, new, width=width, same_model=same_model and same_pages),
+        same_model=same_model,
+        same_pages=same_pages,
+    )
+
+
+def migrate(
+    store: Store, writer: Writer, plan: Migration, *, chunker: str | Callable[..., Any], options: AddOptions, lock_timeout: float
+) -> RebuildReport:
+    """Make the change that was planned; `to_parse` of the report is left to the caller. chunker: of the new recipe.
+
+    Raises StorageError if a document cannot be made by the new recipe: then nothing is changed.
+    """
+    old, new = plan.old, plan.new
+    documents, units, lost = 0, 0, tuple[str, ...]()
+    if plan.reach == "nothing":
+        return RebuildReport("nothing")
+    if plan.reach == "embedded":
+        if not embeds_text(plan.encoder.card):
+            raise ValueError(f"{store.path} would keep vectors that were made elsewhere, and ragkit cannot make them")
+
+        def ingest(staged: Store, staged_writer: Writer) -> Ingest:
+            return Ingest(
+                staged,
+                staged_writer,
+                recipe=new,
+                encoder=plan.encoder,
+                page_encoder=plan.page_encoder,
+                former=store,
+                same_texts=old.hash if plan.same_model and keeps_texts(old, new) else None,
+                same_pages=plan.same_pages,
+                chunker=chunker,
+                options=options,
+            )
+
+        documents, units, lost = rebuild_beside(store, old, new, plan.stored, ingest=ingest, lock_timeout=lock_timeout)
+    else:
+        rewrite(store, writer, old, new, plan.stored, rows=plan.reach == "rows")
+    if new.store.keep_sources and not old.store.keep_sources:
+        lost = (*lost, *keep_sources(store))
+    return RebuildReport(plan.reach, documents, units, warnings=lost)
 
 
 def reach(old: Recipe, new: Recipe, *, width: int, same_model: bool) -> str:
@@ -109,7 +196,7 @@ def keep_sources(store: Store) -> tuple[str, ...]:
     return tuple(missing)
 
 
-def rewrite(store: Store, writer: Writer, old: Recipe, new: Recipe, settings: Settings, *, rows: bool) -> None:
+def rewrite(store: Store, writer: Writer, old: Recipe, new: Recipe, stored: Mapping[str, Any], *, rows: bool) -> None:
     """The new recipe in one commit, with the stored rows cut to it where `rows`."""
     dims = new.encode.dims if rows else None
     former = store.recall, store.layouts
@@ -120,7 +207,7 @@ def rewrite(store: Store, writer: Writer, old: Recipe, new: Recipe, settings: Se
             recipe_hash=new.hash,
             merge=rows,
             dims=dims,
-            settings=settings,
+            settings=stored,
             reparse_mimes=reparse_mimes(old, new),
         )
     except BaseException:
@@ -129,18 +216,18 @@ def rewrite(store: Store, writer: Writer, old: Recipe, new: Recipe, settings: Se
 
 
 def rebuild_beside(
-    store: Store, old: Recipe, new: Recipe, settings: Settings, *, ingest: MakeIngest, lock_timeout: float
+    store: Store, old: Recipe, new: Recipe, stored: Mapping[str, Any], *, ingest: MakeIngest, lock_timeout: float
 ) -> tuple[int, int, tuple[str, ...]]:
     """Build everything anew beside and swap it in; how many documents and units, and which pages were lost. The caller holds the
     writer's lock.
 
     StorageError where a document cannot be made by the new recipe: then nothing is changed.
     """
-    staged = _staging(store, settings, new)
+    staged = _staging(store, stored, new)
     try:
         with staged.writer(timeout=lock_timeout) as writer:
             warnings = _fill(store, staged, writer, ingest(staged, writer))
-        _swap(store, staged, old, new, settings)
+        _swap(store, staged, old, new, stored)
         commit = staged.catalog.latest()
     finally:
         staged.close()
@@ -149,25 +236,25 @@ def rebuild_beside(
     return commit.documents, commit.units, warnings
 
 
-def _staging(store: Store, settings: Settings, recipe: Recipe) -> Store:
+def _staging(store: Store, stored: Mapping[str, Any], recipe: Recipe) -> Store:
     """The index that is being built beside: the one that was begun, if it has the same recipe, or a new one."""
     path = store.path / STAGING
     with writing(path):
-        if not _begun(path, settings):
+        if not _begun(path, stored):
             if path.exists():
                 shutil.rmtree(path)
             path.mkdir()
-            Store.create(path, settings)
+            Store.create(path, stored)
     catalog = Catalog(path / "catalog.db")
     return Store(path, catalog, recall=recipe.store.recall, layouts=layouts_of(recipe), id_source=store.catalog)
 
 
-def _begun(path: Path, settings: Settings) -> bool:
+def _begun(path: Path, stored: Mapping[str, Any]) -> bool:
     if not (path / "catalog.db").exists():
         return False
     catalog = Catalog(path / "catalog.db")
     try:
-        return catalog.exists and all(catalog.setting(name) == value for name, value in settings.items())
+        return catalog.exists and all(catalog.setting(name) == value for name, value in stored.items())
     except Damaged:
         return False
     finally:
@@ -192,7 +279,7 @@ def _fill(store: Store, staged: Store, writer: Writer, ingest: Ingest) -> tuple[
     return tuple(f"{one.source}: {warning}" for one in made for warning in one.warnings if NOT_SEEN in warning)
 
 
-def _swap(store: Store, staged: Store, old: Recipe, new: Recipe, settings: Settings) -> None:
+def _swap(store: Store, staged: Store, old: Recipe, new: Recipe, stored: Mapping[str, Any]) -> None:
     snapshot = staged.snapshot()
     lexical = uuid.uuid4().hex
     records = staged.catalog.files(snapshot.commit.lexical)
@@ -208,7 +295,7 @@ def _swap(store: Store, staged: Store, old: Recipe, new: Recipe, settings: Setti
         recipe_hash=new.hash,
         lexical=lexical,
         lexical_files=records,
-        settings=settings,
+        settings=stored,
         reparse_mimes=reparse_mimes(old, new),
     )
     del snapshot
@@ -228,19 +315,3 @@ def _link(folder: CheckedFolder, target: Path) -> None:
             for _ in folder.copy(name, target / name):
                 pass
     sync_file(target)
-
-
-def command(path: Path, changes: Sequence[tuple[str, Any]]) -> str:
-    """The command line that changes an index so."""
-    words = []
-    for name, value in changes:
-        flag = name.replace("_", "-")
-        value = {True: "int8", False: "off"}.get(value, value) if name in ("multi", "page_multi") else value
-        value = "auto" if name == "pages" and value is True else value
-        words.append(f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {value}")
-    return " ".join([f"ragkit migrate {path}", *words])
-
-
-def migrate_command(path: Path, recipe: Recipe, given: Mapping[str, Any]) -> str:
-
-    return command(path, [(name, given[name]) for name in (one.partition(":")[0] for one in disagreements(recipe, given))])

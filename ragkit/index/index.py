@@ -13,38 +13,34 @@ from __future__ import annotations
 import asyncio
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
 import numpy as np
 
-from ragkit.care.migrate import migrate_command
 from ragkit.care.stats import Stats
 from ragkit.core.arrays import mean_vector
-from ragkit.core.errors import Damaged, NotAnIndex, RecipeMismatch
+from ragkit.core.errors import NotAnIndex, RecipeMismatch
 from ragkit.core.space import MAXSIM_SPACES, MODES, PAGE_SPACES, Space
 from ragkit.core.types import AddReport, Citation, Document, Hit, Hits, Ints, Page, Reason, Span
-from ragkit.encode import load_encoder, resolve_name
-from ragkit.encode.cache import EmbeddingCache, cached
+from ragkit.encode.cache import EmbeddingCache
 from ragkit.encode.contract import Encoder, Encoding
-from ragkit.encode.external import PREFIX, embeds_text, unit_vectors
+from ragkit.encode.external import PREFIX, unit_vectors
 from ragkit.index.retriever import Retriever
 from ragkit.ingest.add import Ingest
 from ragkit.ingest.collect import paths_of
 from ragkit.ingest.item import AddOptions, Callback, MetadataOf, Target
 from ragkit.ingest.prune import pruned_roots
 from ragkit.load import IGNORE_FILES, Limits
-from ragkit.recipe.create import LOCK_TIMEOUT, create_index, existing, layouts_of, settings_of
-from ragkit.recipe.fingerprint import PROBE_COSINE, check_fingerprint, check_page_fingerprint, page_probe_agrees, probes_agree
-from ragkit.recipe.models import LoadedModel, encoder_of_pages, model_name, wants_pages, with_multi
-from ragkit.recipe.recipe import EncodeStage, PagesStage, Recipe
-from ragkit.recipe.resolve import changed, new_recipe
-from ragkit.recipe.settings import KEYWORDS, OF_MODEL, chunker_name, disagreements
+from ragkit.recipe.create import LOCK_TIMEOUT, create_index, layouts_of, open_catalog, read_recipe
+from ragkit.recipe.models import Machine, Models
+from ragkit.recipe.recipe import Recipe
+from ragkit.recipe.settings import Settings, SettingsKeywords
 from ragkit.search.cite import citation, cite, shared
 from ragkit.search.filters import FieldColumns, Filters
 from ragkit.search.fuse import RRF, Candidate
@@ -77,30 +73,18 @@ class Index:
     """An index on disk. Open one with `Index.open`; it may be shared by threads, and closed with `close()` or `with`."""
 
     def __init__(
-        self,
-        path: Path,
-        catalog: Catalog,
-        recipe: Recipe,
-        *,
-        encoder: Encoder | None,
-        page_encoder: Encoder | None = None,
-        chunker: Callable[..., Any] | None,
-        device: str | None = None,
-        cache: EmbeddingCache | str | Path | None = None,
-        api_keys: Mapping[str, str] | None = None,
+        self, path: Path, catalog: Catalog, recipe: Recipe, *, models: Models, chunker: Callable[..., Any] | None = None
     ) -> None:
+        device = models.machine.device
         self.path = path
         self.recipe = recipe
         self._catalog = catalog
         self._store = Store(path, catalog, recall=recipe.store.recall, layouts=layouts_of(recipe))
         self._store.device = device if device is not None and device.startswith("cuda") else None
-        self._texts, self._pages = LoadedModel(encoder), LoadedModel(page_encoder)
+        self._models = models
         self._chunker = chunker
-        self._device = device
-        self._cache = cache
-        self._api_keys = api_keys
         self._followed: Mapping[str, Any] | None = None  # the stored recipe that `recipe` was read from
-        self._encoder_lock = threading.Lock()
+        self._following = threading.Lock()
         self._columns = FieldColumns(lambda after: catalog.versions(after=after))
 
     # Opening
@@ -110,125 +94,46 @@ class Index:
         cls,
         path: str | Path,
         *,
-        model: str | Encoder | None = None,
-        task: str | None = None,
-        dims: int | None = None,
-        chunker: str | Callable[[Document], Iterable[Any]] | None = None,
-        chunk_tokens: int | None = None,
-        chunk_overlap: int | None = None,
-        max_tokens: int | None = None,
-        max_pixels: int | None = None,
-        overflow: str | None = None,
-        late_chunking: str | bool | None = None,
-        contextual_headers: bool | None = None,
-        multi: str | bool | None = None,
-        pool: int | None = None,
-        pages: str | bool | None = None,
-        page_model: str | Encoder | None = None,
-        page_dims: int | None = None,
-        page_multi: str | bool | None = None,
-        page_pixels: int | None = None,
-        page_pool: int | None = None,
-        page_background: bool | None = None,
-        keep_sources: bool | None = None,
-        pdf_engine: str | None = None,
-        ocr: str | None = None,
-        recall: float | None = None,
-        coarse: int | None = None,
         device: str | None = None,
         api_keys: Mapping[str, str] | None = None,
-        dtype: str | None = None,
         cache: EmbeddingCache | str | Path | None = None,
         create: bool = True,
+        **settings: Unpack[SettingsKeywords],
     ) -> Index:
         """Open the index in the folder `path`, or create it there.
 
-        The keywords make the recipe when the index is created: model "default" (all-MiniLM-L6-v2), chunker "sentences"
-        (or "structure", "page", "whole", or a callable from Document to spans), chunk_tokens 128, chunk_overlap 0,
-        overflow "error" (or "truncate", "window": what happens to `whole` units beyond the model's limit),
-        late_chunking "auto" (off; True for models with mean pooling and token states), contextual_headers False (True
-        embeds a chunk behind its document's title and headings), max_pixels the model's own (of an image, for models that
-        see), multi False (True or "int8", "float16", "float32": keep a vector per token, too, for late interaction; pool: by
-        that factor fewer), recall 0.99, coarse 0 (4, say: for every so many of these vectors one more, by which a search finds
-        the units worth scoring exactly: several times faster). pages embeds page images beside the text: "none" (default),
-        "auto" (True: pages with pictures, drawings or hardly any text), "figures", "all"; page_model sees them (the model, where
-        that sees), page_dims, page_multi, page_pixels, page_pool and page_background as in `ragkit.recipe.recipe.PagesStage`.
-        keep_sources keeps a copy of every file, so that its pages can be shown when it is gone. ocr "off", "auto" or languages,
-        as "eng+deu": Tesseract reads pages without text.
-        None means the default at creation and the stored value later; a value that disagrees with the stored recipe raises
-        RecipeMismatch.
-        `device`, and `api_keys` for hosted models (see `ragkit.encode.remote`), are this process's choice, not the recipe's, and
-        so is `cache`, a file of embeddings made before, shared by indexes and processes (see `ragkit.encode.cache`).
-        Raises NotAnIndex for a folder that holds something else, or for none when `create` is False.
+        The settings make the index's recipe when it is created; see docs/settings.md. A newcomer needs five:
+
+        - model: the encoder; by default all-MiniLM-L6-v2, which is installed with ragkit
+        - chunker: "sentences" (default), "structure", "page", "whole", or a function from Document to spans
+        - chunk_tokens: tokens of a chunk, at most; 128 by default
+        - multi: True keeps a vector for each token, too, for late interaction
+        - pages: "auto" embeds page images, too, with page_model, an encoder of images
+
+        None means the default in a new index and the stored value in an old one. A value that disagrees with the stored recipe
+        raises RecipeMismatch, which names the command that changes the index.
+
+        `device` ("cpu", "cuda"), `api_keys` of hosted models (see `ragkit.encode.remote`) and `cache`, a file of embeddings made
+        before (see `ragkit.encode.cache`), are this process's choice and not part of the recipe. Raises NotAnIndex for a folder
+        that holds something else, or no index when `create` is False.
         """
         path = Path(path).absolute()
-        name = model_name(model)
-        given: dict[str, Any] = {
-            "model": None if model is None else name,
-            "task": task,
-            "dims": dims,
-            "max_tokens": max_tokens,
-            "max_pixels": max_pixels,
-            "overflow": overflow,
-            "dtype": dtype,
-            "late_chunking": late_chunking,
-            "contextual_headers": contextual_headers,
-            "multi": multi,
-            "pool": pool,
-            "pages": "none" if pages is False else pages,
-            "page_model": None if page_model is None else model_name(page_model),
-            "page_dims": page_dims,
-            "page_multi": page_multi,
-            "page_pixels": page_pixels,
-            "page_pool": page_pool,
-            "page_background": page_background,
-            "keep_sources": keep_sources,
-            "chunker": None if chunker is None else chunker_name(chunker),
-            "chunk_tokens": chunk_tokens,
-            "chunk_overlap": chunk_overlap,
-            "pdf_engine": pdf_engine,
-            "ocr": ocr,
-            "recall": recall,
-            "coarse": coarse,
-        }
-        encoder, page_encoder = (None if one is None or isinstance(one, str) else one for one in (model, page_model))
-        catalog = existing(path) or create_index(
-            path,
-            given,
-            name=name,
-            encoder=encoder,
-            page_encoder=page_encoder,
-            device=device,
-            api_keys=api_keys,
-            create=create,
-        )
+        chosen, machine = Settings.of(settings), Machine(device=device, api_keys=api_keys, cache=cache)
+        texts, pages, chunker = (settings.get(name) for name in ("model", "page_model", "chunker"))
+        encoder = None if isinstance(texts, str) else cast(Encoder | None, texts)
+        page_encoder = None if isinstance(pages, str) else cast(Encoder | None, pages)
+        catalog = open_catalog(path)
+        if catalog is None:
+            if not create:
+                raise NotAnIndex(f"there is no index at {path}. Make one: ragkit add {path} FILES")
+            catalog = create_index(path, chosen, machine, encoder=encoder, page_encoder=page_encoder)
         try:
-            catalog.check_format()
-            if (stored := catalog.setting("recipe")) is None:
-                if catalog.setting("maxsim") is None:
-                    raise Damaged(f"{catalog.path} is damaged: it has lost its settings. Restore it from a backup.")
-                raise NotAnIndex(f"{path} is an index without documents: open it with ragkit.MaxSimIndex")
-            recipe = Recipe.model_validate(stored)
-            if differing := disagreements(recipe, given):
-                raise RecipeMismatch(
-                    f"{path} was built with other settings ({'; '.join(differing)}). Leave them out to use the stored ones, "
-                    f"or change the index: {migrate_command(path, recipe, given)}"
-                )
+            recipe = read_recipe(path, catalog, chosen)
         except BaseException:
             catalog.close()
             raise
-        own = chunker if callable(chunker) else None
-        return cls(
-            path,
-            catalog,
-            recipe,
-            encoder=encoder,
-            page_encoder=page_encoder,
-            chunker=own,
-            device=device,
-            api_keys=api_keys,
-            cache=cache,
-        )
+        models = Models(path, catalog, machine, texts=encoder, pages=page_encoder)
+        return cls(path, catalog, recipe, models=models, chunker=chunker if callable(chunker) else None)
 
     def close(self) -> None:
         """Let go of files and connections. Hits already returned stay valid."""
@@ -245,40 +150,13 @@ class Index:
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder that built the index; loaded and checked on first use. FingerprintMismatch where it is another."""
-        model, stage = self._texts, self.recipe.encode  # in this order: `_view` changes the recipe first
-        return self._ready(model, stage, check_fingerprint, task=stage.task, max_tokens=stage.max_tokens)
+        """The encoder of texts; loaded and checked on first use. Raises FingerprintMismatch if it did not build the index."""
+        return self._models.of_texts(self.recipe)
 
     @property
     def page_encoder(self) -> Encoder | None:
-        """The encoder that sees the pages, loaded and checked on first use; that of the texts, where the recipe names the same.
-        None for an index without page images. FingerprintMismatch where it is another than saw them."""
-        model, stage, texts = self._pages, self.recipe.pages, self.recipe.encode
-        if stage is None:
-            return None
-        same = (stage.model, stage.revision, stage.dtype) == (texts.model, texts.revision, texts.dtype)
-        if same and stage.max_pixels in (None, texts.max_pixels) and model.encoder is None:
-            return self.encoder
-        return self._ready(model, stage, check_page_fingerprint)
-
-    def _ready(self, model: LoadedModel, stage: EncodeStage | PagesStage, check: Callable[..., None], **settings: Any) -> Encoder:
-        with self._encoder_lock:
-            if model.encoder is None:
-                model.encoder = load_encoder(
-                    stage.model,
-                    revision=stage.revision or None,
-                    device=self._device,
-                    api_keys=self._api_keys,
-                    dtype=stage.dtype,
-                    max_pixels=stage.max_pixels,
-                    **settings,
-                )
-            if not model.checked:
-                check(self.path, self._catalog, model.encoder, stage)
-                model.checked = True
-                if self._cache is not None:  # behind the check, which must see what the model does now
-                    model.encoder = cached(model.encoder, self._cache)
-            return model.encoder
+        """The encoder of page images, loaded and checked on first use; None for an index without page images."""
+        return self._models.of_pages(self.recipe)
 
     # Adding and deleting
 
@@ -401,119 +279,40 @@ class Index:
     def rebuild(
         self,
         *,
-        chunker: str | Callable[[Document], Iterable[Any]] | None = None,
-        model: str | Encoder | None = None,
-        page_model: str | Encoder | None = None,
         password: str | None = None,
         progress: Callback | None = None,
         lock_timeout: float = LOCK_TIMEOUT,
-        **changes: Any,
+        **changes: Unpack[SettingsKeywords],
     ) -> RebuildReport:
-        """Change the recipe of the index, by the keywords of `open`, redoing only what the change reaches.
+        """Change the recipe of the index, by the settings of `open`, redoing only what the change reaches.
 
-        Fewer `dims` cut the stored vectors; another `chunker` or `model` embeds again, from the stored texts, beside the
-        index, and takes its place in one commit. What is only of pages leaves the vectors of texts as they are, and sees the
-        pages again, of encrypted files by `password`. Searches go on meanwhile. `model` alone, with the name it has, embeds again
-        where the model itself became another. Raises ValueError, and StorageError where a document cannot be made by the
-        new recipe: then nothing is changed.
+        Fewer `dims` cut the stored vectors. Another `chunker` or `model` embeds again, from the stored texts, beside the index,
+        and takes its place in one commit. Changes of page images keep the vectors of texts and embed the pages again;
+        `password` opens encrypted files. Searches go on meanwhile. `model` alone, with the name it has, embeds again if the
+        model itself was changed. Raises ValueError for settings that do not fit, and StorageError if a document cannot be
+        made by the new recipe: then nothing is changed.
         """
-        from ragkit.care.migrate import (
-            RebuildReport,
-            keep_sources,
-            keeps_pages,
-            keeps_texts,
-            reach,
-            rebuild_beside,
-            reparse_mimes,
-            rewrite,
-        )
+        from ragkit.care.migrate import migrate, plan_migration, reparse_mimes
 
-        if unknown := set(changes) - set(KEYWORDS):
-            raise TypeError(f"rebuild() takes the settings {', '.join(KEYWORDS)}; got {sorted(unknown)[0]!r}")
-        given = {name: value for name, value in changes.items() if value is not None}
-        if chunker is not None:
-            given["chunker"] = chunker_name(chunker)
-        if page_model is not None:
-            given["page_model"] = model_name(page_model)
+        chunker = changes.get("chunker")
         with self._store.writer(timeout=lock_timeout) as writer:
             self._view()
-            old = self.recipe
-            encoder = self._encoder_for(old, model, given)
-            if given.get("multi", old.multi):
-                encoder = with_multi(encoder, device=self._device, wanted={})
-            wanted = changed(old, encoder, given)
-            page_encoder = self._page_encoder_for(old, encoder, page_model, wanted)
-            new = new_recipe(wanted, encoder, page_encoder)
-            settings = settings_of(new, encoder, page_encoder)
-            same_model = encoder.card.fingerprint == self._catalog.setting("fingerprint") and (
-                model is None or probes_agree(self._catalog, encoder, old.encode) >= PROBE_COSINE
+            plan = plan_migration(self.recipe, self._models, self._catalog, changes)
+            same_chunks = plan.old.chunk == plan.new.chunk and not callable(chunker)
+            report = migrate(
+                self._store,
+                writer,
+                plan,
+                chunker=chunker if callable(chunker) else self._chunker_or_name() if same_chunks else plan.new.chunk.chunker,
+                options=AddOptions(progress=progress, password=password),
+                lock_timeout=lock_timeout,
             )
-            same_pages = keeps_pages(old, new, page_encoder)
-            if page_encoder is not None and old.pages is not None and page_model is not None:
-                same_pages &= page_probe_agrees(self._catalog, page_encoder, old.pages) >= PROBE_COSINE
-            done = reach(old, new, width=old.encode.dims or encoder.card.dims, same_model=same_model and same_pages)
-            if done == "nothing":
-                return RebuildReport(done)
-            if done == "embedded" and not embeds_text(encoder.card):
-                raise ValueError(f"{self.path} would keep vectors that were made elsewhere, and nobody here can make them")
-            if done != "embedded":
-                rewrite(self._store, writer, old, new, settings, rows=done == "rows")
-            else:
-                how = chunker if callable(chunker) else self._chunker_or_name() if old.chunk == new.chunk else new.chunk.chunker
-                options = AddOptions(progress=progress, password=password)
-
-                def ingest(store: Store, writer: Writer) -> Ingest:
-                    return Ingest(
-                        store,
-                        writer,
-                        recipe=new,
-                        encoder=encoder,
-                        page_encoder=page_encoder,
-                        former=self._store,
-                        same_texts=old.hash if same_model and keeps_texts(old, new) else None,
-                        same_pages=same_pages,
-                        chunker=how,
-                        options=options,
-                    )
-
-                counts = rebuild_beside(self._store, old, new, settings, ingest=ingest, lock_timeout=lock_timeout)
-            unkept = keep_sources(self._store) if new.store.keep_sources and not old.store.keep_sources else ()
+        if report.done == "nothing":
+            return report
         self._chunker = chunker if callable(chunker) else self._chunker
         self._view()
-        with self._encoder_lock:
-            self._texts = LoadedModel(encoder, checked=True)
-            self._pages = LoadedModel(None if page_encoder is encoder else page_encoder, checked=True)
-        to_parse = sum(row.mime in reparse_mimes(old, new) for row in self.documents())
-        documents, units, lost = counts if done == "embedded" else (0, 0, ())
-        lost = (*lost, *unkept)
-        return RebuildReport(done, documents, units, to_parse=to_parse, warnings=lost)
-
-    def _encoder_for(self, recipe: Recipe, model: str | Encoder | None, given: Mapping[str, Any]) -> Encoder:
-        """The encoder that a changed recipe asks for: the index's own, unless the change is of the model."""
-        if model is not None and not isinstance(model, str):
-            return model
-        if model is None and not given.keys() & set(OF_MODEL):
-            return self.encoder
-        stage = recipe.encode
-        name = resolve_name(model) if model is not None else stage.model
-        same = name == stage.model
-        kept = {one: getattr(stage, one) for one in OF_MODEL} if same else {}
-        chosen = {**kept, **{one: given[one] for one in OF_MODEL if one in given}}
-        revision = stage.revision or None if same and model is None else None
-        return load_encoder(name, device=self._device, api_keys=self._api_keys, revision=revision, **chosen)
-
-    def _page_encoder_for(
-        self, recipe: Recipe, encoder: Encoder, page_model: str | Encoder | None, wanted: Mapping[str, Any]
-    ) -> Encoder | None:
-        """The encoder that a changed recipe asks for to see pages: the index's own, unless the change is of the model."""
-        own = page_model if page_model is not None and not isinstance(page_model, str) else None
-        kept = recipe.pages is not None and (recipe.pages.model, recipe.pages.max_pixels) == (
-            wanted["page_model"],
-            wanted["page_pixels"],
-        )
-        if own is None and kept and wants_pages(wanted) and page_model is None:
-            return self.page_encoder
-        return encoder_of_pages(wanted, encoder, own, device=self._device, api_keys=self._api_keys)
+        self._models.replace(plan.encoder, plan.page_encoder)
+        return replace(report, to_parse=sum(row.mime in reparse_mimes(plan.old, plan.new) for row in self.documents()))
 
     def _named(self, reference: str) -> list[DocumentRow]:
         rows = self._catalog.resolve(reference)
@@ -818,13 +617,13 @@ class Index:
     def _view(self, *, degraded: bool = False) -> Snapshot:
         """The newest commit; where it changed the recipe, the index goes by the new one from here on."""
         snapshot = self._store.intact() if degraded else self._store.snapshot()
-        with self._encoder_lock:
+        with self._following:
             if snapshot.recipe != self._followed:
                 recipe = Recipe.model_validate(snapshot.recipe)
                 if recipe != self.recipe:
                     self.recipe = recipe
                     self._store.recall, self._store.layouts = recipe.store.recall, layouts_of(recipe)
-                    self._texts, self._pages = LoadedModel(), LoadedModel()
+                    self._models.forget()
                 self._followed = snapshot.recipe
         return snapshot
 

@@ -1,22 +1,19 @@
-"""What an index is made of, settled when it is created, and whether an encoder is the one that built it.
+"""Make a new index, or open the catalog of one that exists and check that the settings agree with its recipe.
 
-In goes what `Index.open` was given; out comes a recipe, or an error that names the keyword. Nothing is written before the model
-is loaded and the recipe stands: what cannot be made leaves nothing behind.
+Nothing is written before the model is loaded and the recipe is settled: settings that do not fit leave nothing behind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from ragkit.core.errors import NotAnIndex, StorageError
-from ragkit.encode import load_encoder
+from ragkit.core.errors import Damaged, NotAnIndex, RecipeMismatch, StorageError
 from ragkit.encode.contract import Encoder
-from ragkit.recipe.fingerprint import page_settings, probe_vectors
-from ragkit.recipe.models import encoder_of_pages, with_multi
+from ragkit.recipe.fingerprint import stored_settings_of
+from ragkit.recipe.models import Machine, page_encoder_for, text_encoder_for
 from ragkit.recipe.recipe import Recipe
 from ragkit.recipe.resolve import new_recipe
+from ragkit.recipe.settings import Settings, disagreements, migrate_command
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.local.locks import writer_lock
 from ragkit.store.local.store import Store
@@ -24,10 +21,12 @@ from ragkit.store.values import CHUNK, PAGE
 from ragkit.store.vectors.multi import Layout
 
 LOCK_TIMEOUT = 10.0  # seconds
+# What may lie in the folder of an index whose creation was interrupted.
+OURS = {"segments", "lexical", "LOCK", "catalog.db", "catalog.db-wal", "catalog.db-shm", "catalog.db-journal"}
 
 
-def existing(path: Path) -> Catalog | None:
-    """The catalog of the index at `path`, or None where there is none yet; NotAnIndex where there is something else."""
+def open_catalog(path: Path) -> Catalog | None:
+    """Open the catalog of the index at `path`; None if there is no index yet. Raises NotAnIndex if `path` is a file."""
     if path.exists() and not path.is_dir():
         raise NotAnIndex(f"{path} is a file, not a folder")
     if not (path / "catalog.db").exists():
@@ -40,52 +39,49 @@ def existing(path: Path) -> Catalog | None:
 
 
 def create_index(
-    path: Path,
-    given: Mapping[str, Any],
-    *,
-    name: str,
-    encoder: Encoder | None,
-    page_encoder: Encoder | None,
-    device: str | None,
-    api_keys: Mapping[str, str] | None,
-    create: bool,
+    path: Path, settings: Settings, machine: Machine, *, encoder: Encoder | None, page_encoder: Encoder | None
 ) -> Catalog:
-    if not create:
-        raise NotAnIndex(f"there is no index at {path}. Make one: ragkit add {path} FILES")
-    ours = {"segments", "lexical", "LOCK", "catalog.db", "catalog.db-wal", "catalog.db-shm", "catalog.db-journal"}
-    if path.exists() and any(entry.name not in ours for entry in path.iterdir()):
+    """Make an index at `path` and open its catalog. encoder, page_encoder: those that the caller has loaded.
+
+    Raises NotAnIndex if the folder holds something else, ValueError for settings that do not fit.
+    """
+    if path.exists() and any(entry.name not in OURS for entry in path.iterdir()):
         raise NotAnIndex(f"{path} is not empty and holds no index. Name an empty or a new folder.")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot create {path}: {error.strerror}") from error
-    # A wrong model or recipe must leave nothing behind, so both are settled before the first file is written.
-    wanted = {one: given[one] for one in ("dtype", "task", "max_tokens", "max_pixels")}
-    encoder = encoder or load_encoder(name, device=device, api_keys=api_keys, **wanted)
-    if given["multi"]:
-        encoder = with_multi(encoder, device=device, wanted=wanted)
-    page_encoder = encoder_of_pages(given, encoder, page_encoder, device=device, api_keys=api_keys)
-    recipe = new_recipe(given, encoder, page_encoder)
-    settings = settings_of(recipe, encoder, page_encoder)
+    encoder = text_encoder_for(settings, encoder, machine)
+    page_encoder = page_encoder_for(settings, encoder, page_encoder, machine)
+    recipe = new_recipe(settings, encoder, page_encoder)
+    stored = stored_settings_of(recipe, encoder, page_encoder)
     with writer_lock(path / "LOCK", timeout=LOCK_TIMEOUT):
-        found = existing(path)  # another process may have been quicker
-        if found is None:
-            Store.create(path, settings)
-    return found or Catalog(path / "catalog.db")
+        catalog = open_catalog(path)  # another process may have been quicker
+        if catalog is None:
+            Store.create(path, stored)
+    return catalog or Catalog(path / "catalog.db")
 
 
-def settings_of(recipe: Recipe, encoder: Encoder, page_encoder: Encoder | None = None) -> dict[str, Any]:
-    """What the catalog keeps of a recipe and its encoders."""
-    return {
-        "recipe": recipe.model_dump(),
-        "fingerprint": encoder.card.fingerprint,
-        "probes": probe_vectors(encoder, recipe.encode),
-        **(page_settings(page_encoder, recipe.pages) if page_encoder is not None and recipe.pages is not None else {}),
-    }
+def read_recipe(path: Path, catalog: Catalog, settings: Settings) -> Recipe:
+    """Return the stored recipe of an index. Raises RecipeMismatch if the settings disagree with it."""
+    catalog.check_format()
+    if (stored := catalog.setting("recipe")) is None:
+        if catalog.setting("maxsim") is None:
+            raise Damaged(f"{catalog.path} is damaged: it has lost its settings. Restore it from a backup.")
+        raise NotAnIndex(f"{path} is an index without documents: open it with ragkit.MaxSimIndex")
+    recipe = Recipe.model_validate(stored)
+    if differing := disagreements(recipe, settings):
+        listed = "; ".join(f"{name}: {difference}" for name, difference in differing.items())
+        command = migrate_command(path, {name: value for name, value in settings.chosen().items() if name in differing})
+        raise RecipeMismatch(
+            f"{path} was built with other settings ({listed}). Leave them out to use the stored ones, "
+            f"or change the index: {command}"
+        )
+    return recipe
 
 
 def layouts_of(recipe: Recipe) -> dict[str, Layout]:
-    """How a recipe's multi-vectors are stored, by the kind of units that have any."""
+    """Return how a recipe stores multi-vectors, by the kind of unit that has any."""
     coarse = recipe.store.coarse
     layouts = {} if recipe.multi is None else {CHUNK: Layout(recipe.multi.dims, recipe.multi.precision, coarse)}
     if recipe.pages is not None and recipe.pages.precision is not None:

@@ -1,24 +1,141 @@
-"""Load the encoders of an index."""
+"""Load the encoders of an index, each when it is first needed, and check that they are the ones that built it.
+
+An index has an encoder of texts and, with page images, one of pages, which may be the same. `Models` holds both for as long as an
+index is open. What the recipe does not decide (the device, API keys, a cache) is this process's choice.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ragkit.core.errors import RagkitError
 from ragkit.encode import load_encoder, resolve_name
+from ragkit.encode.cache import EmbeddingCache, cached
 from ragkit.encode.contract import Encoder
-from ragkit.recipe.recipe import MULTI as TOKEN_STATES
-from ragkit.recipe.settings import KEYWORDS
+from ragkit.recipe.fingerprint import check_fingerprint
+from ragkit.recipe.recipe import EncodeStage, PagesStage, Recipe
+from ragkit.recipe.settings import MULTI_SUFFIX, Settings, table
+from ragkit.store.catalog.catalog import Catalog
 
 
-def with_multi(encoder: Encoder, *, device: str | None, wanted: Mapping[str, Any]) -> Encoder:
-    """The encoder, or the same model with its token states as multi-vectors; ValueError where it has none to give."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Where and how this process runs models: device ("cpu", "cuda"), keys of hosted models, a cache of embeddings."""
+
+    device: str | None = None
+    api_keys: Mapping[str, str] | None = None
+    cache: EmbeddingCache | str | Path | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """An encoder, and whether it was checked to be the one that built the index."""
+
+    encoder: Encoder | None = None
+    checked: bool = False
+
+
+class Models:
+    """The encoders of an open index. Threads may share it."""
+
+    def __init__(self, path: Path, catalog: Catalog, machine: Machine, *, texts: Encoder | None, pages: Encoder | None) -> None:
+        """texts, pages: encoders that the caller has loaded; None loads the one that the recipe names."""
+        self._path = path
+        self._catalog = catalog
+        self.machine = machine
+        self._texts, self._pages = _Slot(texts), _Slot(pages)
+        self._lock = threading.Lock()
+
+    def of_texts(self, recipe: Recipe) -> Encoder:
+        """Return the encoder of texts, loaded and checked. Raises FingerprintMismatch if it did not build the index."""
+        stage = recipe.encode
+        return self._ready(self._texts, stage, task=stage.task, max_tokens=stage.max_tokens)
+
+    def of_pages(self, recipe: Recipe) -> Encoder | None:
+        """Return the encoder of page images, loaded and checked, the encoder of texts if the recipe names the same; None for an
+        index without page images. Raises FingerprintMismatch if it did not build the index."""
+        stage, texts, slot = recipe.pages, recipe.encode, self._pages
+        if stage is None:
+            return None
+        same = (stage.model, stage.revision, stage.dtype) == (texts.model, texts.revision, texts.dtype)
+        if same and stage.max_pixels in (None, texts.max_pixels) and slot.encoder is None:
+            return self.of_texts(recipe)
+        return self._ready(slot, stage)
+
+    def forget(self) -> None:
+        """Load and check anew when they are next needed: the recipe has changed."""
+        with self._lock:
+            self._texts, self._pages = _Slot(), _Slot()
+
+    def replace(self, texts: Encoder, pages: Encoder | None) -> None:
+        """Take the encoders of a changed recipe, which have just built the index."""
+        with self._lock:
+            self._texts, self._pages = _Slot(texts, checked=True), _Slot(None if pages is texts else pages, checked=True)
+
+    def changed_texts(self, recipe: Recipe, model: str | Encoder | None, changes: Settings) -> Encoder:
+        """Return the encoder of texts for a changed recipe: the index's own, unless the model or how it is loaded changes."""
+        loading = {name: value for name, value in changes.chosen().items() if table()[name].loads}
+        if model is not None and not isinstance(model, str):
+            return model
+        if model is None and not loading:
+            return self.of_texts(recipe)
+        stage = recipe.encode
+        name = stage.model if model is None else resolve_name(model)
+        own = {each: getattr(stage, each) for each, row in table().items() if row.loads} if name == stage.model else {}
+        revision = (stage.revision or None) if model is None else None
+        options: dict[str, Any] = {**own, **loading}
+        return load_encoder(name, device=self.machine.device, api_keys=self.machine.api_keys, revision=revision, **options)
+
+    def changed_pages(
+        self, recipe: Recipe, encoder: Encoder, page_model: str | Encoder | None, settings: Settings
+    ) -> Encoder | None:
+        """Return the encoder of page images for changed settings: the index's own, unless the model changes."""
+        own = page_model if page_model is not None and not isinstance(page_model, str) else None
+        stage = recipe.pages
+        stays = stage is not None and (stage.model, stage.max_pixels) == (settings.page_model, settings.page_pixels)
+        if page_model is None and stays and wants_pages(settings):
+            return self.of_pages(recipe)
+        return page_encoder_for(settings, encoder, own, self.machine)
+
+    def _ready(self, slot: _Slot, stage: EncodeStage | PagesStage, **settings: Any) -> Encoder:
+        with self._lock:
+            if slot.encoder is None:
+                slot.encoder = load_encoder(
+                    stage.model,
+                    revision=stage.revision or None,
+                    device=self.machine.device,
+                    api_keys=self.machine.api_keys,
+                    dtype=stage.dtype,
+                    max_pixels=stage.max_pixels,
+                    **settings,
+                )
+            if not slot.checked:
+                check_fingerprint(self._path, self._catalog, slot.encoder, stage)
+                slot.checked = True
+                if self.machine.cache is not None:  # behind the check, which must see what the model does now
+                    slot.encoder = cached(slot.encoder, self.machine.cache)
+            return slot.encoder
+
+
+def text_encoder_for(settings: Settings, encoder: Encoder | None, machine: Machine) -> Encoder:
+    """Return the encoder of texts for a new index: the caller's, or the one that the settings name."""
+    loading: dict[str, Any] = {name: getattr(settings, name) for name, row in table().items() if row.loads}
+    if encoder is None:
+        name = resolve_name(settings.model)
+        encoder = load_encoder(name, device=machine.device, api_keys=machine.api_keys, **loading)
+    return with_multi(encoder, machine, loading) if settings.multi else encoder
+
+
+def with_multi(encoder: Encoder, machine: Machine, loading: Mapping[str, Any]) -> Encoder:
+    """Return the encoder, or the same model with its token states as multi-vectors; ValueError if it has none to give."""
     if encoder.card.multi_dims:
         return encoder
     try:
-        return load_encoder(encoder.card.name + TOKEN_STATES, device=device, **wanted)
+        return load_encoder(encoder.card.name + MULTI_SUFFIX, device=machine.device, **loading)
     except (ValueError, RagkitError) as error:
         raise ValueError(
             f"multi needs an encoder with multi-vectors, and {encoder.card.name} has none: {error}. "
@@ -26,53 +143,33 @@ def with_multi(encoder: Encoder, *, device: str | None, wanted: Mapping[str, Any
         ) from None
 
 
-def encoder_of_pages(
-    given: Mapping[str, Any],
-    encoder: Encoder,
-    page_encoder: Encoder | None,
-    *,
-    device: str | None,
-    api_keys: Mapping[str, str] | None,
-) -> Encoder | None:
-    """The encoder of page images, where they are asked for: the one named, or else that of the texts, which must see then."""
-    if not wants_pages(given):
+def page_encoder_for(settings: Settings, encoder: Encoder, page_encoder: Encoder | None, machine: Machine) -> Encoder | None:
+    """Return the encoder of page images, if the settings ask for them: the caller's, the one that they name, or that of texts."""
+    if not wants_pages(settings):
         return None
-    name = given["page_model"]
-    if (
-        page_encoder is None
-        and (name is None or name == encoder.card.name)
-        and given["page_pixels"] in (None, given["max_pixels"])
-    ):
-        page_encoder = encoder
+    name = settings.page_model
     if page_encoder is None:
-        page_encoder = load_encoder(name or encoder.card.name, device=device, api_keys=api_keys, max_pixels=given["page_pixels"])
+        same = name in (None, encoder.card.name) and settings.page_pixels in (None, settings.max_pixels)
+        page_encoder = encoder if same else _load_page_encoder(name or encoder.card.name, settings.page_pixels, machine)
     if "image" not in page_encoder.card.modalities:
         raise ValueError(
-            f"pages={given['pages']!r} needs an encoder that sees, and {page_encoder.card.name} does not. Name one: "
+            f"pages={settings.pages!r} needs an encoder of images, and {page_encoder.card.name} is not one. Name one: "
             "page_model='jinaai/jina-clip-v1', or leave pages out"
         )
     return page_encoder
 
 
-def wants_pages(given: Mapping[str, Any]) -> bool:
-    """Whether page images are asked for; ValueError where only something about them is, or something unknown."""
-    if given["pages"] not in (None, False, "none"):
-        if given["pages"] not in (True, "auto", "all", "figures"):
-            raise ValueError(f"pages is 'auto', 'all', 'figures' or 'none', got {given['pages']!r}")
+def _load_page_encoder(name: str, max_pixels: int | None, machine: Machine) -> Encoder:
+    return load_encoder(name, device=machine.device, api_keys=machine.api_keys, max_pixels=max_pixels)
+
+
+def wants_pages(settings: Settings) -> bool:
+    """Tell whether the settings ask for page images; ValueError for an unknown value, or settings of pages without pages."""
+    if settings.pages not in (None, "none"):
+        if settings.pages not in (True, "auto", "all", "figures"):
+            raise ValueError(f"pages is 'auto', 'all', 'figures' or 'none', got {settings.pages!r}")
         return True
-    asked = [name for name in KEYWORDS if name.startswith("page_") and given[name] is not None]
-    if asked:
-        raise ValueError(f"{asked[0]} is about page images; set pages='auto', 'all' or 'figures', too")
+    for name in settings.chosen():
+        if name.startswith("page_"):
+            raise ValueError(f"{name} is about page images; set pages='auto', 'all' or 'figures', too")
     return False
-
-
-@dataclass(slots=True, eq=False)
-class LoadedModel:
-    """An encoder of the index: loaded, and checked to be the one that built it, when it is first needed."""
-
-    encoder: Encoder | None = None
-    checked: bool = False
-
-
-def model_name(model: str | Encoder | None) -> str:
-    return resolve_name(model if model is None or isinstance(model, str) else model.card.name)

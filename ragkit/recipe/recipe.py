@@ -23,7 +23,6 @@ PdfEngine = Literal["auto", "pymupdf", "pypdfium2"]
 # Fields added since the first release, each with the value that means what was so before.
 LATER: dict[str, Any] = {"keep_sources": False, "ocr": "off", "coarse": 0}
 STAGES = ("load", "chunk", "encode", "multi", "pages", "store")
-MULTI = "+multi"  # behind the name of a model that gives its token states as multi-vectors when asked to
 
 
 class _Stage(BaseModel):
@@ -143,5 +142,3 @@ class Recipe(_Stage):
     @property
     def hash(self) -> str:
         return self.hashes()["store"]
-
-

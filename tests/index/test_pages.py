@@ -357,16 +357,14 @@ def test_the_encoder_of_the_pages_has_a_fingerprint_of_its_own(index: Index) -> 
 
     impostor = HashEncoder(dims=64, multi_dims=32, images=True, seed=7)
     impostor.card = SEES.card
-    with Index.open(index.path) as opened:
-        opened._pages.encoder = impostor
-        with pytest.raises(FingerprintMismatch, match="probe picture"):
-            opened.search("red", mode="pages")
+    with Index.open(index.path, page_model=impostor) as opened, pytest.raises(FingerprintMismatch, match="probe picture"):
+        opened.search("red", mode="pages")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pages": "all"}, "needs an encoder that sees"),
+        ({"pages": "all"}, "needs an encoder of images"),
         ({"pages": "some", "page_model": SEES}, "pages is 'auto'"),
         ({"page_model": SEES}, "set pages="),
         ({"pages": "all", "page_model": HashEncoder(images=True), "page_multi": True}, "none"),

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+
+from ragkit.recipe.settings import Row, SettingsKeywords, table
 
 if TYPE_CHECKING:
     from ragkit.core.types import Progress
@@ -25,67 +27,36 @@ if TYPE_CHECKING:
 
 FAILED, PARTLY, INTERRUPTED = 1, 3, 130
 LARGE = 10_000_000  # bytes
+PANEL = "Settings of the index (docs/settings.md)"
 
 IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder of the index.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def _option(kind: Any, *names: str, about: str) -> Any:
-    return Annotated[kind | None, typer.Option(*names, help=about)]
-
-
-# Of the commands that make or change a recipe, by the keywords of Index.open.
-RECIPE: Mapping[str, Any] = {
-    "model": _option(str, about="The encoder; of a new index the bundled all-MiniLM-L6-v2, if left out."),
-    "task": _option(str, about="The encoder's task, where it has several."),
-    "dims": _option(int, about="Keep the first DIMS of each vector."),
-    "max_tokens": _option(int, about="Tokens the encoder takes, at most."),
-    "max_pixels": _option(int, about="Pixels of an image that the encoder sees, at most."),
-    "overflow": _option(str, about="What to do with longer units: error, truncate or window."),
-    "dtype": _option(str, about="float32, bfloat16, …"),
-    "late_chunking": _option(bool, "--late-chunking/--no-late-chunking", about="Each chunk's vector from its document's states."),
-    "contextual_headers": _option(
-        bool, "--contextual-headers/--no-contextual-headers", about="Embed a chunk behind its title and headings."
-    ),
-    "chunker": _option(str, about="sentences, structure, page or whole."),
-    "chunk_tokens": _option(int, about="Tokens per chunk, at most."),
-    "chunk_overlap": _option(int, about="Tokens shared by neighbouring chunks."),
-    "multi": _option(str, about="A vector per token, too, for late interaction: int8, float16, float32 or off."),
-    "pool": _option(int, about="Tokens by this factor fewer, with --multi."),
-    "pages": _option(str, about="Embed pages as pictures, too: auto, figures, all or none."),
-    "page_model": _option(str, about="The encoder that sees them, where it is another."),
-    "page_dims": _option(int, about="Keep the first DIMS of each page's vector."),
-    "page_multi": _option(str, about="A page's vectors per patch: int8, float16, float32 or off."),
-    "page_pixels": _option(int, about="Pixels of a page that the encoder sees, at most."),
-    "page_pool": _option(int, about="A page's patches by this factor fewer."),
-    "page_background": _option(
-        bool, "--page-background/--no-page-background", about="Without it, a page's patches that are alike are one."
-    ),
-    "coarse": _option(int, about="One vector more for so many of --multi's, so that searches are faster: 4, say."),
-    "keep_sources": _option(
-        bool, "--keep-sources/--no-keep-sources", about="Keep a copy of every file, to show its pages when it is gone."
-    ),
-    "pdf_engine": _option(str, about="auto, pymupdf or pypdfium2."),
-    "ocr": _option(str, about="Read pages without text: off, auto, or languages as eng+deu."),
-    "recall": _option(float, about="The share of the best ten that a compressed search must find."),
-}
-
-
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of RECIPE, which it takes as **settings, before its own."""
+    """Return the command with an option for each setting of the recipe, before its own; it takes them as **settings."""
     signature = inspect.signature(command, eval_str=True)
-    own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
-    arguments = [one for one in own if one.kind is not one.KEYWORD_ONLY]
+    own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    arguments = [parameter for parameter in own if parameter.kind is not parameter.KEYWORD_ONLY]
     options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in RECIPE.items()
+        inspect.Parameter(row.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(row))
+        for row in table().values()
     ]
     command.__signature__ = signature.replace(parameters=[*arguments, *options, *own[len(arguments) :]])  # type: ignore[attr-defined]
     return command
 
 
-def keywords(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of RECIPE as the keywords of Index.open."""
-    return {name: False if value == "off" and name in ("multi", "page_multi") else value for name, value in settings.items()}
+def _annotation(row: Row) -> Any:
+    choices = f" Choices: {', '.join(row.choices)}." if row.choices else ""
+    default = "" if row.kind is bool else f" Default: {row.default.replace('`', '')}."
+    return Annotated[row.kind | None, typer.Option(row.option, help=f"{row.help}{choices}{default}", rich_help_panel=PANEL)]
+
+
+def keywords(settings: Mapping[str, Any]) -> SettingsKeywords:
+    """Return the options of a command as keywords of Index.open: "off" is False for vectors that are not kept."""
+    rows = table()
+    chosen = {name: False if value == "off" and rows[name].takes_off else value for name, value in settings.items()}
+    return cast("SettingsKeywords", chosen)
 
 
 def say(message: str) -> None:

@@ -13,9 +13,6 @@ from typing import Any
 
 import pytest
 
-from ragkit.apps.cli.options import RECIPE
-from ragkit.recipe.settings import KEYWORDS
-
 
 def run(*arguments: str | Path, cwd: Path | None = None, code: int = 0) -> str:
     """Standard output of `ragkit ...`, which must end with this exit code; the two streams together where it fails."""
@@ -170,7 +167,3 @@ def test_what_a_document_was_kept_without_is_told_when_it_is_added_and_when_it_i
     assert "11 hidden characters" in run("search", tmp_path / "library", "otters")
     assert run_json("search", tmp_path / "library", "obey", "--mode", "lexical") == []
     assert "no limit 'speed'" in run(*command[:-1], "speed=3", code=1)
-
-
-def test_the_command_line_takes_every_setting_of_a_recipe() -> None:
-    assert RECIPE.keys() == KEYWORDS.keys()
