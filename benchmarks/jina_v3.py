@@ -20,7 +20,7 @@ import torch
 
 from ragkit.encode.models.jina_v3 import JinaV3
 from ragkit.encode.models.jina_v3_files import INSTRUCTIONS, V3Shape
-from ragkit.encode.models.packed import Placed
+from ragkit.encode.models.kernels import Placed
 
 
 class RandomFiles:

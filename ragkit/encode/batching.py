@@ -1,6 +1,6 @@
 """The order of work for many texts of uneven length: slices to tokenise, batches to run, the next slice made meanwhile.
 
-Only positions travel here. Whoever runs a batch writes its results back to those positions, so order is kept by construction.
+Only positions travel here. Code that runs a batch writes its results back to those positions, so order is kept by construction.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Done = TypeVar("Done")
 
 
 def slices(texts: Sequence[str], *, characters: int) -> list[Ints]:
-    """Positions of all texts, longest first, cut into slices of about that many characters (at least one text each).
+    """Return the positions of all texts, longest first, cut into slices of about that many characters (at least one text each).
 
-    Longest first: what does not fit, in memory or in the model, shows at once; and texts of one length come together.
+    Longest first: a text that does not fit, in memory or in the model, shows at once; and texts of one length come together.
     """
     sizes = np.array([len(text) for text in texts], dtype=np.int64)
     order = np.argsort(-sizes, kind="stable")
@@ -31,7 +31,7 @@ def slices(texts: Sequence[str], *, characters: int) -> list[Ints]:
 
 
 def batches(lengths: Ints, *, tokens: int) -> Iterator[Ints]:
-    """Positions ordered by length, longest first, in batches of at most `tokens` in sum (or one item that is longer)."""
+    """Yield positions ordered by length, longest first, in batches of at most `tokens` in sum (or one item that is longer)."""
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
@@ -42,7 +42,7 @@ def batches(lengths: Ints, *, tokens: int) -> Iterator[Ints]:
 
 
 def ahead(work: Callable[[Work], Done], items: Iterable[Work]) -> Iterator[Done]:
-    """`map(work, items)` with the next item worked on by another thread while the caller uses this one."""
+    """Yield as `map(work, items)` does; another thread works on the next item while the caller uses this one."""
     with ThreadPoolExecutor(1, thread_name_prefix="ragkit-ahead") as pool:
         pending: Future[Done] | None = None
         for item in items:
@@ -55,9 +55,9 @@ def ahead(work: Callable[[Work], Done], items: Iterable[Work]) -> Iterator[Done]
 
 
 def side_by_side(tasks: Iterable[Callable[[], None]], *, workers: int, start: Callable[[], None]) -> None:
-    """Run every task, on that many threads, each begun with `start()`; no more than two per thread wait to be run.
+    """Run every task, on that many threads, each begun with `start()`; no more than two tasks per thread wait to be run.
 
-    The first error is raised, after the tasks that had begun; those that had not are dropped.
+    The first error is raised once the tasks that had begun are done; tasks that had not begun are dropped.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="ragkit-encode", initializer=start)
     waiting: deque[Future[None]] = deque()

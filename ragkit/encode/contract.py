@@ -22,18 +22,19 @@ from ragkit.core.errors import EncodeError, RagkitError
 from ragkit.core.types import (
     Floats,
     Ints,
-    Patches,  # a value, told of here too
+    Patches,  # re-exported: it is part of the contract
 )
 
 Item = Any  # str; a PIL image, or (str, image) together, where the model sees: see `ragkit.encode.texts.split_item`
+IdArray = npt.NDArray[Any]  # token ids of one text, (t,), in whatever dtype its encoder keeps them: only the encoder reads them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoding:
     """n inputs as vectors: `dense` (n, d) float32 unit rows, `multi` one multi-vector each; None where not offered.
 
-    `truncated` counts the inputs of which the model saw only the beginning. `lengths` (n,) float32 is what the dense vectors
-    had before they were made unit rows; None where that is not known.
+    `truncated` counts the inputs that were cut: the model saw only their beginning. `lengths` (n,) float32 are the lengths of
+    the dense vectors before they were made unit rows; None where they are not known.
     """
 
     dense: Floats | None = None
@@ -58,17 +59,18 @@ class TokenStates:
 class TokenIds:
     """One text as the model's input, of any length: `ids` (t,), with `spans` and `special` as in `TokenStates`.
 
-    What an id is, only its encoder knows; it may be sliced. Special tokens and instruction are there once, in their places.
+    Only the encoder knows what an id means; the array may be sliced. Special tokens and instruction are there once, in their
+    places.
     """
 
-    ids: npt.NDArray[Any]
+    ids: IdArray
     spans: Ints
     special: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderCard:
-    """What a model is. Everything that changes its vectors is in `fingerprint`."""
+    """A description of a model. Everything that changes its vectors is in `fingerprint`."""
 
     name: str
     revision: str  # of the weights: a commit, or the sha256 of the file
@@ -77,7 +79,7 @@ class EncoderCard:
     multi_dims: int = 0  # width of the multi-vectors, or 0
     truncatable_dims: tuple[int, ...] = ()  # trained Matryoshka widths; empty: none were trained
     tasks: tuple[str, ...] = ("retrieval",)  # families, see `ragkit.encode.tasks`; the first is the default
-    task: str | None = None  # the one that calls without a task mean, if it was chosen at loading
+    task: str | None = None  # what calls without a task mean, if it was chosen at loading
     modalities: tuple[str, ...] = ("text",)  # of documents: "text", "image"
     query_modalities: tuple[str, ...] = ("text",)
     max_tokens: int = 512  # special tokens and instruction included
@@ -88,18 +90,21 @@ class EncoderCard:
 
     @property
     def fingerprint(self) -> str:
-        """sha256, in hexadecimal, over every field that decides the vectors."""
+        """The sha256, in hexadecimal, over every field that decides the vectors."""
         fields = asdict(self)
-        for undecided in ("licence", "tasks", "truncatable_dims"):  # they offer, and decide nothing
-            fields.pop(undecided)
+        for offer in ("licence", "tasks", "truncatable_dims"):  # these change no vector
+            fields.pop(offer)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 class Encoder(Protocol):
-    """The contract. Inputs over the model's limit raise InputTooLong, unless `truncate=True`: then they are counted.
+    """The contract. Inputs over the model's limit raise InputTooLong, unless `truncate=True`: then they are cut and counted.
 
     `task` names a family for the two methods with a role ("retrieval", "code", or a symmetric one); None is `card.task`, or else
-    the first of `card.tasks`. A task the model does not have is a ValueError that names those it has.
+    the first of `card.tasks`. A task that the model does not have is a ValueError that names those it has.
+
+    An encoder whose queries have vectors of an instruction or of marks may also have `query_tokens(query, task=None)`: it returns
+    the characters that each vector of the query's multi-vector stands for, (t, 2) int64; (0, 0) for none.
     """
 
     @property
@@ -114,36 +119,39 @@ class Encoder(Protocol):
     ) -> Encoding: ...
 
     def encode(self, inputs: Sequence[Item], *, task: str, truncate_dim: int | None = None, truncate: bool = False) -> Encoding:
-        """For symmetric tasks ("text-matching", ...), or by a full name ("retrieval.query", "code.passage", ...)."""
+        """Encode for a symmetric task ("text-matching", ...), or by a full name ("retrieval.query", "code.passage", ...)."""
         ...
 
     def encode_tokens(self, text: str, *, task: str | None = None) -> TokenStates:
-        """In the document role, for late chunking. A model without token states leaves this method out."""
+        """Return the states in the document role, for late chunking. A model without token states leaves this method out."""
         ...
 
     def token_spans(self, text: str) -> Ints:
-        """Character offsets of the text's own tokens, (t, 2) int64, ascending: no special tokens, no instruction, no limit."""
+        """Return character offsets of the text's own tokens, (t, 2) int64, ascending.
+
+        Without special tokens and instruction, and without a limit.
+        """
         ...
 
     def count_tokens(self, documents: Sequence[str]) -> Ints:
-        """How many tokens the model would see of each text in the document role, (n,) int64.
+        """Return how many tokens the model would see of each text in the document role, (n,) int64.
 
-        Specials and instruction included, no limit.
+        Special tokens and instruction are included; there is no limit.
         """
         ...
 
 
 @runtime_checkable
 class TokenEncoder(Protocol):
-    """What an encoder may offer below `encode_tokens`, for texts beyond its limit: the caller chooses the windows.
+    """An offer below `encode_tokens`, for texts beyond the encoder's limit: the caller chooses the windows.
 
     `encode_ids(rows)[i]` equals `encode_tokens(text).states` where rows[i] is the whole of `token_ids(text).ids`.
     """
 
     def token_ids(self, text: str, *, task: str | None = None) -> TokenIds: ...
 
-    def encode_ids(self, rows: Sequence[npt.NDArray[Any]], *, task: str | None = None) -> list[Floats]:
-        """The last states of each row, (len(row), d) float32, positions from 0. Nothing is added to a row.
+    def encode_ids(self, rows: Sequence[IdArray], *, task: str | None = None) -> list[Floats]:
+        """Return the last states of each row, (len(row), d) float32, positions from 0. Nothing is added to a row.
 
         No row attends to another. Raises InputTooLong for a row beyond the limit, ValueError for an empty one.
         """
@@ -152,46 +160,40 @@ class TokenEncoder(Protocol):
 
 @runtime_checkable
 class TokenReader(Protocol):
-    """What an encoder may offer to those who pay by the token, or bring ids of its own tokenizer."""
+    """An offer to callers who pay by the token, or who bring ids of the encoder's own tokenizer."""
 
     def task_tokens(self, texts: Sequence[str], task: str) -> Ints:
-        """As `count_tokens`, for the full name of a task: its own instruction included."""
+        """Count as `count_tokens` does, for the full name of a task: with the task's own instruction."""
         ...
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """The text that its tokenizer makes exactly these ids of; special tokens around it may be there.
+        """Return the text from which the tokenizer makes exactly these ids; special tokens may stand around them.
 
-        ValueError for ids that are of no text: those of another tokenizer, or a piece that begins within a word.
+        Raises ValueError for ids that belong to no text: another tokenizer's ids, or a piece that begins within a word.
         """
         ...
 
 
 @runtime_checkable
-class QueryReader(Protocol):
-    """What an encoder offers whose query has vectors that are no token of the text's own: of an instruction, or of marks."""
-
-    def query_tokens(self, query: str, *, task: str | None = None) -> Ints:
-        """Which characters each vector of the query's multi-vector stands for, (t, 2) int64; (0, 0) for none."""
-        ...
-
-
-@runtime_checkable
 class ImageEncoder(Protocol):
-    """What an encoder that sees tells of its pictures: at which size to render a page for it, and where its vectors look."""
+    """What an encoder that sees says of images: at which size to render a page for it, and where its vectors look."""
 
     def image_size(self, width: float, height: float) -> tuple[int, int]:
-        """(width, height) in pixels at which the model sees an image of these proportions: what to render a page at, so that
-        nothing is lost by enlarging or reducing it again. Units of the arguments do not matter."""
+        """Return (width, height) in pixels at which the model sees an image of these proportions.
+
+        A page that is rendered at this size loses nothing by being enlarged or reduced again. Units of the arguments do not
+        matter.
+        """
         ...
 
     def patches(self, width: int, height: int) -> Patches:
-        """The grid over an image of so many pixels, given alone to `encode_document`."""
+        """Return the grid over an image of so many pixels, given alone to `encode_document`."""
         ...
 
 
 @contextmanager
 def as_encode_errors() -> Iterator[None]:
-    """What an encoder raises within, as an EncodeError: encoders are anybody's code, and run out of memory."""
+    """Turn whatever an encoder raises within into an EncodeError: encoders are anybody's code, and run out of memory."""
     try:
         yield
     except RagkitError:
@@ -201,15 +203,26 @@ def as_encode_errors() -> Iterator[None]:
 
 
 def checked(encoding: Encoding, count: int, *, dense: int, multi: bool) -> Encoding:
-    """What an encoder made of `count` inputs, where each has what is wanted of dense vectors, that many dims wide (0: none are),
-    and multi-vectors, of finite numbers; else EncodeError."""
-    for wanted, vectors, kind in ((dense > 0, encoding.dense, "vectors"), (multi, encoding.multi, "multi-vectors")):
-        if vectors is None and wanted:
-            raise EncodeError(f"the encoder returned no {kind}, which the recipe keeps")
-        if vectors is not None and len(vectors) != count:
-            raise EncodeError(f"the encoder returned {len(vectors)} {kind} for {count} inputs")
-        if vectors is not None and not np.isfinite(vectors.values if isinstance(vectors, MultiVectors) else vectors).all():
-            raise EncodeError(f"the encoder returned {kind} with numbers that are not finite")
+    """Return what an encoder made of `count` inputs, checked.
+
+    dense: the width that dense vectors must have, 0 if none are required. multi: whether multi-vectors are required. Raises
+    EncodeError for vectors that are missing, too few or too many, of another width, or not finite.
+    """
+    if encoding.dense is not None:
+        _check_vectors(encoding.dense, len(encoding.dense), count, "vectors")
+    elif dense:
+        raise EncodeError("the encoder returned no vectors, which the recipe keeps")
+    if encoding.multi is not None:
+        _check_vectors(encoding.multi.values, len(encoding.multi), count, "multi-vectors")
+    elif multi:
+        raise EncodeError("the encoder returned no multi-vectors, which the recipe keeps")
     if encoding.dense is not None and dense and encoding.dense.shape[1] != dense:
         raise EncodeError(f"the encoder returned vectors of {encoding.dense.shape[1]} dims, and its card says {dense}")
     return encoding
+
+
+def _check_vectors(values: Floats, returned: int, count: int, kind: str) -> None:
+    if returned != count:
+        raise EncodeError(f"the encoder returned {returned} {kind} for {count} inputs")
+    if not np.isfinite(values).all():
+        raise EncodeError(f"the encoder returned {kind} with numbers that are not finite")

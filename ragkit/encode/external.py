@@ -1,4 +1,4 @@
-"""Vectors that come with the documents: an encoder that embeds nothing, for an index of somebody else's vectors.
+"""Vectors that come with the documents: an encoder that embeds nothing, for an index of vectors made elsewhere.
 
     index = Index.open("library", model="vectors:768")
     index.add([{"id": "a", "text": "...", "vector": row}])
@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
+import numpy.typing as npt
 
 from ragkit.core.errors import EncodeError
 from ragkit.core.types import Floats, Ints
-from ragkit.encode.contract import EncoderCard, TokenStates
+from ragkit.encode.contract import EncoderCard, Item, TokenStates
 
 PREFIX = "vectors:"
 UNIT = 1e-3  # a row this close to unit length is one that was rounded to float16, and stays as it is
 TOKENS = 1 << 30
 
 
-class GivenVectors:
-    """An `Encoder` whose card has no modalities: whatever it is asked to embed is an EncodeError that says what to do."""
+class ExternalVectors:
+    """An `Encoder` whose card has no modalities: every call to embed raises an EncodeError that says what to do."""
 
     def __init__(self, dims: int) -> None:
         self.card = EncoderCard(
@@ -36,12 +37,12 @@ class GivenVectors:
             modalities=(),
             query_modalities=(),
             max_tokens=TOKENS,
-            pooling="given",
+            pooling="given",  # stays as it is: the fingerprint of stored indexes holds this word
         )
 
     @classmethod
-    def from_name(cls, name: str) -> GivenVectors:
-        """The encoder of "vectors:768"."""
+    def from_name(cls, name: str) -> ExternalVectors:
+        """Return the encoder of "vectors:768". Raises ValueError for a name of another form."""
         if not re.fullmatch(rf"{PREFIX}[1-9]\d{{0,5}}", name):
             raise ValueError(f"{name!r} is not {PREFIX}<dims>, such as {PREFIX}768")
         return cls(int(name.removeprefix(PREFIX)))
@@ -52,13 +53,13 @@ class GivenVectors:
             "pass vector=, or search with mode='lexical'"
         )
 
-    def encode_query(self, queries: Sequence[Any], **options: Any) -> NoReturn:
+    def encode_query(self, queries: Sequence[Item], **options: object) -> NoReturn:
         self._refuse()
 
-    def encode_document(self, documents: Sequence[Any], **options: Any) -> NoReturn:
+    def encode_document(self, documents: Sequence[Item], **options: object) -> NoReturn:
         self._refuse()
 
-    def encode(self, inputs: Sequence[Any], **options: Any) -> NoReturn:
+    def encode(self, inputs: Sequence[Item], **options: object) -> NoReturn:
         self._refuse()
 
     def encode_tokens(self, text: str, *, task: str | None = None) -> TokenStates:
@@ -72,20 +73,19 @@ class GivenVectors:
 
 
 def embeds_text(card: EncoderCard) -> bool:
-    """Whether an encoder makes vectors of texts at all."""
+    """Return whether an encoder makes vectors of texts at all."""
     return "text" in card.modalities
 
 
-def unit_vectors(vectors: Any, dims: int, *, keep: int | None = None) -> Floats:
-    """Rows given from outside as float32 unit rows, (n, dims), or (n, keep) of an index that keeps the first so many.
+def unit_vectors(vectors: npt.ArrayLike, dims: int, *, keep: int | None = None) -> Floats:
+    """Return rows made elsewhere as float32 unit rows, (n, dims); (n, keep) for an index that keeps the first so many dims.
 
-    Rows may come as wide as either. ValueError for another shape, NaN, infinity or zeros.
+    Rows may come as wide as either. Raises ValueError for another shape, NaN, infinity or zeros.
     """
     rows = np.asarray(vectors, dtype=np.float32)
     widths = (dims,) if keep is None else (dims, keep)
     if rows.ndim != 2 or rows.shape[1] not in widths:
-        wanted = " or ".join(map(str, widths))
-        raise ValueError(f"vectors of this index have {wanted} dims, got an array of shape {rows.shape}")
+        raise ValueError(f"vectors of this index have {' or '.join(map(str, widths))} dims, got an array of shape {rows.shape}")
     rows = rows[:, :keep]
     norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     if not np.isfinite(norms).all() or (norms == 0).any():

@@ -1,4 +1,4 @@
-"""Images as a model wants them: upright RGB, resized, normalised, cut into patches. PIL and numpy; no torchvision.
+"""Images as a model takes them: upright RGB, resized, normalised, cut into patches. PIL and numpy; no torchvision.
 
 In go PIL images of any mode, opened or still on disk; out come float32 pixels, or an EncodeError that names the input. The
 rules are those of `ragkit.core.images`: what a viewer shows is what is encoded. Only the first frame of an animation counts.
@@ -23,7 +23,7 @@ MOST_ASPECT = 200  # longer side to shorter; Qwen2-VL's own limit, and what keep
 
 
 def upright_size(index: int, image: Image) -> tuple[int, int]:
-    """(width, height) as a viewer shows it, without decoding. EncodeError for sizes that no model takes."""
+    """Return (width, height) as a viewer shows the image, without decoding. EncodeError for sizes that no model takes."""
     width, height = image.size
     if turned(image):
         width, height = height, width
@@ -43,7 +43,7 @@ def upright_size(index: int, image: Image) -> tuple[int, int]:
 
 
 def upright_rgb(index: int, image: Image) -> Image:
-    """The image decoded, turned upright, in RGB. EncodeError for one that is damaged or has no defined white."""
+    """Return the image decoded, turned upright, in RGB. EncodeError for one that is damaged or has no defined white."""
     upright_size(index, image)
     try:
         return upright(image)
@@ -62,7 +62,7 @@ class Resizing:
     most: int
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) after it."""
+        """Return (width, height) after resizing."""
         sides = [round(side / self.unit) * self.unit for side in (width, height)]
         if math.prod(sides) > self.most:
             shrink = math.sqrt(width * height / self.most)
@@ -73,9 +73,10 @@ class Resizing:
         return sides[0], sides[1]
 
     def largest(self, width: float, height: float) -> tuple[int, int]:
-        """The most that is seen of an image of these proportions, in any unit: `size` leaves it is.
+        """Return the largest (width, height) at which an image of these proportions is seen: `size` leaves it as it is.
 
-        Of a rule with room for several times `least`: others know no such size, and this is near.
+        Units of the arguments do not matter. This holds for a rule with room for several times `least`; under a narrower rule
+        there is no such size, and the result is near one.
         """
         check_sides(width, height)
         scale = math.sqrt(self.most / (width * height))
@@ -88,7 +89,7 @@ class Resizing:
 
 
 def shortest_at(width: float, height: float, side: int) -> tuple[int, int]:
-    """(width, height) with the shorter one `side` long, of an image of these proportions."""
+    """Return (width, height) with the shorter one `side` long, for an image of these proportions."""
     check_sides(width, height)
     longest = round(side * max(width, height) / min(width, height))
     return (side, longest) if width <= height else (longest, side)
@@ -101,20 +102,20 @@ def check_sides(width: float, height: float) -> None:
 
 
 def centre_square(image: Image, side: int) -> Image:
-    """The shortest side brought to `side`, the middle cut out: the ends of a long page are gone."""
+    """Bring the shortest side to `side` and cut out the middle: the ends of a long page are gone."""
     size, left, top = square_cut(image.width, image.height, side)
     return resized(image, size).crop((left, top, left + side, top + side))
 
 
 def square_cut(width: int, height: int, side: int) -> tuple[tuple[int, int], int, int]:
-    """What `centre_square` does with an image of that size: ((width, height) after resizing, left, top of the square)."""
+    """Return ((width, height) after resizing, left, top of the square): what `centre_square` does with an image of that size."""
     size = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
     left, top = (round((length - side) / 2) for length in size)  # halves to even, as the published preprocessing has it
     return size, left, top
 
 
 def normalised(image: Image, mean: Sequence[float], std: Sequence[float]) -> Floats:
-    """(height, width, 3) float32: 0..255 to 0..1, then mean 0 and deviation 1 by colour."""
+    """Return (height, width, 3) float32: 0..255 brought to 0..1, then to mean 0 and deviation 1 by colour."""
     pixels = np.asarray(image, dtype=np.float32)
     deviation = np.asarray(std, dtype=np.float64)
     scale, shift = 1 / (255 * deviation), -np.asarray(mean, dtype=np.float64) / deviation
@@ -122,7 +123,7 @@ def normalised(image: Image, mean: Sequence[float], std: Sequence[float]) -> Flo
 
 
 def patch_rows(pixels: npt.NDArray[np.float32], *, patch: int, frames: int, merge: int) -> Floats:
-    """(height, width, 3) -> one row a patch, (patches, 3 * frames * patch * patch): colour, frame, row, column.
+    """Turn (height, width, 3) into one row a patch, (patches, 3 * frames * patch * patch): colour, frame, row, column.
 
     An image is `frames` equal frames. merge x merge neighbours stand together, as the model joins them later.
     """

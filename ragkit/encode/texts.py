@@ -1,4 +1,4 @@
-"""What every encoder checks at its door."""
+"""The checks that every encoder makes of its arguments before it works."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 from ragkit.core.errors import InputTooLong
-from ragkit.encode.contract import EncoderCard, Item
+from ragkit.core.images import Image
+from ragkit.encode.contract import EncoderCard, IdArray, Item
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_texts(texts: Sequence[Item]) -> None:
-    """Raise TypeError unless it is a sequence of str, and not one str."""
+    """Raise TypeError unless `texts` is a sequence of str, and not one str."""
     if isinstance(texts, str):
         raise TypeError("expected a list of texts, got one str: wrap it in a list")
     for i, text in enumerate(texts):
@@ -23,8 +23,15 @@ def check_texts(texts: Sequence[Item]) -> None:
             raise TypeError(f"input {i} is {type(text).__name__}, but this model takes only str")
 
 
-def split_item(index: int, item: Item) -> tuple[str | None, Any]:
-    """(text or None, PIL image or None) of input number `index`, for a model that sees. TypeError for anything else."""
+def split_items(items: Sequence[Item]) -> list[tuple[str | None, Image]]:
+    """Return (text or None, PIL image or None) of each input, for a model that sees. Raises TypeError, also for one str."""
+    if isinstance(items, str):
+        raise TypeError("expected a list of inputs, got one str: wrap it in a list")
+    return [split_item(i, item) for i, item in enumerate(items)]
+
+
+def split_item(index: int, item: Item) -> tuple[str | None, Image]:
+    """Return (text or None, PIL image or None) of input number `index`, for a model that sees. TypeError for anything else."""
     if isinstance(item, str):
         return item, None
     if _is_image(item):
@@ -35,14 +42,14 @@ def split_item(index: int, item: Item) -> tuple[str | None, Any]:
 
 
 def _is_image(item: object) -> bool:
-    pil = sys.modules.get("PIL.Image")  # who has not imported it has no image of its
+    pil = sys.modules.get("PIL.Image")  # a caller that has not imported Pillow has no image of it
     return pil is not None and isinstance(item, pil.Image)
 
 
 def check_truncate_dim(truncate_dim: int | None, card: EncoderCard) -> None:
-    """Raise ValueError unless it is None or between 1 and the model's own width; warn of a width that was not trained.
+    """Raise ValueError unless `truncate_dim` is None or from 1 to the model's own width; warn of a width that was not trained.
 
-    Models that were not trained for any take every width without a word: see `EncoderCard.truncatable_dims`.
+    Models that were trained for no such width take every width without a warning: see `EncoderCard.truncatable_dims`.
     """
     if truncate_dim is None:
         return
@@ -53,8 +60,17 @@ def check_truncate_dim(truncate_dim: int | None, card: EncoderCard) -> None:
         warnings.warn(f"{card.name} was trained to be cut to {trained}, and is asked for {truncate_dim}", stacklevel=4)
 
 
+def check_rows(rows: Sequence[IdArray], card: EncoderCard) -> None:
+    """Raise ValueError for a row of ids that is empty, InputTooLong for one beyond the model's limit."""
+    for i, row in enumerate(rows):
+        if len(row) == 0:
+            raise ValueError(f"row {i} has no ids")
+        if len(row) > card.max_tokens:
+            raise too_long(i, len(row), card)
+
+
 def too_long(index: int, tokens: int, card: EncoderCard) -> InputTooLong:
-    """The error for input number `index` of `tokens` tokens, special ones and instruction included."""
+    """Return the error for input number `index` of `tokens` tokens, special tokens and instruction included."""
     return InputTooLong(
         f"input {index} has {tokens} tokens, special ones included, but {card.name} is set to take {card.max_tokens}. "
         "Chunk the text, or pass truncate=True to encode its beginning"
@@ -62,5 +78,5 @@ def too_long(index: int, tokens: int, card: EncoderCard) -> InputTooLong:
 
 
 def without_surrogates(text: str) -> str:
-    """Lone surrogates, which UTF-8 has no bytes for, as U+FFFD: one character for one, so offsets stay."""
+    """Replace lone surrogates, for which UTF-8 has no bytes, by U+FFFD: one character for one, so offsets stay."""
     return _SURROGATE.sub("\ufffd", text)

@@ -1,4 +1,7 @@
-"""Encode texts that are longer than the model's window."""
+"""Vectors of texts that are longer than the model's window: cut into windows, encoded apart, averaged.
+
+Works with any `Encoder`; knows nothing of documents, chunks or an index.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,17 @@ from ragkit.encode.contract import Encoder, Encoding
 
 
 def encode_windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int, task: str | None, dims: int | None) -> Encoding:
-    """Texts of any length as one vector each: windows of at most `max_tokens` are encoded apart, and their unit vectors
-    averaged, weighted by their tokens. A text's multi-vector is those of its windows, one after the other."""
+    """Encode texts of any length as documents, one vector each.
+
+    Windows of at most `max_tokens` are encoded apart, and their unit vectors averaged, weighted by their tokens. The
+    multi-vector of a text is that of its windows, one after the other. dims: the width to cut dense vectors to, or None.
+    """
     pieces, owners, weights = [], [], []
     for owner, text in enumerate(texts):
         for span, tokens in windows(encoder, text, max_tokens=max_tokens):
             pieces.append(span.of(text))
             owners.append(owner)
-            weights.append(max(tokens, 1))
+            weights.append(max(tokens, 1))  # a text without a token has a vector, too
     encoding = encoder.encode_document(pieces, task=task, truncate_dim=dims)
     dense, multi = None, None
     if encoding.dense is not None:
@@ -33,8 +39,10 @@ def encode_windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int, t
 
 
 def windows(encoder: Encoder, text: str, *, max_tokens: int) -> Iterator[tuple[Span, int]]:
-    """The text cut into spans that fit the model, each with its number of tokens; halved until they fit, should cutting
-    have changed the tokens."""
+    """Yield spans of the text that fit the model, each with its number of tokens.
+
+    Cutting may change the tokens at an edge: a window that is over the limit by itself comes as two halves.
+    """
     spans = encoder.token_spans(text)
     room = max(1, max_tokens - int(encoder.count_tokens([""])[0]))
     if len(spans) <= room:

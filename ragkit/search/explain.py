@@ -150,7 +150,7 @@ def query_spans(encoder: Encoder, query: str, *, count: int) -> Spans:
     """What each of the query's `count` vectors stands for in it, nothing for those of an instruction; empty where that is not
     known."""
     reader: Any = encoder
-    if hasattr(reader, "query_tokens"):  # a `QueryReader`, or a cache in front of one, which isinstance does not see
+    if hasattr(reader, "query_tokens"):  # an offer of some encoders, see `Encoder`
         told = reader.query_tokens(query).tolist()
         return [(Span(start, end),) if end > start else () for start, end in told] if len(told) == count else []
     spans: Spans = [(Span(start, end),) for start, end in encoder.token_spans(query).tolist()]

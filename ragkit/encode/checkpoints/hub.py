@@ -1,4 +1,4 @@
-"""Models by hub id: those already on this machine, and fetching one when asked in so many words.
+"""Models by hub id: finding one on this machine, and fetching one when the caller agrees.
 
 `load_encoder` only looks into the cache (huggingface_hub's own). `fetch_model` is the one place that uses the network: it
 asks first, with name, revision, size and licence in hand, and takes safetensors, JSON and vocabularies, nothing that could run.
@@ -16,11 +16,12 @@ from ragkit.core.errors import CheckpointError, MissingExtra
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "README.md", "LICENSE*")
 _SHA256_LENGTH = 64  # a card's revision may be a file's sha256, which the hub does not know
+Hub = Any  # the module huggingface_hub and its values, which not every installation has
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a download would bring. `size` in bytes; `licence` as the model card says, or "unknown"."""
+    """A download that may be agreed to. `size` in bytes; `licence` as the model card says, or "unknown"."""
 
     name: str
     revision: str
@@ -32,19 +33,19 @@ class Offer:
 
 
 def cached_folder(name: str, *, revision: str | None = None) -> Path:
-    """The folder of a model that was fetched before; the network is not touched.
+    """Return the folder of a model that was fetched before; the network is not touched.
 
     Raises CheckpointError with the way out for a name that is neither a folder nor in the cache.
     """
     hub = _import_hub()
     if revision is not None and len(revision) == _SHA256_LENGTH:
-        revision = None  # verified against the file by whoever reads it
-    # Not snapshot_download(local_files_only=True): it also wants the files that nobody here would read.
+        revision = None  # the code that reads the file compares the sum
+    # Not snapshot_download(local_files_only=True): it also asks for files that are never read here.
     malformed = False
     try:
         for file in ("config.json", "modules.json"):
-            if isinstance(found := hub.try_to_load_from_cache(name, file, revision=revision), str):
-                return Path(found).parent
+            if isinstance(path := hub.try_to_load_from_cache(name, file, revision=revision), str):
+                return Path(path).parent
     except hub.errors.HFValidationError:
         malformed = True
     if malformed or "/" not in name:
@@ -69,11 +70,7 @@ def fetch_model(name: str, *, agree: Callable[[Offer], bool], revision: str | No
         info = hub.HfApi(endpoint=endpoint).model_info(name, revision=revision, files_metadata=True)
     except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError) as error:
         raise CheckpointError(f"{name} cannot be fetched: {error}") from None
-    wanted = [file for file in info.siblings or [] if any(fnmatch(file.rfilename, pattern) for pattern in PATTERNS)]
-    if not any(file.rfilename.endswith(".safetensors") for file in wanted):
-        raise CheckpointError(f"{name} has no safetensors, and ragkit opens no pickles. Use another version of the model")
-    licence = str((info.card_data or {}).get("license") or "unknown")
-    offer = Offer(name, str(info.sha), sum(file.size or 0 for file in wanted), licence)
+    offer = _offer(name, info)
     if not agree(offer):
         raise CheckpointError(f"not downloaded, as you chose: {offer}")
     folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS), endpoint=endpoint))
@@ -82,7 +79,16 @@ def fetch_model(name: str, *, agree: Callable[[Offer], bool], revision: str | No
     return folder
 
 
-def _import_hub() -> Any:
+def _offer(name: str, info: Hub) -> Offer:
+    """Return what a download would bring, from the hub's ModelInfo. Raises CheckpointError for a model without safetensors."""
+    files = [file for file in info.siblings or [] if any(fnmatch(file.rfilename, pattern) for pattern in PATTERNS)]
+    if not any(file.rfilename.endswith(".safetensors") for file in files):
+        raise CheckpointError(f"{name} has no safetensors, and ragkit opens no pickles. Use another version of the model")
+    licence = str((info.card_data or {}).get("license") or "unknown")
+    return Offer(name, str(info.sha), sum(file.size or 0 for file in files), licence)
+
+
+def _import_hub() -> Hub:
     try:
         import huggingface_hub
         import huggingface_hub.errors

@@ -1,6 +1,6 @@
-"""BERT with mean pooling, run by us: the default model all-MiniLM-L6-v2 and every checkpoint of its layout.
+"""BERT with mean pooling, run by ragkit: the default model all-MiniLM-L6-v2 and every checkpoint of its layout.
 
-In goes a folder, out comes an encoder. The forward pass (Devlin et al. 2019) works on packed rows, see `packed.py`, in batches
+`load` turns a folder into an encoder. The forward pass (Devlin et al. 2019) works on packed rows, see `packed.py`, in batches
 of about 1,000 tokens that stay in the processor's cache.
 
 Rules: weights fit exactly or are refused (`checkpoint.py`); pooling and normalising in float32; a vector does not depend on
@@ -16,27 +16,35 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ragkit.core.errors import CheckpointError
 from ragkit.core.types import Floats
-from ragkit.encode.checkpoints.checkpoint import Tensors, check_names_and_shapes, licence_of, read_json, read_tensors
-from ragkit.encode.checkpoints.layouts import Opening
+from ragkit.encode.checkpoints.checkpoint import (
+    Tensors,
+    check_names_and_shapes,
+    impossible_sizes,
+    licence_of,
+    read_json,
+    read_sizes,
+    read_tensors,
+)
+from ragkit.encode.checkpoints.layouts import Checkpoint
 from ragkit.encode.contract import EncoderCard
-from ragkit.encode.models.kernels import Kernels, NumpyKernels, TorchKernels, runs_of
-from ragkit.encode.models.packed import Forward, PackedEncoder, Placed, Row
+from ragkit.encode.load_settings import MULTI_SUFFIX
+from ragkit.encode.models.kernels import Kernels, NumpyKernels, Placed, TorchKernels, runs_of
+from ragkit.encode.models.packed import Forward, PackedEncoder, Row
 from ragkit.encode.precision import AUTO, checked_dtype
 from ragkit.encode.tasks import GENERAL, checked_task
 from ragkit.encode.tokens import Tokenizer
+from ragkit.encode.torch_backend import Tensor, Weights
 
 # Names whose weights must be the published file: model.safetensors by sha256.
 PUBLISHED = {"sentence-transformers/all-MiniLM-L6-v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}
 CPU_TOKENS = 1024  # per batch; 1k to 4k are alike in benchmarks/encode.py --budgets, 512 and 8k slower; small ones share out well
 GPU_TOKENS = 65536  # per batch; enough rows to fill the card's matrix units
 NUMPY_TOKENS = 512  # the first so many tokens of a process run without torch, whose import takes longer than they do
-MULTI = "+multi"  # behind a name: token states as multi-vectors beside the dense vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +62,14 @@ class BertShape:
 
     @classmethod
     def read(cls, path: Path) -> BertShape:
-        config = read_json(path)
-        try:
-            sizes = {name: int(config[name]) for name in cls.__slots__ if name != "layer_norm_eps"}
-            shape = cls(**sizes, layer_norm_eps=float(config.get("layer_norm_eps", 1e-12)))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} lacks the sizes of a BERT model ({error!r}). Fetch the model again") from None
-        if min(sizes.values()) < 1 or shape.hidden_size % shape.num_attention_heads:
-            raise CheckpointError(f"{path} has impossible sizes: {sizes}. Fetch the model again")
+        """Return the sizes in a config.json. Raises CheckpointError for sizes that are missing or impossible."""
+        shape = read_sizes(path, {"layer_norm_eps": 1e-12, **read_json(path)}, cls, model="a BERT model")
+        if shape.hidden_size % shape.num_attention_heads:
+            raise impossible_sizes(path, shape)
         return shape
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor that encoding needs, by its published name, with its shape."""
+        """Return the shape of every tensor that encoding needs, by its published name."""
         h, f = self.hidden_size, self.intermediate_size
         shapes: dict[str, tuple[int, ...]] = {
             "embeddings.word_embeddings.weight": (self.vocab_size, h),
@@ -91,7 +95,10 @@ _IGNORABLE = ("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bi
 
 
 def _prepare(published: Mapping[str, Floats], layers: int) -> dict[str, Floats]:
-    """Weights as `forward` wants them: query, key, value in one matrix; token type 0, which all tokens have, in the positions."""
+    """Return the weights as `forward` takes them.
+
+    Query, key and value are one matrix; token type 0, which all tokens have, is added to the positions.
+    """
     weights = dict(published)
     types = weights.pop("embeddings.token_type_embeddings.weight")
     weights["embeddings.position_embeddings.weight"] = weights["embeddings.position_embeddings.weight"] + types[0]
@@ -104,14 +111,14 @@ def _prepare(published: Mapping[str, Floats], layers: int) -> dict[str, Floats]:
     return weights
 
 
-def forward(kernels: Kernels, weights: Mapping[str, Any], shape: BertShape, *, ids: Sequence[Row]) -> Any:
-    """Token ids of several texts -> the last layer's states, packed (sum of lengths, hidden)."""
+def forward(kernels: Kernels, weights: Weights, shape: BertShape, *, ids: Sequence[Row]) -> Tensor:
+    """Return the last layer's states of several texts' token ids, packed (sum of lengths, hidden)."""
     eps, runs = shape.layer_norm_eps, runs_of([len(row) for row in ids])
 
-    def linear(x: Any, name: str) -> Any:
+    def linear(x: Tensor, name: str) -> Tensor:
         return kernels.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
-    def norm_of_sum(x: Any, y: Any, name: str) -> Any:
+    def norm_of_sum(x: Tensor, y: Tensor, name: str) -> Tensor:
         return kernels.norm_of_sum(x, y, weights[f"{name}.weight"], weights[f"{name}.bias"], eps)
 
     positions = np.concatenate([np.arange(len(row), dtype=np.int32) for row in ids])
@@ -127,35 +134,36 @@ def forward(kernels: Kernels, weights: Mapping[str, Any], shape: BertShape, *, i
     return x
 
 
-def load(opening: Opening) -> PackedEncoder:
-    """Check and load a folder of the layout that `checkpoint.has_bert_layout` recognises; a name of PUBLISHED by its checksum."""
-    folder, shape = opening.folder, BertShape.read(opening.folder / "config.json")
-    dtype = checked_dtype(opening.dtype)
+def load(checkpoint: Checkpoint) -> PackedEncoder:
+    """Check and load a folder that `has_bert_layout` recognises; models named in PUBLISHED by their checksums, too."""
+    folder, settings = checkpoint.folder, checkpoint.settings
+    shape = BertShape.read(folder / "config.json")
+    dtype = checked_dtype(settings.dtype)
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(read_tensors, folder / "model.safetensors", sha256=PUBLISHED.get(opening.name))
+        reading = pool.submit(read_tensors, folder / "model.safetensors", sha256=PUBLISHED.get(checkpoint.name))
         tokenizer = read_tokenizer(folder / "tokenizer.json", shape.vocab_size)
         tensors = reading.result()
     card = EncoderCard(
-        name=opening.name + (MULTI if opening.multi else ""),
-        revision=opening.revision_of(tensors.sha256),
+        name=checkpoint.name + (MULTI_SUFFIX if checkpoint.multi else ""),
+        revision=checkpoint.revision_of(tensors.sha256),
         licence=licence_of(folder),
         dims=shape.hidden_size,
-        multi_dims=shape.hidden_size if opening.multi else 0,
+        multi_dims=shape.hidden_size if checkpoint.multi else 0,
         tasks=GENERAL,
-        max_tokens=_token_limit(folder, shape, asked=opening.max_tokens),
-        outputs=("dense", "multi") if opening.multi else ("dense",),
+        max_tokens=_token_limit(folder, shape, settings.max_tokens),
+        outputs=("dense", "multi") if checkpoint.multi else ("dense",),
         pooling="mean",
         dtype=dtype,
         preprocessing={"weights": tensors.sha256, "tokenizer": tokenizer.sha256, "shape": asdict(shape)},
     )
-    card = replace(card, task=checked_task(opening.task, card))
+    card = replace(card, task=checked_task(settings.task, card))
     weights = _prepare(_read_weights(tensors, shape), shape.num_hidden_layers)
-    model = Bert(weights, shape=shape, device=opening.device or "cpu", dtype=dtype)
+    model = Bert(weights, shape=shape, device=settings.device or "cpu", dtype=dtype)
     return PackedEncoder(card, model=model, tokenizer=tokenizer)
 
 
 def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
-    """The tokenizer of a model with so many rows in its table. CheckpointError if they do not belong together."""
+    """Return the tokenizer of a model with so many rows in its table. CheckpointError if they do not belong together."""
     tokenizer = Tokenizer(path)
     # Truncating keeps the last token because it is [SEP]; multi-vectors leave out the first and the last.
     if tokenizer.special_count != 2 or len(tokenizer.ids([""])[0]) != 2:
@@ -182,18 +190,18 @@ def _read_weights(tensors: Tensors, shape: BertShape) -> dict[str, Floats]:
     return {name: tensors.float32(name) for name in expected}
 
 
-def _token_limit(folder: Path, shape: BertShape, *, asked: int | None) -> int:
+def _token_limit(folder: Path, shape: BertShape, max_tokens: int | None) -> int:
     positions = shape.max_position_embeddings
-    if asked is None:
+    if max_tokens is None:
         settings = read_json(folder / "sentence_bert_config.json", optional=True)
         return min(positions, int(settings.get("max_seq_length") or positions))
-    if not 3 <= asked <= positions:
-        raise ValueError(f"max_tokens must be between 3 and {positions}, the positions this model has, got {asked}")
-    return asked
+    if not 3 <= max_tokens <= positions:
+        raise ValueError(f"max_tokens must be between 3 and {positions}, the positions this model has, got {max_tokens}")
+    return max_tokens
 
 
 class Bert:
-    """A `PackedModel`. `weights`: as `_prepare` leaves them."""
+    """A `PackedModel`. `weights`: as `_prepare` returns them."""
 
     def __init__(self, weights: Mapping[str, Floats], *, shape: BertShape, device: str, dtype: str) -> None:
         self.device = device
@@ -207,7 +215,7 @@ class Bert:
         self._numpy_tokens = NUMPY_TOKENS if numpy_serves else 0
 
     def arithmetic(self, tokens: int, *, few: bool) -> tuple[Kernels, Forward]:
-        """numpy for the first few tokens of a process; then torch, and with "auto" in float32 where there are few anyway.
+        """Return numpy's kernels for the first few tokens of a process, then torch's; with "auto" short calls are in float32.
 
         So a query's vector is the same in a fresh process and in an old one.
         """
@@ -222,7 +230,7 @@ class Bert:
             self._numpy_tokens = max(0, self._numpy_tokens - tokens)
             return self._numpy_tokens > 0
 
-    def _place(self, dtype: str) -> tuple[TorchKernels, Mapping[str, Any]]:
+    def _place(self, dtype: str) -> tuple[TorchKernels, Weights]:
         self._numpy_tokens = 0
         kernels = TorchKernels(self.device, dtype)
         return kernels, kernels.place(self._weights)
@@ -231,8 +239,6 @@ class Bert:
 _NUMPY = NumpyKernels()
 
 
-def _forward_alike(
-    kernels: Kernels, weights: Mapping[str, Any], shape: BertShape, ids: Sequence[Row], tasks: Sequence[str]
-) -> Any:
-    """`forward`, whatever the tasks."""
+def _forward_alike(kernels: Kernels, weights: Weights, shape: BertShape, ids: Sequence[Row], tasks: Sequence[str]) -> Tensor:
+    """Run `forward`: this model encodes for all tasks alike."""
     return forward(kernels, weights, shape, ids=ids)

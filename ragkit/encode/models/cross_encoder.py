@@ -8,15 +8,18 @@ Rules as for every model here: safetensors only, no code from the checkpoint, no
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ragkit.core.errors import CheckpointError, MissingExtra
 from ragkit.encode.checkpoints.checkpoint import refuse_code
 from ragkit.encode.checkpoints.hub import cached_folder
 
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
 
-def load_cross_encoder(name_or_path: str | Path, *, device: str | None = None, max_tokens: int | None = None) -> Any:
-    """A sentence_transformers.CrossEncoder from a local folder, or from a hub id that is in this machine's cache.
+
+def load_cross_encoder(name_or_path: str | Path, *, device: str | None = None, max_tokens: int | None = None) -> CrossEncoder:
+    """Return a sentence_transformers.CrossEncoder from a local folder, or from a hub id that is in this machine's cache.
 
     Pairs beyond `max_tokens`, or the model's own limit, are cut at the end of the text. CheckpointError for files that are
     missing, damaged or would run code, and for a model with more than one label; MissingExtra for a missing package.

@@ -1,20 +1,18 @@
-"""The shapes and files of a jina-clip-v1 checkpoint."""
+"""jina-clip-v1 on disk, in its published layout: the sizes and settings of both towers, checked, and the tensors they call for.
+
+Knows nothing of torch. A setting that is not this model's is refused: another model of the same layout would get wrong vectors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from ragkit.core.errors import CheckpointError
-from ragkit.encode.checkpoints.checkpoint import read_json
+from ragkit.encode.checkpoints.checkpoint import Config, impossible_sizes, read_json
 
-CPU_TOKENS, GPU_TOKENS = 2048, 65536  # of text, a batch
-BIAS = 1 << 24  # numbers of ALiBi made at a time: 64 MB in float32, where 8,192 tokens at once were 3.2 GB
-TEXT, VISION = "text_model.transformer", "vision_model"
-Tensor = Any  # torch.Tensor
-Weights = Mapping[str, Any]
+TEXT, VISION = "text_model.transformer", "vision_model"  # prefixes of the tensors' names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +32,7 @@ class TextShape:
     use_qk_norm: bool = False
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor by its published name, with its shape."""
+        """Return the shape of every tensor by its published name."""
         h, f, at = self.hidden_size, self.intermediate_size, f"{TEXT}.embeddings"
         shapes: dict[str, tuple[int, ...]] = {
             f"{at}.word_embeddings.weight": (self.vocab_size, h),
@@ -65,6 +63,7 @@ class VisionShape:
         return self.image_size // self.patch_size
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor by its published name."""
         h, f = self.width, int(self.width * self.mlp_ratio)
         shapes: dict[str, tuple[int, ...]] = {
             f"{VISION}.cls_token": (1, 1, h),
@@ -88,14 +87,14 @@ def _with_bias(name: str, *weight: int) -> dict[str, tuple[int, ...]]:
 
 
 def is_buffer(name: str) -> bool:
-    """What some revisions also hold, and is computed here."""
+    """Return whether a tensor is one that some revisions also hold, and that is computed here."""
     return name.endswith((".rope.freqs_cos", ".rope.freqs_sin", ".linear_biases", ".alibi_slopes", ".position_ids"))
 
 
-# Settings of config.json and what they must be: anything else is another model.
-_TEXT_AS = {"pooler_type": "mean_pooler", "proj_type": None}
-_TOWER_AS = {"hidden_act": "gelu", "mlp_type": "glu", "use_qk_norm": False}
-_VISION_AS = {
+# The values that settings of config.json must have where they stand there: another value belongs to another model.
+_TEXT_SETTINGS = {"pooler_type": "mean_pooler", "proj_type": None}
+_TOWER_SETTINGS = {"hidden_act": "gelu", "mlp_type": "glu", "use_qk_norm": False}
+_VISION_SETTINGS = {
     "qkv_bias": True, "subln": True, "naive_swiglu": True, "rope_embeddings": True, "intp_freq": False, "post_norm": False,
     "ls_init_value": None, "x_attention": False, "proj_type": None,
 }  # fmt: skip
@@ -114,22 +113,15 @@ class ClipShape:
 
     @classmethod
     def read(cls, folder: Path) -> ClipShape:
-        """From config.json and preprocessor_config.json. CheckpointError for what is not this model."""
+        """Read config.json and preprocessor_config.json. Raises CheckpointError for those of another model."""
         config, pixels = read_json(folder / "config.json"), read_json(folder / "preprocessor_config.json")
         try:
-            given, vision = config["text_config"], config["vision_config"]
-            tower = {**_TOWER_AS, **given.get("hf_model_config_kwargs", {})}
-            for settings, wanted in ((given, _TEXT_AS), (tower, _TOWER_AS), (vision, _VISION_AS)):
-                _check(folder, settings, wanted)
-            _check(folder, vision, {"pt_hw_seq_len": vision["image_size"] // vision["patch_size"]})
-            _check(folder, pixels, {"size": vision["image_size"], "resize_mode": "shortest", "interpolation": "bicubic"})
-            kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(TextShape)}
+            text = _text_tower(folder, config["text_config"])
+            vision = _vision_tower(folder, config["vision_config"])
+            _check(folder, pixels, {"size": vision.image_size, "resize_mode": "shortest", "interpolation": "bicubic"})
             shape = cls(
-                text=TextShape(**{name: kinds[name](value) for name, value in tower.items() if name in kinds}),
-                vision=VisionShape(
-                    **{field.name: int(vision[field.name]) for field in fields(VisionShape) if field.name != "mlp_ratio"},
-                    mlp_ratio=float(vision["mlp_ratio"]),
-                ),
+                text=text,
+                vision=vision,
                 projection_dim=int(config["projection_dim"]),
                 add_projections=bool(config.get("add_projections", False)),
                 mean=tuple(map(float, pixels["mean"])),
@@ -140,12 +132,14 @@ class ClipShape:
                 f"{folder} lacks settings of jina-clip-v1 in config.json or preprocessor_config.json ({error!r}). "
                 "Fetch the model again"
             ) from None
-        shape._check_sizes(folder)
+        if not shape._fits():
+            raise impossible_sizes(folder / "config.json", shape)
         return shape
 
-    def _check_sizes(self, folder: Path) -> None:
+    def _fits(self) -> bool:
+        """Return whether the sizes go together."""
         text, vision = self.text, self.vision
-        fits = (
+        return (
             min(text.hidden_size, text.num_attention_heads, text.intermediate_size, vision.width, vision.head_width) > 0
             and text.hidden_size % text.num_attention_heads == 0
             and vision.width % vision.head_width == 0
@@ -154,10 +148,9 @@ class ClipShape:
             and len(self.mean) == len(self.std) == 3
             and (self.add_projections or text.hidden_size == vision.width == self.projection_dim)
         )
-        if not fits:
-            raise CheckpointError(f"{folder / 'config.json'} has impossible sizes: {self}. Fetch the model again")
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor by its published name."""
         shapes = {"logit_scale": ()} | self.text.tensors() | self.vision.tensors()
         if self.add_projections:
             shapes["text_projection.weight"] = (self.projection_dim, self.text.hidden_size)
@@ -165,10 +158,26 @@ class ClipShape:
         return shapes
 
 
-def _check(folder: Path, settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for name, value in wanted.items():
-        if settings.get(name, value) != value:
+def _text_tower(folder: Path, config: Config) -> TextShape:
+    tower = {**_TOWER_SETTINGS, **config.get("hf_model_config_kwargs", {})}
+    _check(folder, config, _TEXT_SETTINGS)
+    _check(folder, tower, _TOWER_SETTINGS)
+    kinds: dict[str, Callable[[object], object]] = {field.name: type(field.default) for field in fields(TextShape)}
+    sizes: Config = {name: kinds[name](value) for name, value in tower.items() if name in kinds}
+    return TextShape(**sizes)
+
+
+def _vision_tower(folder: Path, config: Config) -> VisionShape:
+    _check(folder, config, _VISION_SETTINGS)
+    _check(folder, config, {"pt_hw_seq_len": config["image_size"] // config["patch_size"]})
+    sizes = {field.name: int(config[field.name]) for field in fields(VisionShape) if field.name != "mlp_ratio"}
+    return VisionShape(**sizes, mlp_ratio=float(config["mlp_ratio"]))
+
+
+def _check(folder: Path, config: Config, expected: Mapping[str, object]) -> None:
+    for name, value in expected.items():
+        if config.get(name, value) != value:
             raise CheckpointError(
-                f"{folder}: {name} is {settings[name]!r}, but in jina-clip-v1 it is {value!r}: this is another model, and would "
+                f"{folder}: {name} is {config[name]!r}, but in jina-clip-v1 it is {value!r}: this is another model, and would "
                 "get wrong vectors here"
             )

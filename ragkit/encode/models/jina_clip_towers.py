@@ -1,27 +1,23 @@
-"""The forward passes of jina-clip-v1's text and vision towers."""
+"""The forward passes of jina-clip-v1's two towers, for texts on packed rows and for images.
+
+Takes weights that `jina_clip_files.py` has checked, by their published names; knows no tokens, roles or tasks.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 
 from ragkit.core.types import Floats
-from ragkit.encode.models.jina_clip_files import (
-    BIAS,
-    CPU_TOKENS,
-    GPU_TOKENS,
-    TEXT,
-    VISION,
-    ClipShape,
-    Tensor,
-    VisionShape,
-    Weights,
-)
-from ragkit.encode.models.kernels import Kernels, Runs, TorchKernels, runs_of
-from ragkit.encode.models.packed import Forward, Placed, Row
+from ragkit.encode.models.jina_clip_files import TEXT, VISION, ClipShape, VisionShape
+from ragkit.encode.models.kernels import Kernels, Placed, Runs, TorchKernels, runs_of
+from ragkit.encode.models.packed import Forward, Row
+from ragkit.encode.torch_backend import Tensor, Torch, Weights
+
+CPU_TOKENS, GPU_TOKENS = 2048, 65536  # of text, a batch
+BIAS = 1 << 24  # numbers of ALiBi made at a time: 64 MB in float32, where 8,192 tokens at once were 3.2 GB
 
 
 class Towers:
@@ -41,11 +37,11 @@ class Towers:
         return kernels, partial(_read, kernels, weights, self.shape)
 
     def see(self, pixels: Floats) -> Floats | str:
-        """(n, 3, side, side) -> (n, d), or what there was no memory for."""
+        """Return the vectors (n, d) of images (n, 3, side, side); or, as a str, why there was no memory."""
         kernels, weights = self._placed[self._dtype]
         try:
             with kernels.context():
-                return kernels.to_numpy(_see(kernels, weights, self.shape, pixels))  # type: ignore[no-any-return]
+                return kernels.to_numpy(_see(kernels, weights, self.shape, pixels))
         except kernels.out_of_memory as error:
             return str(error)
 
@@ -55,14 +51,14 @@ class Towers:
 
 
 def _linear(kernels: TorchKernels, w: Weights, x: Tensor, weight: str, bias: str) -> Tensor:
-    """With a bias where there is one of that name."""
-    own = w.get(bias)
-    own = own if own is None else own.to(kernels.dtype)
-    return kernels.torch.nn.functional.linear(x.to(kernels.dtype), w[weight], own)
+    """Return x through a linear layer, with a bias if there is one of that name."""
+    shift = w.get(bias)
+    shift = shift if shift is None else shift.to(kernels.dtype)
+    return kernels.torch.nn.functional.linear(x.to(kernels.dtype), w[weight], shift)
 
 
 def _read(kernels: TorchKernels, w: Weights, shape: ClipShape, ids: Sequence[Row], tasks: Sequence[str]) -> Tensor:
-    """Token ids of several texts -> the last layer's states, packed (sum of lengths, d)."""
+    """Return the last layer's states of several texts' token ids, packed (sum of lengths, d)."""
     torch, text, runs = kernels.torch, shape.text, runs_of([len(row) for row in ids])
 
     def linear(x: Tensor, name: str) -> Tensor:
@@ -82,11 +78,11 @@ def _read(kernels: TorchKernels, w: Weights, shape: ClipShape, ids: Sequence[Row
     return linear(x, "text_projection") if shape.add_projections else x  # linear: before or after the mean is the same
 
 
-def _attention(torch: Any, qkv: Tensor, runs: Runs, heads: int) -> Tensor:
-    """Bidirectional attention within each text with ALiBi (Press et al. 2022): qkv (T, 3 * width) -> (T, width).
+def _attention(torch: Torch, qkv: Tensor, runs: Runs, heads: int) -> Tensor:
+    """Attend in both directions within each text with ALiBi (Press et al. 2022): qkv (T, 3 * width) -> (T, width).
 
     The bias of a head depends on the distance alone: row by row it is one line of numbers, moved by one. Queries from the last
-    to the first read it as windows into that line, which take no memory; what cannot read windows gets a block at a time.
+    to the first read it as windows into that line, which take no memory; a GPU, which cannot, gets them a block at a time.
     """
     width, mixed = qkv.shape[1] // 3, []
     slopes = torch.tensor(alibi_slopes(heads), dtype=torch.float32, device=qkv.device)[:, None]
@@ -95,16 +91,19 @@ def _attention(torch: Any, qkv: Tensor, runs: Runs, heads: int) -> Tensor:
         line = -slopes * torch.arange(1 - length, length, device=qkv.device).abs()  # (heads, 2 * length - 1)
         bias = line.to(qkv.dtype).unfold(-1, length, 1)  # (heads, length, length): row i belongs to the i-th query from the end
         size, parts = max(1, BIAS // (heads * length)), []
-        for asked, own in zip(q.flip(2).split(size, dim=2), bias.split(size, dim=1), strict=True):
-            mask = own if qkv.device.type == "cpu" else own.contiguous()
-            parts.append(torch.nn.functional.scaled_dot_product_attention(asked, k, v, attn_mask=mask[None]))
+        for queries, block in zip(q.flip(2).split(size, dim=2), bias.split(size, dim=1), strict=True):
+            mask = block if qkv.device.type == "cpu" else block.contiguous()
+            parts.append(torch.nn.functional.scaled_dot_product_attention(queries, k, v, attn_mask=mask[None]))
         mixed.append(torch.cat(parts, dim=2).flip(2).transpose(1, 2).reshape(len(rows), width))
     return torch.cat(mixed)
 
 
 @cache
 def alibi_slopes(heads: int) -> tuple[float, ...]:
-    """2^(-8 (k + 1) / n) for a power of two; else those of the one below, then every second of the one above."""
+    """Return the slope of each of n heads: 2^(-8 (k + 1) / n) for a power of two.
+
+    For another n: the slopes of the power of two below it, then every second slope of the power above.
+    """
     below = 1 << (heads.bit_length() - 1)
     slopes = [2 ** (-8 * (k + 1) / below) for k in range(below)]
     between = [2 ** (-8 * (k + 1) / (2 * below)) for k in range(0, 2 * below, 2)]
@@ -112,7 +111,7 @@ def alibi_slopes(heads: int) -> tuple[float, ...]:
 
 
 def _see(kernels: TorchKernels, w: Weights, shape: ClipShape, pixels: Floats) -> Tensor:
-    """(n, 3, side, side) -> the class tokens' last states, (n, d)."""
+    """Return the class tokens' last states, (n, d), of images (n, 3, side, side)."""
     torch, vision, n = kernels.torch, shape.vision, len(pixels)
     functional = torch.nn.functional
     turn = _rotation(torch, vision, kernels.device)
@@ -145,8 +144,10 @@ def _see(kernels: TorchKernels, w: Weights, shape: ClipShape, pixels: Floats) ->
     return linear(pooled, "visual_projection") if shape.add_projections else pooled
 
 
-def _rotation(torch: Any, vision: VisionShape, device: Any) -> Callable[[Tensor], Tensor]:
-    """Turns queries and keys (n, heads, 1 + patches, head width) by the patches' places; the class token has none.
+def _rotation(torch: Torch, vision: VisionShape, device: object) -> Callable[[Tensor], Tensor]:
+    """Return a function that turns queries and keys (n, heads, 1 + patches, head width) by the patches' places.
+
+    The class token has no place, and stays as it is.
 
     Neighbouring pairs (2j, 2j + 1): the first half of a head by the row, the second by the column, in frequencies
     10000^(-2j / half).

@@ -1,4 +1,4 @@
-"""jina-embeddings-v3, run by us from its published files (Sturua et al., arXiv 2409.10173): no code of the checkpoint.
+"""jina-embeddings-v3, run by ragkit from its published files (Sturua et al., arXiv 2409.10173): no code of the checkpoint.
 
 XLM-RoBERTa with rotary positions and post-norm, mean pooling, and five LoRA adapters, on packed rows (see `packed.py`).
 Adapter and instruction of a task are chosen together, by `PackedEncoder`.
@@ -10,47 +10,46 @@ the vocabulary. `merge_adapters` adds B A into a copy of the linear layers per t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ragkit.encode.checkpoints.checkpoint import digest_of, licence_of
-from ragkit.encode.checkpoints.layouts import Opening
+from ragkit.encode.checkpoints.layouts import Checkpoint
 from ragkit.encode.contract import EncoderCard
 from ragkit.encode.models.bert import CPU_TOKENS, GPU_TOKENS, read_tokenizer
 from ragkit.encode.models.jina_v3_files import TYPES, WORDS, V3Files, V3Shape, open_v3
-from ragkit.encode.models.kernels import Kernels, TorchKernels, import_torch, runs_of
-from ragkit.encode.models.packed import Forward, PackedEncoder, Placed, Row, by_task
+from ragkit.encode.models.kernels import Kernels, Placed, TorchKernels, runs_of
+from ragkit.encode.models.packed import Forward, PackedEncoder, Row, by_task
 from ragkit.encode.precision import checked_dtype, default_device
 from ragkit.encode.tasks import NO_TASK, checked_task
+from ragkit.encode.torch_backend import Tensor, Torch, import_torch
 
 MAX_TOKENS = 8192  # documented; the tokenizer's own limit is two more
 TASKS = ("retrieval", "text-matching", "separation", "classification", NO_TASK)
 
-Tensor = Any  # torch.Tensor
 
-
-def load(opening: Opening) -> PackedEncoder:
+def load(checkpoint: Checkpoint) -> PackedEncoder:
     """Check and load a folder of either published layout."""
-    torch, files = import_torch(), open_v3(opening.folder)
-    tokenizer = read_tokenizer(opening.folder / "tokenizer.json", files.shape.vocab_size)
-    dtype, device = checked_dtype(opening.dtype), opening.device or default_device(torch)
+    folder, settings = checkpoint.folder, checkpoint.settings
+    torch, files = import_torch(), open_v3(folder)
+    tokenizer = read_tokenizer(folder / "tokenizer.json", files.shape.vocab_size)
+    dtype, device = checked_dtype(settings.dtype), settings.device or default_device(torch)
     with ThreadPoolExecutor(1) as pool:  # hashing leaves the interpreter free
-        hashing = pool.submit(digest_of, files.weights, root=opening.folder)
-        model = JinaV3(files, device=device, dtype=dtype, merged=opening.merge_adapters)
+        hashing = pool.submit(digest_of, files.weights, root=folder)
+        model = JinaV3(files, device=device, dtype=dtype, merged=settings.merge_adapters)
         digest = hashing.result()
     card = EncoderCard(
-        name=opening.name,
-        revision=opening.revision_of(digest),
-        licence=licence_of(opening.folder),
+        name=checkpoint.name,
+        revision=checkpoint.revision_of(digest),
+        licence=licence_of(folder),
         dims=files.shape.hidden_size,
         truncatable_dims=tuple(dims for dims in files.matryoshka if dims <= files.shape.hidden_size),
         tasks=TASKS,
-        max_tokens=_token_limit(files.shape, opening.max_tokens),
+        max_tokens=_token_limit(files.shape, settings.max_tokens),
         pooling="mean",
         dtype=dtype,
         preprocessing={
@@ -61,15 +60,15 @@ def load(opening: Opening) -> PackedEncoder:
             "adapters": {"tasks": files.tasks, "rank": files.rank, "scale": files.scale},
         },
     )
-    card = replace(card, task=checked_task(opening.task, card))
+    card = replace(card, task=checked_task(settings.task, card))
     return PackedEncoder(card, model=model, tokenizer=tokenizer, instructions=files.instructions)
 
 
-def _token_limit(shape: V3Shape, asked: int | None) -> int:
+def _token_limit(shape: V3Shape, max_tokens: int | None) -> int:
     positions = shape.max_position_embeddings
-    if asked is not None and not 3 <= asked <= positions:
-        raise ValueError(f"max_tokens must be between 3 and {positions}, the positions this model has, got {asked}")
-    return asked or min(MAX_TOKENS, positions)
+    if max_tokens is not None and not 3 <= max_tokens <= positions:
+        raise ValueError(f"max_tokens must be between 3 and {positions}, the positions this model has, got {max_tokens}")
+    return max_tokens or min(MAX_TOKENS, positions)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,7 +106,7 @@ class JinaV3:
         return self._kernels, self.forward
 
     def forward(self, ids: Sequence[Row], tasks: Sequence[str]) -> Tensor:
-        """Rows of ids and the task of each (NO_TASK for the base alone) -> packed states (sum of lengths, hidden)."""
+        """Return packed states (sum of lengths, hidden) of rows of ids and the task of each (NO_TASK for the base alone)."""
         if self._merged is None or len(set(tasks)) == 1:
             return self._forward(ids, tasks)
         parts: list[Tensor] = [None] * len(ids)
@@ -149,7 +148,7 @@ class JinaV3:
         return x
 
     def _merge(self, task: str) -> dict[str, Tensor]:
-        """The linear layers with a task's adapter added, in float32 before they are rounded."""
+        """Return the linear layers with a task's adapter added, in float32 before they are rounded."""
         at, merged = self._tasks.index(task), {}
         for name, adapters in self._weights.adapters.items():
             own = slice(at * adapters.rank, (at + 1) * adapters.rank)
@@ -160,10 +159,10 @@ class JinaV3:
 
 
 class _Banks:
-    """Which columns of the adapters each packed token has: its own task's."""
+    """The columns of the adapters that apply to each packed token: those of its own task."""
 
     def __init__(self, known: Sequence[str], tasks: Sequence[str], lengths: Sequence[int], kernels: TorchKernels) -> None:
-        """tasks: of each row. A row of NO_TASK has no columns."""
+        """Note the task of each token. tasks: of each row. A row of NO_TASK has no columns."""
         self._known, self._kernels = known, kernels
         places = [known.index(task) if task != NO_TASK else len(known) for task in tasks]
         self.of_tokens: npt.NDArray[np.int32] = np.repeat(np.array(places, dtype=np.int32), lengths)
@@ -171,7 +170,7 @@ class _Banks:
         self._masks: dict[int, Tensor] = {}
 
     def add(self, y: Tensor, x: Tensor, adapters: _Adapters) -> Tensor:
-        """y + x A B for each token's own task: y (T, out), changed in place; x (T, in)."""
+        """Return y + x A B for each token's own task: y (T, out), changed in place; x (T, in)."""
         if self._alone == len(self._known):
             return y
         if self._alone is not None:
@@ -180,11 +179,11 @@ class _Banks:
         return y.addmm_((x @ adapters.a.T).mul_(self._mask(adapters.rank)), adapters.b)
 
     def add_rows(self, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """y + a B for each token's own task: a (T, tasks * rank) as gathered, changed in place."""
+        """Return y + a B for each token's own task: a (T, tasks * rank) as gathered, changed in place."""
         return y.addmm_(a.mul_(self._mask(len(b) // len(self._known))), b)
 
     def _mask(self, rank: int) -> Tensor:
-        """(T, tasks * rank), one where the column is of the token's task."""
+        """Return (T, tasks * rank), 1 where the column belongs to the token's task, else 0."""
         if rank not in self._masks:
             one_hot = self.of_tokens[:, None] == np.repeat(np.arange(len(self._known)), rank)
             self._masks[rank] = self._kernels.torch.from_numpy(one_hot).to(self._kernels.device, self._kernels.dtype)
@@ -192,13 +191,13 @@ class _Banks:
 
 
 def _read(files: V3Files, kernels: TorchKernels) -> _Weights:
-    """Every tensor where and as it is computed with, one at a time."""
+    """Return every tensor on its device, in the dtype it is computed with, read one at a time."""
     torch, tasks = kernels.torch, range(len(files.tasks))
     place = kernels.placed
     base = {f"{WORDS}.weight": place(files.base(f"{WORDS}.weight"))}
     for name in [*files.shape.linears(), *files.shape.norms()]:
         base |= {f"{name}.{kind}": place(files.base(f"{name}.{kind}")) for kind in ("weight", "bias")}
-    adapters = {name: _adapters(files, name, torch, place) for name in files.shape.linears()}
+    adapters = {name: _adapters(files, name, kernels) for name in files.shape.linears()}
     words = [files.table(WORDS, task) for task in tasks]
     types, plain = [files.table(TYPES, task) for task in tasks], files.base(f"{TYPES}.weight")[0]
     shares = [plain + files.scale * (a[0] @ b) for a, b in types]
@@ -211,12 +210,21 @@ def _read(files: V3Files, kernels: TorchKernels) -> _Weights:
     )
 
 
-def _adapters(files: V3Files, name: str, torch: Any, place: Callable[[Tensor], Tensor]) -> _Adapters:
-    """One module's adapters. Query, key and value share their A in the published files; where they do not, each has its own."""
-    pairs = [files.low_rank(name, task) for task in range(len(files.tasks))]
-    if all(torch.equal(a, own[0][0]) for own in pairs for a, _ in own):
-        joined = [(own[0][0], torch.cat([b for _, b in own])) for own in pairs]
+def _adapters(files: V3Files, name: str, kernels: TorchKernels) -> _Adapters:
+    """Return one module's adapters.
+
+    Query, key and value share their A in the published files; in files where they do not, each has its own.
+    """
+    torch = kernels.torch
+    pairs_by_task = [files.low_rank(name, task) for task in range(len(files.tasks))]
+    if all(_shares_a(pairs, torch) for pairs in pairs_by_task):
+        joined = [(pairs[0][0], torch.cat([b for _, b in pairs])) for pairs in pairs_by_task]
     else:
-        joined = [(torch.cat([a for a, _ in own]), torch.block_diag(*(b for _, b in own))) for own in pairs]
+        joined = [(torch.cat([a for a, _ in pairs]), torch.block_diag(*(b for _, b in pairs))) for pairs in pairs_by_task]
     a, b = torch.cat([a for a, _ in joined]), files.scale * torch.cat([b.T for _, b in joined])
-    return _Adapters(place(a), place(b), rank=len(joined[0][0]))
+    return _Adapters(kernels.placed(a), kernels.placed(b), rank=len(joined[0][0]))
+
+
+def _shares_a(pairs: Sequence[tuple[Tensor, Tensor]], torch: Torch) -> bool:
+    """Return whether all (A, B) of one module and task have the same A."""
+    return all(torch.equal(a, pairs[0][0]) for a, _ in pairs)

@@ -14,10 +14,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ragkit.core.errors import CheckpointError
-from ragkit.encode.checkpoints.checkpoint import StoredTensors, check_names_and_shapes, read_json
+from ragkit.encode.checkpoints.checkpoint import (
+    Config,
+    StoredTensors,
+    check_names_and_shapes,
+    impossible_sizes,
+    read_json,
+    read_plain_lora,
+    read_sizes,
+)
+from ragkit.encode.torch_backend import Tensor
 
 INSTRUCTIONS = {
     "retrieval.query": "Represent the query for retrieving evidence documents: ",
@@ -33,7 +42,6 @@ WORDS, TYPES = "embeddings.word_embeddings", "embeddings.token_type_embeddings"
 POOLER = "pooler.dense"
 
 Shape = tuple[int, ...]
-Tensor = Any  # torch.Tensor, float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +59,12 @@ class V3Shape:
     rope_theta: float
 
     def linear(self, name: str) -> tuple[int, int]:
-        """(out, in) of a linear layer."""
+        """Return (out, in) of a linear layer."""
         h, f = self.hidden_size, self.intermediate_size
         return {"Wqkv": (3 * h, h), "out_proj": (h, h), "fc1": (f, h), "fc2": (h, f), "dense": (h, h)}[name.rpartition(".")[2]]
 
     def linears(self) -> list[str]:
-        """Every linear layer that embeddings use."""
+        """Return the names of all linear layers that embeddings use."""
         return [f"encoder.layers.{layer}.{part}" for layer in range(self.num_hidden_layers) for part in LINEARS]
 
     def norms(self) -> list[str]:
@@ -64,7 +72,7 @@ class V3Shape:
 
 
 class V3Files(Protocol):
-    """One layout, opened. Tensors are torch's, float32; modules have the original's names, without the prefix `roberta.`."""
+    """One layout, opened. Tensors are float32; modules have the original's names, without the prefix `roberta.`."""
 
     shape: V3Shape
     tasks: tuple[str, ...]  # full names, in the order of the banks
@@ -75,20 +83,20 @@ class V3Files(Protocol):
     weights: list[Path]  # all files with weights
 
     def base(self, name: str) -> Tensor:
-        """A weight or bias of the base, by its full name: "encoder.layers.0.mixer.Wqkv.bias"."""
+        """Return a weight or bias of the base, by its full name: "encoder.layers.0.mixer.Wqkv.bias"."""
         ...
 
     def low_rank(self, module: str, task: int) -> list[tuple[Tensor, Tensor]]:
-        """(A (rank, in), B (out, rank)) of a linear layer: one pair, or one for each of query, key and value."""
+        """Return (A (rank, in), B (out, rank)) of a linear layer: one pair, or one for each of query, key and value."""
         ...
 
     def table(self, module: str, task: int) -> tuple[Tensor, Tensor]:
-        """(A (rows, rank), B (rank, width)) of an embedding table."""
+        """Return (A (rows, rank), B (rank, width)) of an embedding table."""
         ...
 
 
 def open_v3(folder: Path) -> V3Files:
-    """The layout that the folder has, by its config and tensor names. Raises CheckpointError for anything that does not fit."""
+    """Open the layout that the folder has, by its config and tensor names. CheckpointError for anything that does not fit."""
     path = folder / "config.json"
     config = read_json(path)
     stored = StoredTensors(folder / "model.safetensors")
@@ -98,35 +106,28 @@ def open_v3(folder: Path) -> V3Files:
     return _Native(path, stored, shape)
 
 
-def _read_shape(path: Path, config: Mapping[str, Any]) -> V3Shape:
+def _read_shape(path: Path, config: Config) -> V3Shape:
     rope = config.get("rope_parameters") or {}
-    theta = config.get("rotary_emb_base", rope.get("rope_theta"))
-    kinds = {
+    allowed = {
         "hidden_act": (config.get("hidden_act", "gelu"), ("gelu",)),
         "position_embedding_type": (config.get("position_embedding_type", "rotary"), ("rotary",)),
         "rope_type": (rope.get("rope_type", "default"), ("default",)),
         "emb_pooler": (config.get("emb_pooler"), (None, "mean")),
     }
-    for name, (found, known) in kinds.items():
-        if found not in known:
-            raise CheckpointError(f"{path}: {name} is {found!r}, but jina-embeddings-v3 has {known[-1]!r}: this is another model")
-    sizes = [name for name in V3Shape.__slots__ if name not in ("layer_norm_eps", "rope_theta")]
-    try:
-        shape = V3Shape(
-            **{name: int(config[name]) for name in sizes},
-            layer_norm_eps=float(config.get("layer_norm_eps", 1e-5)),
-            rope_theta=float(theta),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} lacks the sizes of jina-embeddings-v3 ({error!r}). Fetch the model again") from None
-    heads = shape.num_attention_heads
-    if min(getattr(shape, name) for name in sizes) < 1 or shape.hidden_size % (2 * heads):
-        raise CheckpointError(f"{path} has impossible sizes: {shape}. Fetch the model again")
+    for name, (value, values) in allowed.items():
+        if value not in values:
+            known = values[-1]
+            raise CheckpointError(f"{path}: {name} is {value!r}, but jina-embeddings-v3 has {known!r}: this is another model")
+    theta = config.get("rotary_emb_base", rope.get("rope_theta"))
+    sizes = {"layer_norm_eps": 1e-5, **config, "rope_theta": theta}
+    shape = read_sizes(path, sizes, V3Shape, model="jina-embeddings-v3")
+    if shape.hidden_size % (2 * shape.num_attention_heads):
+        raise impossible_sizes(path, shape)
     return shape
 
 
 def _base_shapes(shape: V3Shape) -> dict[str, Shape]:
-    """Every tensor of the base by its full name."""
+    """Return the shape of every tensor of the base, by its full name."""
     h = shape.hidden_size
     shapes: dict[str, Shape] = {f"{WORDS}.weight": (shape.vocab_size, h), f"{TYPES}.weight": (shape.type_vocab_size, h)}
     for name in shape.linears():
@@ -143,7 +144,7 @@ def _prefix(stored: StoredTensors) -> str:
 class _Original:
     """`<module>.parametrizations.weight.original`, with banks `.0.lora_A` and `.0.lora_B` stacked over tasks."""
 
-    def __init__(self, path: Path, config: Mapping[str, Any], stored: StoredTensors, shape: V3Shape) -> None:
+    def __init__(self, path: Path, config: Config, stored: StoredTensors, shape: V3Shape) -> None:
         self.shape = shape
         self.weights = [stored.path]
         self._stored, self._prefix = stored, _prefix(stored)
@@ -192,7 +193,7 @@ class _Original:
         return self._stored[f"{at}.lora_A"][task], self._stored[f"{at}.lora_B"][task]
 
 
-# The names that transformers' class has in memory, by those of the original; queries, keys and values are apart there.
+# The original's names, and those of transformers' class; there, queries, keys and values are separate modules.
 _RENAMED = {
     "emb_ln": "embeddings.LayerNorm",
     "encoder.layers": "layers",
@@ -203,7 +204,7 @@ _RENAMED = {
 
 
 def _native_names(module: str) -> list[str]:
-    """What a module is called in transformers: one name, or the three of query, key and value."""
+    """Return the name of a module in transformers, or the three of query, key and value."""
     for old, new in _RENAMED.items():
         module = module.replace(old, new)
     return [module.replace("mixer.Wqkv", f"self_attn.{part}_proj") for part in "qkv"] if "Wqkv" in module else [module]
@@ -228,7 +229,7 @@ class _Native:
         self.matryoshka: tuple[int, ...] = MATRYOSHKA
         self._stored = stored
         self._parts = self._find_base()
-        settings = [_adapter_settings(folder / _folder_name(task) / "adapter_config.json") for task in self.tasks]
+        settings = [read_plain_lora(folder / _folder_name(task) / "adapter_config.json") for task in self.tasks]
         if len(set(settings)) != 1:
             raise CheckpointError(f"{folder}: its adapters differ in rank or alpha ({settings}), which is not supported")
         self.rank, alpha = settings[0]
@@ -239,20 +240,20 @@ class _Native:
             check_names_and_shapes(adapter.path, adapter.shapes, self._expected(), ignorable=_adapter_names(POOLER))
 
     def _find_base(self) -> dict[str, _Parts]:
-        """Each tensor of the base in this file's names, which are checked."""
+        """Return the names in this file for each tensor of the base. Raises CheckpointError for a file that does not fit."""
         prefix, split = _prefix(self._stored), any("self_attn." in name for name in self._stored.shapes)
-        found = {}
+        base = {}
         for name, shape in _base_shapes(self.shape).items():
             module, _, kind = name.rpartition(".")
             modules = _native_names(module) if split else [module]
-            found[name] = _Parts([f"{prefix}{one}.{kind}" for one in modules], (shape[0] // len(modules), *shape[1:]))
-        expected = {name: parts.shape for parts in found.values() for name in parts.names}
+            base[name] = _Parts([f"{prefix}{part}.{kind}" for part in modules], (shape[0] // len(modules), *shape[1:]))
+        expected = {name: parts.shape for parts in base.values() for name in parts.names}
         ignorable = [f"{prefix}{POOLER}.weight", f"{prefix}{POOLER}.bias"]
         check_names_and_shapes(self._stored.path, self._stored.shapes, expected, ignorable=ignorable)
-        return found
+        return base
 
     def _expected(self) -> dict[str, Shape]:
-        """Of each adapter file, the pooler's apart."""
+        """Return the shapes of each adapter file, without the pooler's."""
         r, h = self.rank, self.shape.hidden_size
         expected: dict[str, Shape] = {}
         for module, rows in ((WORDS, self.shape.vocab_size), (TYPES, self.shape.type_vocab_size)):
@@ -260,19 +261,19 @@ class _Native:
         for module in self.shape.linears():
             out, wide = self.shape.linear(module)
             native = _native_names(module)
-            for one in native:
-                expected |= dict(zip(_adapter_names(one), ((r, wide), (out // len(native), r)), strict=True))
+            for name in native:
+                expected |= dict(zip(_adapter_names(name), ((r, wide), (out // len(native), r)), strict=True))
         return expected
 
     def base(self, name: str) -> Tensor:
         import torch
 
-        parts = [self._stored[one] for one in self._parts[name].names]
+        parts = [self._stored[part] for part in self._parts[name].names]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def low_rank(self, module: str, task: int) -> list[tuple[Tensor, Tensor]]:
         stored = self._adapters[task]
-        a_and_b = (_adapter_names(one) for one in _native_names(module))
+        a_and_b = (_adapter_names(name) for name in _native_names(module))
         return [(stored[a], stored[b]) for a, b in a_and_b]
 
     def table(self, module: str, task: int) -> tuple[Tensor, Tensor]:
@@ -281,7 +282,7 @@ class _Native:
 
 
 def _adapter_names(module: str) -> tuple[str, str]:
-    """What PEFT calls A and B of a module."""
+    """Return PEFT's names for A and B of a module."""
     at = f"base_model.model.{module}"
     if module.startswith("embeddings."):
         return f"{at}.lora_embedding_A", f"{at}.lora_embedding_B"
@@ -292,27 +293,6 @@ def _folder_name(task: str) -> str:
     return task.replace(".", "_").replace("-", "_")
 
 
-def _adapter_settings(path: Path) -> tuple[int, float]:
-    """(rank, alpha) of an adapter_config.json. Anything that plain LoRA does not have is refused."""
-    config = read_json(path)
-    unlike = {
-        name: config[name]
-        for name in ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern", "modules_to_save", "fan_in_fan_out")
-        if config.get(name)
-    }
-    if config.get("peft_type") != "LORA" or unlike or config.get("bias", "none") != "none":
-        raise CheckpointError(
-            f"{path} is not a plain LoRA adapter: {unlike or config.get('peft_type')}. Merge it, or use another"
-        )
-    try:
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        if rank < 1:
-            raise ValueError(f"r is {rank}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} lacks r or lora_alpha ({error!r}). Fetch the model again") from None
-    return rank, alpha
-
-
 def _check_tasks(path: Path, tasks: Iterable[str]) -> None:
     if unknown := set(tasks) ^ set(INSTRUCTIONS):
         raise CheckpointError(
@@ -320,8 +300,8 @@ def _check_tasks(path: Path, tasks: Iterable[str]) -> None:
         )
 
 
-def is_v3(folder: Path, config: Mapping[str, Any], names: frozenset[str]) -> bool:
-    """Whether a folder has one of the two layouts, by tensor names; `model_type` is as users' copies have it, or absent."""
+def is_v3(folder: Path, config: Config, names: frozenset[str]) -> bool:
+    """Return whether a folder has one of the two layouts, by tensor names; users' copies may have no `model_type`."""
     bare = {name.removeprefix("roberta.") for name in names}
     return f"{WORDS}.parametrizations.weight.original" in bare or (
         config.get("model_type") == "jina_embeddings_v3"

@@ -1,4 +1,4 @@
-"""jina-embeddings-v4, run by us from its published files (Günther et al., arXiv 2506.18902): no code of the checkpoint.
+"""jina-embeddings-v4, run by ragkit from its published files (Günther et al., arXiv 2506.18902): no code of the checkpoint.
 
 Texts, images, and both together become a dense vector (2048, or its first dimensions) and a multi-vector (128 wide), from one
 forward pass. The rules, each as published:
@@ -15,30 +15,30 @@ forward pass. The rules, each as published:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.core.arrays import MultiVectors, unit_and_lengths, unit_rows
+from ragkit.core.arrays import unit_and_lengths, unit_rows
 from ragkit.core.errors import CheckpointError, EncodeError, InputTooLong
 from ragkit.core.images import Image, resized
 from ragkit.core.types import Box, Floats, Ints, Patches
 from ragkit.encode.batching import ahead
 from ragkit.encode.checkpoints.checkpoint import digest_of, licence_of
-from ragkit.encode.checkpoints.layouts import Opening
-from ragkit.encode.contract import EncoderCard, Encoding, Item, TokenIds, TokenStates
+from ragkit.encode.checkpoints.layouts import Checkpoint
+from ragkit.encode.contract import EncoderCard, Encoding, IdArray, Item, TokenIds
 from ragkit.encode.images import Resizing, check_sides, normalised, patch_rows, upright_rgb, upright_size
+from ragkit.encode.methods import TokenMethods, pack_multi
 from ragkit.encode.models.jina_v4_files import MAX_TOKENS, V4Settings, V4Tensors
 from ragkit.encode.models.jina_v4_model import QwenAdapted, Row
-from ragkit.encode.models.kernels import import_torch
 from ragkit.encode.precision import checked_dtype, compute_dtype, default_device
-from ragkit.encode.tasks import checked_task, full_task
-from ragkit.encode.texts import check_texts, check_truncate_dim, split_item, too_long
+from ragkit.encode.tasks import checked_task, full_task, full_task_of_each
+from ragkit.encode.texts import check_rows, check_texts, check_truncate_dim, split_items, too_long
 from ragkit.encode.tokens import Tokenizer
+from ragkit.encode.torch_backend import Tensor, import_torch
 
 BEFORE = "<|im_start|>user\n<|vision_start|>"
 AFTER = "<|im_end|>\n"
@@ -46,72 +46,76 @@ DESCRIBE = "Describe the image."
 CPU_TOKENS, GPU_TOKENS = 2048, 32768  # a batch, padding included
 CPU_PATCHES, GPU_PATCHES = 4096, 65536  # of images in a batch, 14 x 14 pixels each: one page of the published size, or 21
 
+# Takes (position of an input, its states (t, d), its multi-vector (t, m)), both on the device.
+Sink = Callable[[int, Tensor, Tensor], None]
 
-def load(opening: Opening) -> JinaV4:
+
+def load(checkpoint: Checkpoint) -> JinaV4:
     """Check and load a folder of the published layout. dtype None is the files' own, whose weights then stay mapped."""
-    torch, settings = import_torch(), V4Settings.read(opening.folder)
-    tensors = V4Tensors(opening.folder, settings)
-    device = opening.device or default_device(torch)
-    dtype = checked_dtype(opening.dtype) if opening.dtype else tensors.dtype
-    prompts = Prompts(Tokenizer(opening.folder / "tokenizer.json"), settings)
-    limits = _resizing(settings.resizing, opening.max_pixels)
+    folder, settings = checkpoint.folder, checkpoint.settings
+    torch, published = import_torch(), V4Settings.read(folder)
+    tensors = V4Tensors(folder, published)
+    device = settings.device or default_device(torch)
+    dtype = checked_dtype(settings.dtype) if settings.dtype else tensors.dtype
+    prompts = Prompts(Tokenizer(folder / "tokenizer.json"), published)
+    resizing = _resizing(published.resizing, settings.max_pixels)
     with ThreadPoolExecutor(1) as pool:  # hashing leaves the interpreter free
-        hashing = pool.submit(digest_of, tensors.files, root=opening.folder)
-        network = QwenAdapted(settings, tensors, device=device, dtype=getattr(torch, compute_dtype(dtype, device, torch)))
+        hashing = pool.submit(digest_of, tensors.files, root=folder)
+        network = QwenAdapted(published, tensors, device=device, dtype=getattr(torch, compute_dtype(dtype, device, torch)))
         digest = hashing.result()
-    dims = int(settings.text["hidden_size"])
+    dims = int(published.text["hidden_size"])
     card = EncoderCard(
-        name=opening.name,
-        revision=opening.revision_of(digest),
-        licence=licence_of(opening.folder),
+        name=checkpoint.name,
+        revision=checkpoint.revision_of(digest),
+        licence=licence_of(folder),
         dims=dims,
-        multi_dims=settings.multi_dims,
-        truncatable_dims=tuple(sorted(width for width in settings.matryoshka if width <= dims)),
-        tasks=settings.tasks,
+        multi_dims=published.multi_dims,
+        truncatable_dims=tuple(sorted(width for width in published.matryoshka if width <= dims)),
+        tasks=published.tasks,
         modalities=("text", "image"),
         query_modalities=("text", "image"),
-        max_tokens=_token_limit(settings, opening.max_tokens),
+        max_tokens=_token_limit(published, settings.max_tokens),
         outputs=("dense", "multi"),
         pooling="mean",
         dtype=dtype,
         preprocessing={
             "weights": digest,
             "tokenizer": prompts.tokenizer.sha256,
-            "text": dict(settings.text),
-            "vision": dict(settings.vision),
-            "scale": settings.scale,
-            "min_pixels": limits.least,
-            "max_pixels": limits.most,
-            "mean": settings.mean,
-            "std": settings.std,
+            "text": dict(published.text),
+            "vision": dict(published.vision),
+            "scale": published.scale,
+            "min_pixels": resizing.least,
+            "max_pixels": resizing.most,
+            "mean": published.mean,
+            "std": published.std,
         },
     )
-    card = replace(card, task=checked_task(opening.task, card))
-    return JinaV4(card, network=network, settings=replace(settings, resizing=limits), prompts=prompts)
+    card = replace(card, task=checked_task(settings.task, card))
+    return JinaV4(card, network=network, settings=replace(published, resizing=resizing), prompts=prompts)
 
 
-def _token_limit(settings: V4Settings, asked: int | None) -> int:
+def _token_limit(settings: V4Settings, max_tokens: int | None) -> int:
     most = min(MAX_TOKENS, int(settings.text["max_position_embeddings"]))
-    if asked is not None and not 16 <= asked <= most:
-        raise ValueError(f"max_tokens must be between 16 and {most}, which this model takes, got {asked}")
-    return asked or most
+    if max_tokens is not None and not 16 <= max_tokens <= most:
+        raise ValueError(f"max_tokens must be between 16 and {most}, which this model takes, got {max_tokens}")
+    return max_tokens or most
 
 
-def _resizing(own: Resizing, max_pixels: int | None) -> Resizing:
-    """The checkpoint's rule with another upper limit."""
+def _resizing(published: Resizing, max_pixels: int | None) -> Resizing:
+    """Return the checkpoint's rule with another upper limit."""
     if max_pixels is None:
-        return own
-    least = max(own.least, own.unit**2)
+        return published
+    least = max(published.least, published.unit**2)
     if max_pixels < least:
         raise ValueError(f"max_pixels must be at least {least}, the fewest this model sees of an image, got {max_pixels}")
-    return replace(own, most=max_pixels)
+    return replace(published, most=max_pixels)
 
 
 class Prompts:
     """Inputs as token ids. Thread-safe."""
 
     def __init__(self, tokenizer: Tokenizer, settings: V4Settings) -> None:
-        """Raises CheckpointError for a tokenizer that adds tokens of its own or has not the prompt's."""
+        """Raise CheckpointError for a tokenizer that adds tokens of its own or lacks those of the prompt."""
         self.tokenizer = tokenizer
         self.before, self.after = tokenizer.ids([BEFORE, AFTER])
         self.pad, self.end = settings.image_token, settings.vision_end
@@ -119,8 +123,8 @@ class Prompts:
         rows = settings.text["vocab_size"]
         if tokenizer.special_count or whole.tolist()[-3:] != [settings.vision_start, self.pad, self.end]:
             raise CheckpointError(
-                "tokenizer.json is not this model's: it adds tokens to a text, or has not the ids of <|vision_start|>, "
-                "<|image_pad|> and <|vision_end|> that stand in config.json. Fetch the model again"
+                "tokenizer.json is not this model's: it adds tokens to a text, or its ids of <|vision_start|>, "
+                "<|image_pad|> and <|vision_end|> are not those in config.json. Fetch the model again"
             )
         if tokenizer.vocabulary_size > rows:
             raise CheckpointError(
@@ -129,18 +133,18 @@ class Prompts:
 
     @staticmethod
     def prefix(task: str) -> str:
-        """What stands before a text, by the full task."""
+        """Return the words that stand before a text, by the full task."""
         return "Passage: " if task.endswith(".passage") else "Query: "
 
     def with_image(self, words: npt.NDArray[np.int32], high: int, wide: int) -> npt.NDArray[np.int32]:
-        """The prompt around high * wide image tokens, with the ids of a text or of DESCRIBE behind them."""
+        """Return the prompt around high * wide image tokens, with the ids of a text or of DESCRIBE behind them."""
         image = np.full(high * wide, self.pad, dtype=np.int32)
         return np.concatenate([self.before, image, np.array([self.end], dtype=np.int32), words, self.after])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Input:
-    """One input prepared: its row, the token range its dense vector is the mean of, its image, and whether it was cut."""
+    """One input prepared: its row, the range of tokens whose mean is its dense vector, its image, and whether it was cut."""
 
     row: Row
     start: int
@@ -150,11 +154,12 @@ class _Input:
     cut: bool = False
 
 
-class JinaV4:
+class JinaV4(TokenMethods):
     """An `Encoder` and a `TokenEncoder` (see `contract.py`). Thread-safe. Inputs of all kinds may be mixed in a call.
 
-    `max_pixels` of a call: the most pixels an image keeps, instead of what was said at loading; what differs from that is not
-    in the fingerprint.
+    `max_pixels` of a call: the most pixels an image keeps, instead of the limit set at loading; the fingerprint holds only the
+    latter. Token states are those after the final norm, 2048 wide. Attention is causal: a token's state depends on the tokens
+    before it, and on none that follow.
     """
 
     def __init__(self, card: EncoderCard, *, network: QwenAdapted, settings: V4Settings, prompts: Prompts) -> None:
@@ -175,7 +180,7 @@ class JinaV4:
         truncate: bool = False,
         max_pixels: int | None = None,
     ) -> Encoding:
-        """n texts, images, or pairs of both -> n unit rows and n multi-vectors, in order.
+        """Return n unit rows and n multi-vectors for n texts, images, or pairs of both, in order.
 
         Raises InputTooLong (unless `truncate`, which cuts texts, never images), EncodeError for a bad image.
         """
@@ -191,7 +196,7 @@ class JinaV4:
         truncate: bool = False,
         max_pixels: int | None = None,
     ) -> Encoding:
-        """As `encode_query`, in the other role. Images are decoded batch by batch."""
+        """Encode as `encode_query` does, in the other role. Images are decoded batch by batch."""
         tasks = [full_task(task, self.card, role="document")] * len(documents)
         return self._encode(documents, tasks, truncate_dim=truncate_dim, truncate=truncate, max_pixels=max_pixels)
 
@@ -204,31 +209,16 @@ class JinaV4:
         truncate: bool = False,
         max_pixels: int | None = None,
     ) -> Encoding:
-        """By full name or symmetric family: one for all inputs, or one each; a batch may mix them."""
-        named = [task] * len(inputs) if isinstance(task, str) else list(task)
-        if len(named) != len(inputs):
-            raise ValueError(f"{len(named)} tasks for {len(inputs)} inputs: give one for all, or one each")
-        full = {name: full_task(name, self.card, role=None) for name in {*named, *([task] if isinstance(task, str) else [])}}
-        tasks = [full[name] for name in named]
+        """Encode by full name or symmetric family: one for all inputs, or one each; a batch may mix them."""
+        tasks = full_task_of_each(task, len(inputs), self.card)
         return self._encode(inputs, tasks, truncate_dim=truncate_dim, truncate=truncate, max_pixels=max_pixels)
 
-    def encode_tokens(self, text: str, *, task: str | None = None) -> TokenStates:
-        """The states after the final norm of one text within the limit, in the document role: 2048 wide, not of unit length.
-
-        Attention is causal: a token's state knows what stands before it, and nothing of what follows.
-        """
-        tokens = self.token_ids(text, task=task)
-        if len(tokens.ids) > self.card.max_tokens:
-            raise too_long(0, len(tokens.ids), self.card)
-        [states] = self.encode_ids([tokens.ids], task=task)
-        return TokenStates(states, tokens.spans, tokens.special)
-
     def token_ids(self, text: str, *, task: str | None = None) -> TokenIds:
-        """The prefix's tokens, marked special, and the text's; any length."""
+        """Return the prefix's tokens, marked special, and the text's; any length."""
         return self._behind(self._prompts.prefix(full_task(task, self.card, role="document")), text)
 
     def query_tokens(self, query: str, *, task: str | None = None) -> Ints:
-        """Of each vector of a query alone, the characters of it; (0, 0) for the prefix's."""
+        """Return the characters that each vector of a query text stands for, (t, 2) int64; (0, 0) for the prefix's."""
         prefix = self._prompts.prefix(full_task(task, self.card, role="query"))
         return self._behind(prefix, query).spans[: self.card.max_tokens]
 
@@ -241,54 +231,44 @@ class JinaV4:
         spans[special] = 0
         return TokenIds(ids, spans, special)
 
-    def encode_ids(self, rows: Sequence[npt.NDArray[Any]], *, task: str | None = None) -> list[Floats]:
-        """The states after the final norm of each row of ids within the limit; nothing is added to a row."""
+    def encode_ids(self, rows: Sequence[IdArray], *, task: str | None = None) -> list[Floats]:
+        """Return the states after the final norm of each row of ids within the limit; nothing is added to a row."""
         adapter = full_task(task, self.card, role="document").partition(".")[0]
-        for i, row in enumerate(rows):
-            if len(row) == 0:
-                raise ValueError(f"row {i} has no ids")
-            if len(row) > self.card.max_tokens:
-                raise too_long(i, len(row), self.card)
+        check_rows(rows, self.card)
         inputs = [_Input(Row(np.asarray(row, dtype=np.int32), adapter), 0, len(row)) for row in rows]
-        found: list[Floats] = [np.empty((0, 0), dtype=np.float32)] * len(rows)
+        states_by_row: list[Floats] = [np.empty((0, 0), dtype=np.float32)] * len(rows)
 
-        def keep(at: int, states: Any, multi: Any) -> None:
-            found[at] = states.float().cpu().numpy()
+        def keep(position: int, states: Tensor, multi: Tensor) -> None:
+            states_by_row[position] = states.float().cpu().numpy()
 
         self._run(inputs, keep)
-        return found
+        return states_by_row
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """The text of the tokenizer's own ids, without prefix."""
+        """Return the text of the tokenizer's own ids, without prefix."""
         return self._prompts.tokenizer.text_of(ids)
 
-    def token_spans(self, text: str) -> Ints:
-        """Character spans of the text's own tokens, (t, 2) int64, ascending; any length."""
-        tokens = self.token_ids(text)
-        return tokens.spans[~tokens.special]
-
-    def count_tokens(self, documents: Sequence[str]) -> Ints:
-        """Tokens of each text in the document role, prefix included, (n,) int64; any length."""
-        return self.task_tokens(documents, full_task(None, self.card, role="document"))
-
     def task_tokens(self, texts: Sequence[str], task: str) -> Ints:
-        """As `count_tokens`, with the prefix of a full task."""
+        """Count as `count_tokens` does, with the prefix of a full task."""
         check_texts(texts)
         prefix = self._prompts.prefix(task)
         return self._prompts.tokenizer.counts([prefix + text for text in texts])
 
     def image_tokens(self, width: int, height: int) -> int:
-        """How many tokens the model sees of an upright image alone, those of the prompt around it included."""
+        """Return how many tokens the model sees of an upright image alone, those of the prompt around it included."""
         prompts, resizing = self._prompts, self._settings.resizing
         wide, high = (side // resizing.unit for side in resizing.size(width, height))
         return len(prompts.with_image(prompts.tokenizer.ids([DESCRIBE])[0], high, wide))
 
     def image_size(self, width: float, height: float) -> tuple[int, int]:
-        """(width, height) in pixels of the most that the model sees of an image of these proportions."""
+        """Return the largest (width, height) in pixels at which the model sees an image of these proportions."""
         return self._settings.resizing.largest(width, height)
 
     def patches(self, width: int, height: int, *, max_pixels: int | None = None) -> Patches:
-        """A cell is four patches, joined by the model: 28 x 28 pixels after resizing. max_pixels: as for `encode_document`."""
+        """Return the grid of an image. A cell is four patches that the model joins: 28 x 28 pixels after resizing.
+
+        max_pixels: as for `encode_document`.
+        """
         check_sides(width, height)
         resizing = _resizing(self._settings.resizing, max_pixels)
         columns, rows = (side // resizing.unit for side in resizing.size(width, height))
@@ -298,35 +278,33 @@ class JinaV4:
     def _encode(
         self, items: Sequence[Item], tasks: Sequence[str], *, truncate_dim: int | None, truncate: bool, max_pixels: int | None
     ) -> Encoding:
-        if isinstance(items, str):
-            raise TypeError("expected a list of inputs, got one str: wrap it in a list")
         check_truncate_dim(truncate_dim, self.card)
         inputs = self._prepare(items, tasks, truncate=truncate, resizing=_resizing(self._settings.resizing, max_pixels))
         dense = np.empty((len(inputs), self.card.dims), dtype=np.float32)
         multi: list[Floats] = [np.empty((0, 0), dtype=np.float32)] * len(inputs)
 
-        def keep(at: int, states: Any, vectors: Any) -> None:
-            dense[at] = states[inputs[at].start : inputs[at].end].float().mean(dim=0).cpu().numpy()
-            multi[at] = unit_rows(vectors.float().cpu().numpy())
+        def keep(position: int, states: Tensor, vectors: Tensor) -> None:
+            pooled = states[inputs[position].start : inputs[position].end]
+            dense[position] = pooled.float().mean(dim=0).cpu().numpy()
+            multi[position] = unit_rows(vectors.float().cpu().numpy())
 
         self._run(inputs, keep)
         dense, lengths = unit_and_lengths(dense, truncate_dim)
-        none = MultiVectors(np.empty((0, self.card.multi_dims), dtype=np.float32), np.zeros(1, dtype=np.int64))
-        packed = MultiVectors.pack(multi) if multi else none
-        return Encoding(dense, packed, truncated=sum(one.cut for one in inputs), lengths=lengths)
+        packed = pack_multi(multi, self.card.multi_dims)
+        return Encoding(dense, packed, truncated=sum(prepared.cut for prepared in inputs), lengths=lengths)
 
     def _prepare(self, items: Sequence[Item], tasks: Sequence[str], *, truncate: bool, resizing: Resizing) -> list[_Input]:
-        """Token ids of everything, and sizes of images, which are not decoded yet."""
-        parts = [split_item(i, item) for i, item in enumerate(items)]
+        """Return the token ids of all inputs, and the sizes of their images, which are not decoded yet."""
+        parts = split_items(items)
         words = [
             DESCRIBE if text is None else self._prompts.prefix(task) + text for (text, _), task in zip(parts, tasks, strict=True)
         ]
         ids = self._prompts.tokenizer.ids(words)
         return [
-            self._text(i, own, task, truncate=truncate)
+            self._text(i, row, task, truncate=truncate)
             if image is None
-            else self._image(i, image, own, task, beside=text is not None, truncate=truncate, resizing=resizing)
-            for i, ((text, image), own, task) in enumerate(zip(parts, ids, tasks, strict=True))
+            else self._image(i, image, row, task, beside_text=text is not None, truncate=truncate, resizing=resizing)
+            for i, ((text, image), row, task) in enumerate(zip(parts, ids, tasks, strict=True))
         ]
 
     def _text(self, index: int, ids: npt.NDArray[np.int32], task: str, *, truncate: bool) -> _Input:
@@ -342,50 +320,50 @@ class JinaV4:
         words: npt.NDArray[np.int32],
         task: str,
         *,
-        beside: bool,
+        beside_text: bool,
         truncate: bool,
         resizing: Resizing,
     ) -> _Input:
-        """words: the text beside the image, which is pooled with it; or else DESCRIBE, which is not."""
+        """Prepare an image. words: the text beside it, which is pooled with it; or else DESCRIBE, which is not."""
         size = resizing.size(*upright_size(index, image))
         wide, high = (side // resizing.unit for side in size)
         prompts = self._prompts
         at = len(prompts.before)
         end = at + high * wide + 1  # behind <|vision_end|>
         room = self.card.max_tokens - end - len(prompts.after)
-        if room < 1 or (len(words) > room and not (beside and truncate)):
+        if room < 1 or (len(words) > room and not (beside_text and truncate)):
             raise InputTooLong(
                 f"input {index} has {end + len(words) + len(prompts.after)} tokens, {high * wide} of them for its image of "
                 f"{size[0]} x {size[1]} pixels after resizing, but {self.card.name} is set to take {self.card.max_tokens}. Lower "
                 "max_pixels, shorten the text beside it, or pass truncate=True to cut the text"
             )
-        kept = words[:room]
-        row = Row(prompts.with_image(kept, high, wide), task.partition(".")[0], at=at, high=high, wide=wide)
+        fitting = words[:room]
+        row = Row(prompts.with_image(fitting, high, wide), task.partition(".")[0], at=at, high=high, wide=wide)
         start = at - 1  # at <|vision_start|>
-        return _Input(row, start, end + len(kept) * beside, image=image, size=size, cut=len(words) > room)
+        return _Input(row, start, end + len(fitting) * beside_text, image=image, size=size, cut=len(words) > room)
 
-    def _run(self, inputs: Sequence[_Input], keep: Any) -> None:
-        """Compute every input; `keep(position, states (t, d), multi (t, m))` takes what came of each."""
-        for batch, pixels in ahead(lambda at: (at, self._pixels(inputs, at)), self._batches(inputs)):
+    def _run(self, inputs: Sequence[_Input], keep: Sink) -> None:
+        """Compute every input, and call `keep` with the results of each."""
+        for batch, pixels in ahead(lambda batch: (batch, self._pixels(inputs, batch)), self._batches(inputs)):
             self._run_batch(inputs, batch, pixels, keep)
 
     def _batches(self, inputs: Sequence[_Input]) -> Iterator[list[int]]:
-        """Positions, longest first, in batches within both budgets, or one input that is over them; by task within a batch."""
+        """Yield positions, longest first, in batches within both budgets or of one input; by task within a batch."""
         batch: list[int] = []
         patches = longest = 0
         for i in sorted(range(len(inputs)), key=lambda i: -len(inputs[i].row.ids)):
-            own = _patches(inputs[i])
-            if batch and ((len(batch) + 1) * longest > self._tokens or patches + own > self._patches):
+            more = _patches(inputs[i])
+            if batch and ((len(batch) + 1) * longest > self._tokens or patches + more > self._patches):
                 yield sorted(batch, key=lambda i: inputs[i].row.task)
                 batch, patches = [], 0
             longest = longest if batch else len(inputs[i].row.ids)
             batch.append(i)
-            patches += own
+            patches += more
         if batch:
             yield sorted(batch, key=lambda i: inputs[i].row.task)
 
     def _pixels(self, inputs: Sequence[_Input], batch: Sequence[int]) -> Floats | None:
-        """The patches of a batch's images below each other, (patches, 1176); None without images."""
+        """Return the patches of a batch's images below each other, (patches, 1176); None without images."""
         s, vision = self._settings, self._settings.vision
         shape = {"patch": vision["patch_size"], "frames": vision["temporal_patch_size"], "merge": vision["spatial_merge_size"]}
         rows = [
@@ -395,7 +373,8 @@ class JinaV4:
         ]
         return np.concatenate(rows) if rows else None
 
-    def _run_batch(self, inputs: Sequence[_Input], batch: Sequence[int], pixels: Floats | None, keep: Any) -> None:
+    def _run_batch(self, inputs: Sequence[_Input], batch: Sequence[int], pixels: Floats | None, keep: Sink) -> None:
+        """Compute a batch, in halves if there is no memory for all of it."""
         network = self._network
         try:
             with network.context():
@@ -413,5 +392,5 @@ class JinaV4:
             self._run_batch(inputs, half.tolist(), self._pixels(inputs, half.tolist()), keep)
 
 
-def _patches(one: _Input) -> int:
-    return 4 * one.row.high * one.row.wide
+def _patches(prepared: _Input) -> int:
+    return 4 * prepared.row.high * prepared.row.wide

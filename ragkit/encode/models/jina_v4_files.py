@@ -1,7 +1,7 @@
 """jina-embeddings-v4 on disk, in its published layout, checked: settings, the base in shards, three adapters in one file.
 
 The base is Qwen2.5-VL under its old tensor names, with one more linear layer, `multi_vector_projector`. `adapters/` holds a
-PEFT adapter per task in one file, the task standing in each tensor's name; PEFT itself would take them for one. Every tensor
+PEFT adapter per task in one file, with the task in each tensor's name; PEFT itself would take them for one adapter. Every tensor
 that the settings call for must be there in its shape, and no other. The remote code that config.json names is not run.
 """
 
@@ -10,11 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ragkit.core.errors import CheckpointError
-from ragkit.encode.checkpoints.checkpoint import StoredTensors, check_names_and_shapes, read_json
+from ragkit.encode.checkpoints.checkpoint import (
+    Config,
+    StoredTensors,
+    check_names_and_shapes,
+    impossible_sizes,
+    read_json,
+    read_plain_lora,
+)
 from ragkit.encode.images import Resizing
+from ragkit.encode.torch_backend import Tensor
 
 ADAPTED = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
@@ -33,15 +40,14 @@ _VISION = (
     "depth", "hidden_size", "intermediate_size", "num_heads", "in_channels", "out_hidden_size", "patch_size",
     "spatial_merge_size", "temporal_patch_size", "window_size", "fullatt_block_indexes",
 )  # fmt: skip
-_PLAIN_LORA = ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern", "modules_to_save", "fan_in_fan_out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class V4Settings:
     """What config.json, preprocessor_config.json and adapter_config.json say."""
 
-    text: Mapping[str, Any]  # as transformers' Qwen2_5_VLTextConfig takes it
-    vision: Mapping[str, Any]  # as Qwen2_5_VLVisionConfig takes it
+    text: Config  # as transformers' Qwen2_5_VLTextConfig takes it
+    vision: Config  # as Qwen2_5_VLVisionConfig takes it
     image_token: int
     vision_start: int
     vision_end: int
@@ -56,16 +62,13 @@ class V4Settings:
 
     @classmethod
     def read(cls, folder: Path) -> V4Settings:
-        """Raises CheckpointError for what is missing or another model's."""
+        """Read all three files. Raises CheckpointError for a setting that is missing or another model's."""
         config, pixels = read_json(folder / "config.json"), read_json(folder / "preprocessor_config.json")
-        adapters = read_json(folder / "adapters" / "adapter_config.json")
         try:
             vision = config["vision_config"]
             text = {**config, **(config.get("text_config") or {})}
             _refuse_others(folder, config, text, vision, pixels)
-            rank, scale = _lora(folder / "adapters" / "adapter_config.json", adapters)
-            merge, patch = int(vision["spatial_merge_size"]), int(vision["patch_size"])
-            size = pixels.get("size") or {}
+            rank, alpha = read_plain_lora(folder / "adapters" / "adapter_config.json")
             settings = cls(
                 text={name: text[name] for name in _TEXT} | {"rope_parameters": _rope(text)},
                 vision={name: vision[name] for name in _VISION},
@@ -76,12 +79,8 @@ class V4Settings:
                 matryoshka=tuple(map(int, config["matryoshka_dims"])),
                 tasks=tuple(map(str, config["task_names"])),
                 rank=rank,
-                scale=scale,
-                resizing=Resizing(
-                    unit=patch * merge,
-                    least=int(pixels.get("min_pixels") or size["shortest_edge"]),
-                    most=int(pixels.get("max_pixels") or size["longest_edge"]),
-                ),
+                scale=alpha / rank,
+                resizing=_resizing(vision, pixels),
                 mean=tuple(map(float, pixels["image_mean"])),
                 std=tuple(map(float, pixels["image_std"])),
             )
@@ -90,41 +89,62 @@ class V4Settings:
                 f"{folder} lacks settings of jina-embeddings-v4 in config.json, preprocessor_config.json or "
                 f"adapters/adapter_config.json ({error!r}). Fetch the model again"
             ) from None
-        settings._check(folder)
+        settings._check(folder / "config.json")
         return settings
 
-    def _check(self, folder: Path) -> None:
-        text, vision = self.text, self.vision
+    def _check(self, path: Path) -> None:
         if set(self.tasks) - set(TASKS) or not self.tasks:
-            raise CheckpointError(f"{folder / 'config.json'}: task_names are {self.tasks}, known are {', '.join(TASKS)}")
-        sizes = [value for part in (text, vision) for value in part.values() if not isinstance(value, list | dict)]
-        fits = (
-            all(isinstance(size, int | float) and size > 0 for size in sizes)
-            and text["hidden_size"] % text["num_attention_heads"] == 0
+            raise CheckpointError(f"{path}: task_names are {self.tasks}, known are {', '.join(TASKS)}")
+        sizes = [*self.text.values(), *self.vision.values()]
+        positive = all(isinstance(size, int | float) and size > 0 for size in sizes if not isinstance(size, list | dict))
+        if not (positive and self._heads_fit() and self._images_fit()):
+            raise impossible_sizes(path, f"{self.text}, {self.vision}")
+
+    def _heads_fit(self) -> bool:
+        """Return whether heads divide the widths, and rotary positions fill a head."""
+        text, vision = self.text, self.vision
+        return bool(
+            text["hidden_size"] % text["num_attention_heads"] == 0
             and text["num_attention_heads"] % text["num_key_value_heads"] == 0
             and 2 * sum(text["rope_parameters"]["mrope_section"]) == text["hidden_size"] // text["num_attention_heads"]
             and vision["hidden_size"] % (4 * vision["num_heads"]) == 0
-            and vision["out_hidden_size"] == text["hidden_size"]
+        )
+
+    def _images_fit(self) -> bool:
+        """Return whether the vision tower fits the text's width, and the images its windows."""
+        text, vision = self.text, self.vision
+        return bool(
+            vision["out_hidden_size"] == text["hidden_size"]
             and vision["window_size"] % self.resizing.unit == 0
             and 0 < self.resizing.least <= self.resizing.most
             and len(self.mean) == len(self.std) == 3
         )
-        if not fits:
-            raise CheckpointError(f"{folder / 'config.json'} has impossible sizes: {text}, {vision}. Fetch the model again")
 
 
-def _rope(text: Mapping[str, Any]) -> dict[str, Any]:
-    """In transformers' names: theta and the sections of time, row and column must both survive."""
-    rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
+def _resizing(vision: Config, pixels: Config) -> Resizing:
+    size = pixels.get("size") or {}
+    return Resizing(
+        unit=int(vision["patch_size"]) * int(vision["spatial_merge_size"]),
+        least=int(pixels.get("min_pixels") or size["shortest_edge"]),
+        most=int(pixels.get("max_pixels") or size["longest_edge"]),
+    )
+
+
+def _rope(text: Config) -> dict[str, object]:
+    """Return rotary settings in transformers' names: theta and the sections of time, row and column must both survive."""
+    rope = _rope_settings(text)
     theta = float(rope["rope_theta"] if "rope_theta" in rope else text["rope_theta"])
     return {"rope_type": "default", "rope_theta": theta, "mrope_section": [int(part) for part in rope["mrope_section"]]}
 
 
-def _refuse_others(
-    folder: Path, config: Mapping[str, Any], text: Mapping[str, Any], vision: Mapping[str, Any], pixels: Mapping[str, Any]
-) -> None:
-    rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
-    known = {
+def _rope_settings(text: Config) -> Config:
+    return {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
+
+
+def _refuse_others(folder: Path, config: Config, text: Config, vision: Config, pixels: Config) -> None:
+    """Raise CheckpointError for a setting whose value belongs to another model."""
+    rope = _rope_settings(text)
+    allowed = {
         "single_vector_pool_strategy": (config.get("single_vector_pool_strategy", "mean"), ("mean",)),
         "hidden_act": (text.get("hidden_act", "silu"), ("silu",)),
         "vision_config.hidden_act": (vision.get("hidden_act", "silu"), ("silu",)),
@@ -141,25 +161,16 @@ def _refuse_others(
         },
         "rescale_factor": (round(1 / float(pixels.get("rescale_factor", 1 / 255)), 3), (255.0,)),
     }
-    for name, (found, values) in known.items():
-        if found not in values:
+    for name, (value, values) in allowed.items():
+        if value not in values:
             raise CheckpointError(
-                f"{folder}: {name} is {found!r}, but in jina-embeddings-v4 it is {values[0]!r}: this is another model, and would "
+                f"{folder}: {name} is {value!r}, but in jina-embeddings-v4 it is {values[0]!r}: this is another model, and would "
                 "get wrong vectors here"
             )
 
 
-def _lora(path: Path, config: Mapping[str, Any]) -> tuple[int, float]:
-    """(rank, alpha / rank). Anything that plain LoRA does not have is refused."""
-    unlike = {name: config[name] for name in _PLAIN_LORA if config.get(name)}
-    if config.get("peft_type") != "LORA" or unlike or config.get("bias", "none") != "none":
-        raise CheckpointError(f"{path} is not a plain LoRA adapter: {unlike or config.get('peft_type')}")
-    rank = int(config["r"])
-    return rank, float(config["lora_alpha"]) / rank
-
-
 class V4Tensors:
-    """The shards of the base as one, and the adapters. Tensors are torch's, mapped, in their stored dtype."""
+    """The shards of the base as one, and the adapters. Tensors are mapped, in their stored dtype."""
 
     def __init__(self, folder: Path, settings: V4Settings) -> None:
         """Open and check the adapters. The base is checked against the module it is to fill, by `check`."""
@@ -172,20 +183,21 @@ class V4Tensors:
         check_names_and_shapes(self._adapters.path, self._adapters.shapes, _adapter_shapes(settings))
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        found = {name: shard.shapes[name] for name, shard in self._where.items()}
-        check_names_and_shapes(self._index if self._index.exists() else self.files[0], found, expected)
+        """Raise CheckpointError unless the base has the expected tensors in their shapes, and no others."""
+        stored = {name: shard.shapes[name] for name, shard in self._where.items()}
+        check_names_and_shapes(self._index if self._index.exists() else self.files[0], stored, expected)
 
     @property
     def dtype(self) -> str:
-        """That of the base: "bfloat16" as published."""
+        """The dtype of the base: "bfloat16" as published."""
         name, shard = next(iter(self._where.items()))
         return str(shard.mapped(name).dtype).removeprefix("torch.")
 
-    def base(self, name: str) -> Any:
+    def base(self, name: str) -> Tensor:
         return self._where[name].mapped(name)
 
-    def low_rank(self, module: str, task: str) -> tuple[Any, Any]:
-        """(A (rank, in), B (out, rank)) of a module in Qwen2_5_VLModel's names, or of the projector."""
+    def low_rank(self, module: str, task: str) -> tuple[Tensor, Tensor]:
+        """Return (A (rank, in), B (out, rank)) of a module in Qwen2_5_VLModel's names, or of the projector."""
         a, b = _adapter_names(module, task)
         return self._adapters.mapped(a), self._adapters.mapped(b)
 
@@ -206,7 +218,7 @@ def _adapter_names(module: str, task: str) -> tuple[str, str]:
 
 
 def adapted_modules(settings: V4Settings) -> dict[str, tuple[int, int]]:
-    """(out, in) of every linear layer that has adapters, in Qwen2_5_VLModel's names, and of the projector."""
+    """Return (out, in) of every linear layer that has adapters, in Qwen2_5_VLModel's names, and of the projector."""
     h, f = settings.text["hidden_size"], settings.text["intermediate_size"]
     kv = h // settings.text["num_attention_heads"] * settings.text["num_key_value_heads"]
     own = dict(zip(ADAPTED, ((h, h), (kv, h), (kv, h), (h, h), (f, h), (f, h), (h, f)), strict=True))
@@ -223,7 +235,7 @@ def _adapter_shapes(settings: V4Settings) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def is_v4(folder: Path, config: Mapping[str, Any], names: frozenset[str]) -> bool:
-    """Whether a folder has this layout, by its tensors and adapters; not by its model_type, which is Qwen2.5-VL's."""
+def is_v4(folder: Path, config: Config, names: frozenset[str]) -> bool:
+    """Return whether a folder has this layout, by its tensors and adapters; its model_type is Qwen2.5-VL's."""
     heads = f"{PROJECTOR}.weight" in names or (folder / "adapters" / "adapter_config.json").is_file()
     return heads and "visual.patch_embed.proj.weight" in names and "model.embed_tokens.weight" in names

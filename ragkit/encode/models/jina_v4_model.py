@@ -1,16 +1,17 @@
 """jina-embeddings-v4's network: transformers' Qwen2_5_VLModel with adapters that each row chooses, and the projector.
 
-In go rows of token ids, some with an image at a place; out come the states after the final norm, and the multi-vectors, of one
-forward pass. Rows are padded on the right: attention is causal, so no token of a row can see its padding, and none is masked.
+It takes rows of token ids, some with an image at a place, and returns the states after the final norm, and the multi-vectors,
+of one forward pass. Rows are padded on the right: attention is causal, so no token can see its row's padding, and none is masked.
 
-Positions are made here, in three dimensions, for every row: left to itself the class falls back to one dimension where an
-image is, without a word. Weights stay where the files are mapped, as long as device and dtype are those of the files.
+Positions are made here, in three dimensions, for every row: otherwise the class falls back to one dimension where an image
+stands, and does not say so. Weights stay where the files are mapped, as long as device and dtype are those of the files.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -21,8 +22,10 @@ import numpy.typing as npt
 from ragkit.core.errors import CheckpointError, MissingExtra
 from ragkit.core.types import Floats, Ints
 from ragkit.encode.models.jina_v4_files import PROJECTOR, V4Settings, V4Tensors, adapted_modules
+from ragkit.encode.torch_backend import Tensor, Torch, import_torch
 
-Tensor = Any  # torch.Tensor
+Dtype = Any  # torch.dtype
+Module = Any  # torch.nn.Module, or one of its functions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +39,7 @@ class Row:
     wide: int = 0
 
     def positions(self) -> Ints:
-        """(3, t): time, row and column of each token. Text counts on in all three; an image stands still in time."""
+        """Return time, row and column of each token, (3, t). Text counts on in all three; an image stands still in time."""
         length, image = len(self.ids), self.high * self.wide
         places = np.tile(np.arange(length), (3, 1))
         if image:
@@ -50,11 +53,11 @@ class Row:
 class Adapters:
     """LoRA of one linear layer: y + scale * x A B by the task of each row."""
 
-    def __init__(self, pairs: Mapping[str, tuple[Tensor, Tensor]], scale: float, linear: Any) -> None:
+    def __init__(self, pairs: Mapping[str, tuple[Tensor, Tensor]], scale: float, linear: Module) -> None:
         self._pairs, self._scale, self._linear = pairs, scale, linear
 
     def add(self, y: Tensor, x: Tensor, runs: Sequence[tuple[str, slice]]) -> Tensor:
-        """y (n, t, out), changed in place; x (n, t, in); runs: rows of one task beside each other."""
+        """Add the adapters' share to y (n, t, out), in place, and return it; x (n, t, in); runs: rows of one task in a row."""
         for task, rows in runs:
             a, b = self._pairs[task]
             y[rows].add_(self._linear(self._linear(x[rows], a), b), alpha=self._scale)
@@ -64,9 +67,9 @@ class Adapters:
 class QwenAdapted:
     """The network on its device. Thread-safe: one batch at a time."""
 
-    def __init__(self, settings: V4Settings, tensors: V4Tensors, *, device: str, dtype: Any) -> None:
-        """dtype: torch's. Raises CheckpointError for weights that do not fit."""
-        self.torch = _import_torch()
+    def __init__(self, settings: V4Settings, tensors: V4Tensors, *, device: str, dtype: Dtype) -> None:
+        """Build the network and fill it. dtype: torch's. Raises CheckpointError for weights that do not fit."""
+        self.torch = import_torch()
         self.device, self.dtype = device, dtype
         self._merge = int(settings.vision["spatial_merge_size"])
         self._lock = threading.Lock()
@@ -75,9 +78,9 @@ class QwenAdapted:
         self._fill(settings, tensors)
 
     def forward(self, rows: Sequence[Row], pixels: Floats | None) -> tuple[Tensor, Tensor]:
-        """(states (n, longest, d), multi-vectors (n, longest, m), not normalised); what lies behind a row's end means nothing.
+        """Return (states (n, longest, d), multi-vectors (n, longest, m), not normalised); ignore what is behind a row's end.
 
-        rows: those of one task beside each other. pixels: rows of patches of all images, in order, or None. Call it within
+        rows: those of one task stand together. pixels: rows of patches of all images, in order, or None. Call it within
         `context`.
         """
         torch, longest = self.torch, max(len(row.ids) for row in rows)
@@ -97,15 +100,16 @@ class QwenAdapted:
             states = output.last_hidden_state
             return states, self._project(states)
 
-    def context(self) -> Any:
-        return self.torch.inference_mode()
+    def context(self) -> AbstractContextManager[object]:
+        """Return the context to enter around `forward`."""
+        return self.torch.inference_mode()  # type: ignore[no-any-return]
 
     def _project(self, states: Tensor) -> Tensor:
-        """The multi-vectors of states, not normalised."""
+        """Return the multi-vectors of states, not normalised."""
         return self._head_adapters.add(self.torch.nn.functional.linear(states, *self._head), states, self._runs)
 
     def _place_images(self, inputs: Tensor, rows: Sequence[Row], pixels: Floats) -> None:
-        """Write what the vision tower makes of the images over their tokens' embeddings, (n, longest, d)."""
+        """Write the vision tower's vectors of the images over their tokens' embeddings, (n, longest, d)."""
         torch = self.torch
         grids = [(1, row.high * self._merge, row.wide * self._merge) for row in rows if row.high]
         patches = torch.from_numpy(pixels).to(self.device, self.dtype)
@@ -118,37 +122,35 @@ class QwenAdapted:
 
     def _fill(self, settings: V4Settings, tensors: V4Tensors) -> None:
         """Give the module its weights, mapped where they may stay as they are, and its adapters."""
-        torch, model = self.torch, self._model
+        model = self._model
         shapes = {_published(name): tuple(weight.shape) for name, weight in model.state_dict().items()}
         shapes |= {f"{PROJECTOR}.weight": (settings.multi_dims, settings.text["hidden_size"])}
         tensors.check(shapes | {f"{PROJECTOR}.bias": (settings.multi_dims,)})
-
-        def place(tensor: Tensor) -> Tensor:
-            return tensor.to(self.device, self.dtype)
-
-        weights = {name: place(tensors.base(_published(name))) for name in model.state_dict()}
+        weights = {name: self._place(tensors.base(_published(name))) for name in model.state_dict()}
         model.load_state_dict(weights, assign=True)
         for rotary in ("visual.rotary_pos_emb", "language_model.rotary_emb"):
             parent, _, name = rotary.rpartition(".")
             old = model.get_submodule(rotary)  # its frequencies are computed, not stored, and have no values yet
             setattr(model.get_submodule(parent), name, type(old)(config=old.config).to(self.device))
-        linear = torch.nn.functional.linear
-        adapters = {
-            module: Adapters(
-                {task: (place(a), place(b)) for task in settings.tasks for a, b in [tensors.low_rank(module, task)]},
-                settings.scale,
-                linear,
-            )
-            for module in adapted_modules(settings)
-        }
-        for module, own in adapters.items():
-            if module != PROJECTOR:
-                model.get_submodule(module).register_forward_hook(self._hook(own))
-        self._head = place(tensors.base(f"{PROJECTOR}.weight")), place(tensors.base(f"{PROJECTOR}.bias"))
-        self._head_adapters = adapters[PROJECTOR]
+        self._add_adapters(settings, tensors)
+        self._head = self._place(tensors.base(f"{PROJECTOR}.weight")), self._place(tensors.base(f"{PROJECTOR}.bias"))
         model.requires_grad_(False).eval()
 
-    def _hook(self, adapters: Adapters) -> Any:
+    def _add_adapters(self, settings: V4Settings, tensors: V4Tensors) -> None:
+        """Hook the adapters to their linear layers, and keep those of the projector."""
+        for module in adapted_modules(settings):
+            pairs = {task: tensors.low_rank(module, task) for task in settings.tasks}
+            placed = {task: (self._place(a), self._place(b)) for task, (a, b) in pairs.items()}
+            adapters = Adapters(placed, settings.scale, self.torch.nn.functional.linear)
+            if module == PROJECTOR:
+                self._head_adapters = adapters
+            else:
+                self._model.get_submodule(module).register_forward_hook(self._hook(adapters))
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype)
+
+    def _hook(self, adapters: Adapters) -> Callable[[Module, Sequence[Tensor], Tensor], Tensor]:
         return lambda module, inputs, y: adapters.add(y, inputs[0], self._runs)
 
 
@@ -162,13 +164,13 @@ def _runs(rows: Sequence[Row]) -> list[tuple[str, slice]]:
 
 
 def _published(name: str) -> str:
-    """The name that the shards have for one of Qwen2_5_VLModel's."""
+    """Return the name in the shards for one of Qwen2_5_VLModel's."""
     return name.replace("language_model.", "model.", 1)
 
 
-def _on_meta(settings: V4Settings, *, flash: bool) -> Any:
-    """The module without memory for weights, its configuration built by class: no Auto class looks at the folder."""
-    torch = _import_torch()
+def _on_meta(settings: V4Settings, *, flash: bool) -> Module:
+    """Return the module without memory for weights. Its configuration is built by class: no Auto class looks at the folder."""
+    torch = import_torch()
     try:
         from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
     except ImportError:
@@ -187,21 +189,18 @@ def _on_meta(settings: V4Settings, *, flash: bool) -> Any:
     )
     with torch.device("meta"):
         model = Qwen2_5_VLModel._from_config(config, attn_implementation="flash_attention_2" if flash else "sdpa")
-    kept, wanted = dict(model.language_model.config.rope_parameters), settings.text["rope_parameters"]
-    if any(kept.get(name) != value for name, value in wanted.items()):
-        raise CheckpointError(f"this version of transformers makes {kept} of {wanted}, and positions would be wrong: use another")
+    actual, expected = dict(model.language_model.config.rope_parameters), settings.text["rope_parameters"]
+    if any(actual.get(name) != value for name, value in expected.items()):
+        raise CheckpointError(
+            f"this version of transformers turns the rotary settings {expected} into {actual}, and positions would be wrong: "
+            "install another version"
+        )
     return model
 
 
-def _flash(device: str, dtype: Any, torch: Any) -> bool:
+def _flash(device: str, dtype: Dtype, torch: Torch) -> bool:
     if not device.startswith("cuda") or dtype == torch.float32:
         return False
     from transformers.utils import is_flash_attn_2_available
 
     return bool(is_flash_attn_2_available())
-
-
-def _import_torch() -> Any:
-    from ragkit.encode.models.kernels import import_torch
-
-    return import_torch()

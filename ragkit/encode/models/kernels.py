@@ -1,7 +1,7 @@
 """The arithmetic of a transformer encoder on packed rows, twice: with numpy, and with torch.
 
-Packed: the tokens of all texts of a batch lie below each other, (sum of lengths, width), without padding; only attention
-knows where a text ends. `runs` says so: (texts, tokens each) of neighbouring texts of equal length, so that each run is
+Packed: the tokens of all texts of a batch lie below each other, (sum of lengths, width), without padding. Only attention
+needs to know where a text ends: `runs` are (texts, tokens each) of neighbouring texts of equal length, so that each run is
 one dense attention. A text's numbers do not depend on its neighbours beyond rounding.
 
 numpy is for the first query of a fresh process: importing torch takes longer than encoding it. Both give the same to 1e-6.
@@ -11,73 +11,73 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.core.errors import MissingExtra
 from ragkit.core.types import Floats
 from ragkit.encode.precision import compute_dtype
+from ragkit.encode.torch_backend import Tensor, import_torch
 
-Tensor = Any  # torch.Tensor: naming the type would import torch, or tie the types here to one version of it
 Runs = Sequence[tuple[int, int]]
+Value = TypeVar("Value")
 
 
 class Kernels(Protocol):
-    """What the forward pass in `bert.py` is written with; x and y are packed rows (T, width)."""
+    """The operations of the forward pass in `bert.py`; x and y are packed rows (T, width), of numpy or of torch."""
 
     @property
     def out_of_memory(self) -> type[Exception]:
-        """What is raised when a batch does not fit."""
+        """The exception raised when a batch does not fit."""
         ...
 
     @property
     def threads(self) -> int:
-        """How many threads the calling thread's operations use."""
+        """The number of threads that the calling thread's operations use."""
         ...
 
     def alone(self) -> None:
-        """From now on the calling thread's operations use no other thread."""
+        """Let the calling thread's operations use no other thread from now on."""
         ...
 
-    def context(self) -> AbstractContextManager[Any]:
-        """To be entered around all calls."""
+    def context(self) -> AbstractContextManager[object]:
+        """Return the context to enter around all calls."""
         ...
 
-    def gather(self, table: Any, rows: npt.NDArray[np.int32]) -> Any:
-        """Rows of a table (v, width) -> (T, width)."""
+    def gather(self, table: Tensor, rows: npt.NDArray[np.int32]) -> Tensor:
+        """Return rows (T, width) of a table (v, width)."""
         ...
 
-    def linear(self, x: Any, weight: Any, bias: Any) -> Any:
-        """x (T, in) @ weight (out, in).T + bias (out,) -> (T, out)."""
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return x (T, in) @ weight (out, in).T + bias (out,): (T, out)."""
         ...
 
-    def gelu(self, x: Any) -> Any:
-        """The exact form, by erf."""
+    def gelu(self, x: Tensor) -> Tensor:
+        """Return GELU in its exact form, by erf."""
         ...
 
-    def norm_of_sum(self, x: Any, y: Any, weight: Any, bias: Any, eps: float) -> Any:
-        """Layer normalisation of x + y."""
+    def norm_of_sum(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Return the layer normalisation of x + y."""
         ...
 
-    def attention(self, qkv: Any, runs: Runs, heads: int) -> Any:
-        """Bidirectional attention within each text: qkv (T, 3 * width) -> (T, width), scaled by 1 / sqrt(head width)."""
+    def attention(self, qkv: Tensor, runs: Runs, heads: int) -> Tensor:
+        """Attend in both directions within each text: qkv (T, 3 * width) -> (T, width), scaled by 1 / sqrt(head width)."""
         ...
 
-    def to_numpy(self, x: Any) -> Floats:
-        """As float32 in main memory."""
+    def to_numpy(self, x: Tensor) -> Floats:
+        """Return x as float32 in main memory."""
         ...
 
-    def means(self, x: Any, runs: Runs) -> Floats:
-        """The mean row of each text, taken in float32: (texts, width)."""
+    def means(self, x: Tensor, runs: Runs) -> Floats:
+        """Return the mean row of each text, taken in float32: (texts, width)."""
         ...
 
 
 def runs_of(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """[5, 5, 3] -> [(2, 5), (1, 3)]."""
+    """Count neighbours of equal length: [5, 5, 3] -> [(2, 5), (1, 3)]."""
     runs: list[tuple[int, int]] = []
     for length in lengths:
         if runs and runs[-1][1] == length:
@@ -96,7 +96,7 @@ class NumpyKernels:
     def alone(self) -> None:
         pass
 
-    def context(self) -> AbstractContextManager[Any]:
+    def context(self) -> AbstractContextManager[object]:
         return nullcontext()
 
     def gather(self, table: Floats, rows: npt.NDArray[np.int32]) -> Floats:
@@ -139,7 +139,7 @@ class NumpyKernels:
 
 
 def _erf(x: Floats) -> Floats:
-    """The error function to 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26)."""
+    """Return the error function to 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26)."""
     sign, x = np.sign(x), np.abs(x)
     t = 1 / (1 + np.float32(0.3275911) * x)
     series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * np.float32(1.061405429)))))
@@ -150,8 +150,11 @@ _THREADS = threading.Lock()
 
 
 class TorchKernels:
-    """Any device and floating dtype torch has. What goes from layer to layer is float32, and rounded only to be multiplied:
-    rounding that sum, too, would cost three times the error (cosine 0.99990 instead of 0.99997) and save nothing."""
+    """Any device and floating dtype that torch has.
+
+    States go from layer to layer in float32, and are rounded only to be multiplied: rounding their sums, too, would cost three
+    times the error (cosine 0.99990 instead of 0.99997) and save nothing.
+    """
 
     def __init__(self, device: str, dtype: str) -> None:
         self.torch = import_torch()
@@ -159,30 +162,30 @@ class TorchKernels:
         self.dtype = getattr(self.torch, compute_dtype(dtype, device, self.torch))
         self.out_of_memory: type[Exception] = self.torch.OutOfMemoryError
 
-    def context(self) -> AbstractContextManager[Any]:
+    def context(self) -> AbstractContextManager[object]:
         return self.torch.inference_mode()  # type: ignore[no-any-return]
 
     @property
     def threads(self) -> int:
-        """How many threads the calling thread's operations use: torch's own default, or what `torch.set_num_threads` said."""
+        """The number of threads of the calling thread's operations: torch's default, or the last `torch.set_num_threads`."""
         return int(self.torch.get_num_threads()) if self.device.type == "cpu" else 1
 
     def alone(self) -> None:
-        """From now on the calling thread's operations use no other thread."""
+        """Let the calling thread's operations use no other thread from now on."""
         with _THREADS:
             before = self.torch.get_num_threads()
             self.torch.set_num_threads(1)
-            # That call also sets what threads to come will start with; another thread's call puts it back for them alone.
-            mend = threading.Thread(target=self.torch.set_num_threads, args=(before,))
-            mend.start()
-            mend.join()
+            # That call also sets the number with which later threads start; a call in another thread puts back only that.
+            restoring = threading.Thread(target=self.torch.set_num_threads, args=(before,))
+            restoring.start()
+            restoring.join()
 
     def place(self, weights: Mapping[str, Floats]) -> dict[str, Tensor]:
-        """The weights where and as they are computed with; float32 on the CPU shares numpy's memory."""
+        """Return the weights on the device, in the dtype they are computed with; float32 on the CPU shares numpy's memory."""
         return {name: self.placed(self.torch.from_numpy(array)) for name, array in weights.items()}
 
     def placed(self, weight: Tensor) -> Tensor:
-        """One weight; those of norms, and biases, stay float32: they are small, and what they change is."""
+        """Return one weight placed. Norms and biases stay float32: they take little memory, and small values matter in them."""
         return weight.to(self.device, self.torch.float32 if weight.dim() == 1 else self.dtype).contiguous()
 
     def gather(self, table: Tensor, rows: npt.NDArray[np.int32]) -> Tensor:
@@ -206,7 +209,7 @@ class TorchKernels:
         return mixed[0] if len(mixed) == 1 else self.torch.cat(mixed)
 
     def rotary(self, lengths: Sequence[int], width: int, *, theta: float) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for `rotate`, (T, 1, 1, width / 2) float32 each: positions count from 0 in each text."""
+        """Return cosines and sines for `rotate`, (T, 1, 1, width / 2) float32 each: positions count from 0 in each text."""
         positions = self.torch.cat([self.torch.arange(length, dtype=self.torch.float64) for length in lengths])
         powers = self.torch.arange(0, width, 2, dtype=self.torch.float64) / width
         angles = (positions[:, None] / theta**powers)[:, None, None].to(self.device)  # float64: 8,191 radians to 1e-12
@@ -230,10 +233,19 @@ class TorchKernels:
         return self.to_numpy(self.torch.cat(pooled))
 
 
-def import_torch() -> Any:
-    """The one place that imports torch for the encoders here."""
-    try:
-        import torch
-    except ImportError:
-        raise MissingExtra.of("torch", "cpu", "encoding more than a short query") from None
-    return torch
+class Placed(Generic[Value]):
+    """A value per dtype, such as a model's weights on their device, made when first used. Thread-safe."""
+
+    def __init__(self, place: Callable[[str], Value]) -> None:
+        self._place = place
+        self._values: dict[str, Value] = {}
+        self._lock = threading.Lock()
+
+    def __contains__(self, dtype: str) -> bool:
+        return dtype in self._values
+
+    def __getitem__(self, dtype: str) -> Value:
+        with self._lock:
+            if dtype not in self._values:
+                self._values[dtype] = self._place(dtype)
+            return self._values[dtype]

@@ -1,11 +1,10 @@
-"""What a sentence-transformers model's own processor makes of a picture, told as geometry: how large it is seen, which vector
-looks where.
+"""The geometry of a sentence-transformers model's own image processor: how large it sees an image, and which vector looks where.
 
-Nothing is known here by a model's name. A blank picture goes through the model's own preprocessing, and what comes out says
-which tokens are image tokens, and which of all tokens are kept as vectors. Three arrangements of image tokens are known, each
-proved through whole models in tests/encode/test_patches.py: a grid of any shape that the processor tells (Qwen2-VL and its
-kin), a square grid (PaliGemma), and tiles followed by the whole picture made small (Idefics3, SmolVLM). Whatever is anything
-else gets a grid without vectors: no box rather than a wrong one.
+Nothing depends on a model's name. A blank image goes through the model's own preprocessing, and the result shows which tokens
+are image tokens, and which tokens become vectors. Three arrangements of image tokens are known, each proved through whole models
+in tests/encode/test_patches.py: a grid whose shape the processor reports (Qwen2-VL and its kin), a square grid (PaliGemma), and
+tiles followed by the whole image made small (Idefics3, SmolVLM). Any other arrangement gets a grid without vectors: no box is
+better than a wrong one.
 """
 
 from __future__ import annotations
@@ -14,17 +13,23 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from ragkit.core.images import Image
 from ragkit.core.types import Box, Ints, Patches
 from ragkit.encode.images import Resizing, check_sides, shortest_at
 
-UNTOLD = 1 << 20  # pixels to render for a processor that says nothing of sizes
+UNKNOWN = 1 << 20  # pixels to render for a processor that names no sizes
 _WHOLE = Box(0, 0, 1, 1)
 _KEEP_TOKENS = ("Dense", "Normalize", "MultiVectorMask")  # modules behind the transformer that leave each token its place
 
+Model = Any  # a SentenceTransformer or MultiVectorEncoder: naming the types would import sentence-transformers, and torch with it
+Processor = Any  # transformers' image processor, of whatever class
+Features = Any  # what a model's preprocessing returns: tensors by name
 
-def seen_size(model: Any, width: float, height: float) -> tuple[int, int]:
-    """(width, height) in pixels at which a SentenceTransformer or MultiVectorEncoder sees an image of these proportions."""
+
+def seen_size(model: Model, width: float, height: float) -> tuple[int, int]:
+    """Return the (width, height) in pixels at which the model sees an image of these proportions."""
     check_sides(width, height)
     processor = _image_processor(model)
     size = _settings(processor, "size")
@@ -36,11 +41,11 @@ def seen_size(model: Any, width: float, height: float) -> tuple[int, int]:
         return size["width"], size["height"]
     if "shortest_edge" in size:
         return shortest_at(width, height, size["shortest_edge"])
-    return Resizing(unit=1, least=1, most=UNTOLD).largest(width, height)
+    return Resizing(unit=1, least=1, most=UNKNOWN).largest(width, height)
 
 
 def _tiled(width: float, height: float, *, longest: int, tile: int, split: bool) -> tuple[int, int]:
-    """The longer side brought to `longest`, then both to whole tiles."""
+    """Bring the longer side to `longest`, then both to whole tiles."""
     if not split:
         return tile, tile
     scale = longest / max(width, height)
@@ -48,8 +53,8 @@ def _tiled(width: float, height: float, *, longest: int, tile: int, split: bool)
     return across, down
 
 
-def seen_patches(model: Any, width: int, height: int, *, prompt: str) -> Patches:
-    """Where the vectors of an image of that size look, given alone as a document. Runs the preprocessing, not the model."""
+def seen_patches(model: Model, width: int, height: int, *, prompt: str) -> Patches:
+    """Return where the vectors of an image look that is encoded alone. Runs the preprocessing, not the model."""
     check_sides(width, height)
     processor = _image_processor(model)
     region = _region(processor, width, height)
@@ -66,13 +71,13 @@ def seen_patches(model: Any, width: int, height: int, *, prompt: str) -> Patches
     places = _places(processor, features, blank, count=len(at))
     if places is None or region != _WHOLE:
         return _without_vectors(region)
-    kept = kept_tokens(model, features, task="document")
-    vectors = np.where(kept, np.cumsum(kept) - 1, -1)
+    with_vector = masked_tokens(model, features, task="document")
+    vectors = np.where(with_vector, np.cumsum(with_vector) - 1, -1)
     return Patches(_WHOLE, np.asarray(vectors[at[places]], dtype=np.int64))
 
 
-def _places(processor: Any, features: Any, blank: Any, *, count: int) -> Ints | None:
-    """(rows, columns): which of the `count` image tokens, in the order they are read, looks at a cell; None if unknown."""
+def _places(processor: Processor, features: Features, blank: Image, *, count: int) -> Ints | None:
+    """Return (rows, columns): which of the `count` image tokens, in reading order, looks at each cell; None if unknown."""
     if "image_grid_thw" in features:
         [frames, high, wide] = features["image_grid_thw"][0].tolist()
         rows, columns = high // processor.merge_size, wide // processor.merge_size
@@ -88,10 +93,13 @@ def _row_by_row(rows: int, columns: int) -> Ints:
     return np.arange(rows * columns, dtype=np.int64).reshape(rows, columns)
 
 
-def _tile_by_tile(processor: Any, blank: Any, *, count: int) -> Ints | None:
-    """Tiles by rows, each a square grid; last, for the whole picture made small, another, which is no cell's unless alone."""
-    made = processor([[blank]], return_row_col_info=True, return_tensors="pt")
-    down, across = int(made["rows"][0][0]), int(made["cols"][0][0])
+def _tile_by_tile(processor: Processor, blank: Image, *, count: int) -> Ints | None:
+    """Return the image tokens of tiles by rows, each tile a square grid.
+
+    A last grid is of the whole image made small; its tokens stand for no cell, unless there are no tiles.
+    """
+    processed = processor([[blank]], return_row_col_info=True, return_tensors="pt")
+    down, across = int(processed["rows"][0][0]), int(processed["cols"][0][0])
     tiles = down * across
     side = math.isqrt(count // (tiles + 1))
     if not side or (tiles + 1) * side * side != count:
@@ -102,24 +110,24 @@ def _tile_by_tile(processor: Any, blank: Any, *, count: int) -> Ints | None:
     return grid.transpose(0, 2, 1, 3).reshape(down * side, across * side)
 
 
-def kept_tokens(model: Any, features: Any, *, task: str) -> Any:
-    """(tokens,) bool of the first input: those that become vectors, in order, by the model's own mask."""
+def masked_tokens(model: Model, features: Features, *, task: str) -> npt.NDArray[np.bool_]:
+    """Return which tokens of the first input become vectors, in order, by the model's own mask: (tokens,) bool."""
     for module in model:
         if type(module).__name__ == "MultiVectorMask":
             features = module(dict(features), task=task)
-    return features["attention_mask"][0].bool().numpy()
+    return features["attention_mask"][0].bool().numpy()  # type: ignore[no-any-return]
 
 
-def _image_token(model: Any) -> int:
+def _image_token(model: Model) -> int:
     processor = getattr(model[0], "processor", None)
-    found = getattr(processor, "image_token_id", None)
-    if found is None:
-        found = getattr(getattr(model[0], "config", None), "image_token_id", None)
-    return -1 if found is None else int(found)
+    token = getattr(processor, "image_token_id", None)
+    if token is None:
+        token = getattr(getattr(model[0], "config", None), "image_token_id", None)
+    return -1 if token is None else int(token)
 
 
-def _region(processor: Any, width: int, height: int) -> Box:
-    """What is left of the image after resizing and cutting out the middle, in fractions of it; beyond it where it is padded."""
+def _region(processor: Processor, width: int, height: int) -> Box:
+    """Return the part of the image that remains after cutting out the middle, in fractions; beyond 0-1 where it is padded."""
     if not getattr(processor, "do_center_crop", None):
         return _WHOLE
     cut, size = _settings(processor, "crop_size"), _settings(processor, "size")
@@ -138,19 +146,19 @@ def _without_vectors(region: Box) -> Patches:
     return Patches(region, np.full((1, 1), -1, dtype=np.int64))
 
 
-def _image_processor(model: Any) -> Any:
-    """What prepares pictures: the processor's image processor, or itself where it has no other part."""
+def _image_processor(model: Model) -> Processor:
+    """Return the processor's image processor, or the processor itself if it has no other part."""
     processor = getattr(model[0], "processor", None)
     return getattr(processor, "image_processor", processor)
 
 
-def _merged(processor: Any) -> int:
-    """The side in pixels of what becomes one token after patches were merged; 0 where none are."""
+def _merged(processor: Processor) -> int:
+    """Return the side in pixels of the patches that become one token; 0 for a processor that merges none."""
     merge, patch = getattr(processor, "merge_size", None), getattr(processor, "patch_size", None)
     return merge * patch if isinstance(merge, int) and isinstance(patch, int) else 0
 
 
-def _settings(processor: Any, name: str) -> dict[str, int]:
-    """A size of the processor, of whatever kind, without what is not set."""
-    found = getattr(processor, name, None)
-    return {key: value for key, value in dict(found or {}).items() if value is not None}
+def _settings(processor: Processor, name: str) -> dict[str, int]:
+    """Return a size of the processor, of whatever kind, without the entries that are not set."""
+    size = getattr(processor, name, None)
+    return {key: value for key, value in dict(size or {}).items() if value is not None}

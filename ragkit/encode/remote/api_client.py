@@ -1,8 +1,8 @@
 """JSON over HTTP to an embeddings service: one POST, tried again where that helps, and errors that say what to do.
 
-Rules: the key is sent to the one address it was given for, never shown, never on to where a redirect points; no plain http
-but to this machine. Tried again is what the next try may mend: no connection, timeouts, 408, 429 and 5xx, after what the service
-asks for (Retry-After) or twice as long each time. While it asks to wait, no other thread sends either.
+Rules: the key is sent to the one address it was given for; it is never shown, and never sent on to where a redirect points. Plain
+http is for this machine only. A request is sent again where that may help: after no connection, timeouts, 408, 429 and 5xx. It
+waits as long as the service asks (Retry-After), or twice as long each time; meanwhile no other thread sends either.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ SPENT = frozenset({"insufficient_quota", "AUTHZ_INSUFFICIENT_BALANCE"})  # 429s 
 FIRST, LONGEST = 0.5, 30.0  # seconds between tries, doubled each time
 PATIENCE = 120.0  # seconds; a service that asks for more is taken at its word, as an error
 LARGEST = 1 << 29  # bytes of an answer: 2048 multi-vectors of 400 tokens, in decimals
+Json = Any  # a value that was read from JSON, of any form
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **named: Any) -> None:
-        """None: the redirect is reported as the error it is, and no key goes elsewhere."""
+    def redirect_request(self, *args: object, **named: object) -> None:
+        """Follow no redirect: it is reported as an error, and no key goes elsewhere."""
 
 
 @dataclass(eq=False)
@@ -52,18 +53,19 @@ class ApiClient:
     def __post_init__(self) -> None:
         check_url(self.base_url)
         self.base_url = self.base_url.rstrip("/")
-        # What stays on this machine goes through no proxy, whatever is set for the rest.
+        # Requests that stay on this machine go through no proxy, whatever the environment sets.
         here = [urllib.request.ProxyHandler({})] if self.base_url.startswith("http:") else []
         self._opener = urllib.request.build_opener(_NoRedirects, *here)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """The JSON answer to `body`. Raises RemoteError."""
+    def post(self, path: str, body: Mapping[str, object]) -> Json:
+        """Return the JSON answer to `body`. Raises RemoteError."""
         content = json.dumps(body).encode()
         for attempt in range(1, self.tries + 1):
             self._wait_for_turn()
-            error, pause = self._try(path, content)
-            if error is None:
-                return pause
+            try:
+                return self._send(path, content)
+            except _Refused as refusal:
+                error, pause = refusal.error, refusal.pause
             if attempt == self.tries or not error.again:
                 raise error
             wait = pause if pause is not None else min(LONGEST, FIRST * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
@@ -83,8 +85,8 @@ class ApiClient:
         if wait > 0:
             self.sleep(wait)
 
-    def _try(self, path: str, content: bytes) -> tuple[RemoteError | None, Any]:
-        """(None, answer), or (error, seconds the service asks to wait, or None)."""
+    def _send(self, path: str, content: bytes) -> Json:
+        """Return the answer to one request. Raises _Refused."""
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "ragkit"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
@@ -94,24 +96,25 @@ class ApiClient:
                 return self._parsed(response.read(LARGEST + 1))
         except urllib.error.HTTPError as error:
             with error:
-                return self._refused(error), retry_after(error.headers.get("Retry-After"))
+                raise _Refused(self._refusal(error), pause=retry_after(error.headers.get("Retry-After"))) from None
         except (urllib.error.URLError, HTTPException, OSError) as error:
             reason = getattr(error, "reason", error)
-            what = f"did not answer within {self.timeout:g} s" if _timed_out(reason) else f"cannot be reached ({reason!r})"
-            return RemoteError(f"{self.base_url} {what}.", again=True), None
+            problem = f"did not answer within {self.timeout:g} s" if _timed_out(reason) else f"cannot be reached ({reason!r})"
+            raise _Refused(RemoteError(f"{self.base_url} {problem}.", again=True)) from None
 
-    def _parsed(self, content: bytes) -> tuple[RemoteError | None, Any]:
+    def _parsed(self, content: bytes) -> Json:
         if len(content) > LARGEST:
-            return RemoteError(f"{self.base_url} answered more than {LARGEST:,} bytes. Send fewer inputs at a time"), None
+            raise _Refused(RemoteError(f"{self.base_url} answered more than {LARGEST:,} bytes. Send fewer inputs at a time"))
         try:
-            return None, json.loads(content)
+            return json.loads(content)
         except (ValueError, RecursionError):  # a proxy's page, or an answer cut off
             start = content[:80].decode(errors="replace")
-            return RemoteError(f"{self.base_url} answered what is no JSON: {start!r}.", again=True), None
+            raise _Refused(RemoteError(f"{self.base_url} did not answer JSON: {start!r}.", again=True)) from None
 
-    def _refused(self, error: urllib.error.HTTPError) -> RemoteError:
+    def _refusal(self, error: urllib.error.HTTPError) -> RemoteError:
+        """Return the error that says what the service answered, and what to do."""
         try:
-            message, code = _explained(json.loads(error.read(1 << 20)))
+            message, code = _message_and_code(json.loads(error.read(1 << 20)))
         except (ValueError, OSError, HTTPException):
             message, code = "", ""
         if 300 <= error.code < 400:
@@ -120,25 +123,38 @@ class ApiClient:
             401: " Check the key.", 402: " Check the account's balance.", 403: " Check what the key may do.",
             404: " Check the address and the model's name.",
         }.get(error.code, "")  # fmt: skip
-        said = f": {message}" if message else ""
+        detail = f": {message}" if message else ""
         return RemoteError(
-            f"{self.base_url} answered {error.code} {code or error.reason}{said}.{advice}",
+            f"{self.base_url} answered {error.code} {code or error.reason}{detail}.{advice}",
             status=error.code,
             code=code,
             again=error.code in AGAIN and code not in SPENT,
         )
 
 
-def _explained(body: Any) -> tuple[str, str]:
-    """(message, code) of an error in Jina's form, {detail, code, errors}, or OpenAI's, {error: {message, code}}."""
+class _Refused(Exception):
+    """A request that brought no answer; pause: the seconds that the service asks to wait, or None."""
+
+    def __init__(self, error: RemoteError, *, pause: float | None = None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.pause = pause
+
+
+def _message_and_code(body: Json) -> tuple[str, str]:
+    """Return (message, code) of an error in Jina's form, {detail, code, errors}, or OpenAI's, {error: {message, code}}."""
     if not isinstance(body, dict):
         return "", ""
     inner = body.get("error")
     if isinstance(inner, dict):
-        return str(inner.get("message") or ""), str(inner.get("code") or inner.get("type") or "")
-    more = [f"{one.get('field')}: {one.get('message')}" for one in body.get("errors") or [] if isinstance(one, dict)]
-    detail = str(body.get("detail") or inner or "")
-    return "; ".join([detail, *more]) if detail else "; ".join(more), str(body.get("code") or "")
+        return _text_of(inner, "message"), _text_of(inner, "code") or _text_of(inner, "type")
+    fields = [f"{error.get('field')}: {error.get('message')}" for error in body.get("errors") or [] if isinstance(error, dict)]
+    detail = _text_of(body, "detail") or str(inner or "")
+    return "; ".join([detail, *fields] if detail else fields), _text_of(body, "code")
+
+
+def _text_of(body: Mapping[str, object], name: str) -> str:
+    return str(body.get(name) or "")
 
 
 def _timed_out(reason: object) -> bool:
@@ -146,7 +162,7 @@ def _timed_out(reason: object) -> bool:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds from a Retry-After header, a number or a date (RFC 9110, 10.2.3); None for none that can be read."""
+    """Return the seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); None if it cannot be read."""
     if value is None:
         return None
     try:
@@ -162,7 +178,7 @@ def retry_after(value: str | None) -> float | None:
 
 
 def check_url(url: str) -> None:
-    """Raise ValueError unless it is https, or http to this machine."""
+    """Raise ValueError unless the address is https, or http to this machine."""
     parts = urlsplit(url)
     if parts.scheme == "https" and parts.hostname:
         return

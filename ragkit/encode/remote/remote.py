@@ -9,7 +9,7 @@ Texts and images leave this machine. Nothing is sent anywhere but to the service
 that somebody else made cannot send your questions to an address of theirs.
 
 The services count tokens with tokenizers that are not here: `count_tokens` and `token_spans` are estimates, on the high side
-for English. What is too long is the service's to say; then the input is found and named. Token states are not served, so
+for English. The service decides what is too long; the input is then found and named. Token states are not served, so
 there is no `encode_tokens`; `encode_late` is the service's own late chunking.
 """
 
@@ -23,23 +23,23 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from ragkit.core.arrays import MultiVectors, truncate_dims, unit_rows
+from ragkit.core.arrays import truncate_dims, unit_rows
 from ragkit.core.errors import EncodeError, InputTooLong, RemoteError
 from ragkit.core.images import Image
 from ragkit.core.types import Box, Floats, Ints, Patches
 from ragkit.encode.batching import side_by_side
 from ragkit.encode.contract import EncoderCard, Encoding, Item
 from ragkit.encode.images import Resizing, shortest_at, upright_rgb
-from ragkit.encode.remote.api_client import ApiClient
+from ragkit.encode.load_settings import MULTI_SUFFIX
+from ragkit.encode.methods import RoleMethods, pack_multi
+from ragkit.encode.remote.api_client import ApiClient, Json
 from ragkit.encode.tasks import GENERAL, checked_task, full_task
-from ragkit.encode.texts import check_texts, check_truncate_dim, split_item, without_surrogates
+from ragkit.encode.texts import check_texts, check_truncate_dim, split_items, without_surrogates
 
 URLS = {"jina": "https://api.jina.ai/v1", "openai": "https://api.openai.com/v1"}
-MULTI = "+multi"
 ITEMS = 256  # a request; both services take 2,048
 TOKENS = 100_000  # a request, by estimate; OpenAI takes 300,000
 BYTES = 1 << 24  # of images a request
@@ -55,7 +55,7 @@ SPECIALS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hosted:
-    """What is known of a model behind an API; dims 0: to be found out by asking."""
+    """What is published of a model behind an API; dims 0: the service is asked for one vector to learn the width."""
 
     dims: int = 0
     multi_dims: int = 0
@@ -64,7 +64,7 @@ class Hosted:
     takes_dims: bool = False  # whether `dimensions` may be sent
     tasks: tuple[str, ...] = GENERAL
     takes_tasks: bool = False
-    seen: Resizing | int | None = None  # what is published of its preprocessing: Qwen2-VL's rule, or the side of a square
+    seen: Resizing | int | None = None  # how its preprocessing resizes images: Qwen2-VL's rule, or the side of a square
 
     @property
     def sees(self) -> bool:
@@ -98,11 +98,11 @@ class _Name:
 
     @classmethod
     def parse(cls, name: str) -> _Name:
-        service, _, rest = name.removesuffix(MULTI).partition(":")
+        service, _, rest = name.removesuffix(MULTI_SUFFIX).partition(":")
         model, at, url = rest.partition("@http")
         if service not in URLS or not model:
             raise ValueError(f"{name!r} is not jina:<model> or openai:<model>, with @<address> behind it for another server")
-        return cls(service, model, f"http{url}".rstrip("/") if at else URLS[service], name.endswith(MULTI))
+        return cls(service, model, f"http{url}".rstrip("/") if at else URLS[service], name.endswith(MULTI_SUFFIX))
 
     @property
     def hosted(self) -> Hosted:
@@ -117,57 +117,77 @@ def load_remote(
     max_tokens: int | None = None,
     client: Callable[[str, str], ApiClient] = ApiClient,
 ) -> RemoteEncoder:
-    """The encoder of such a name. Models that are not in KNOWN are asked for one vector, to learn their width.
+    """Return the encoder of such a name. Models that are not in KNOWN are asked for one vector, to learn their width.
 
     api_keys: by service ("jina", "openai") for its own address, or by address; "" for a server without keys. client: makes
-    what posts, from address and key. Raises ValueError for an address that no key was given for, RemoteError.
+    the ApiClient, from address and key. Raises ValueError for an address without a key here, RemoteError.
     """
     parts = _Name.parse(name)
-    known = parts.hosted
-    if parts.multi and not known.multi_dims:
+    hosted = parts.hosted
+    if parts.multi and not hosted.multi_dims:
         raise ValueError(f"{name}: only jina:jina-embeddings-v4 has multi-vectors behind this API")
-    keys = {place.rstrip("/"): key for place, key in (api_keys or {}).items()}
+    key = _key_of(name, parts, api_keys or {})
+    card = _card(name, parts, hosted, hosted.max_tokens if max_tokens is None else max_tokens)
+    card = replace(card, task=checked_task(task, card))
+    encoder = RemoteEncoder(card, client=client(parts.url, key), name=parts)
+    return encoder if hosted.dims else encoder.measured()
+
+
+def _key_of(name: str, parts: _Name, api_keys: Mapping[str, str]) -> str:
+    """Return the key for the model's address. Raises ValueError if the caller named neither the service nor the address."""
+    keys = {place.rstrip("/"): key for place, key in api_keys.items()}
     place = parts.service if parts.url == URLS[parts.service] else parts.url
     if place not in keys:
+        service = parts.service.upper()
         raise ValueError(
             f"{name} sends texts to {parts.url}, which needs your word: pass api_keys={{{place!r}: <key>}}. On the command line, "
-            f"set {parts.service.upper()}_API_KEY" + (f" and {parts.service.upper()}_BASE_URL" if place == parts.url else "")
+            f"set {service}_API_KEY" + (f" and {service}_BASE_URL" if place == parts.url else "")
         )
-    card = EncoderCard(
+    return keys[place]
+
+
+def _card(name: str, parts: _Name, hosted: Hosted, max_tokens: int) -> EncoderCard:
+    modalities = ("text", "image") if hosted.sees else ("text",)
+    return EncoderCard(
         name=name,
         revision="",
         licence="unknown",
-        dims=known.dims,
-        multi_dims=known.multi_dims if parts.multi else 0,
-        truncatable_dims=known.truncatable,
-        tasks=known.tasks,
-        modalities=("text", "image") if known.sees else ("text",),
-        query_modalities=("text", "image") if known.sees else ("text",),
-        max_tokens=known.max_tokens if max_tokens is None else max_tokens,
+        dims=hosted.dims,
+        multi_dims=hosted.multi_dims if parts.multi else 0,
+        truncatable_dims=hosted.truncatable,
+        tasks=hosted.tasks,
+        modalities=modalities,
+        query_modalities=modalities,
+        max_tokens=max_tokens,
         outputs=("dense", "multi") if parts.multi else ("dense",),
         pooling="its own",
         dtype="float32",
         preprocessing={"api": parts.service, "url": parts.url, "model": parts.model},
     )
-    card = replace(card, task=checked_task(task, card))
-    encoder = RemoteEncoder(card, client=client(parts.url, keys[place]), name=parts)
-    return encoder if known.dims else encoder.measured()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Request:
-    """What one call asks of all its inputs."""
+    """What one call asks for, the same for all its inputs."""
 
     task: str
     dims: int | None = None
-    truncate: bool = False  # what the caller allows
+    truncate: bool = False  # whether the caller allows a text to be cut
     multi: bool = False
     late: bool = False
-    cut: bool = False  # what this request asks for: the service shall cut
+    cut: bool = False  # whether the service is asked to cut
 
 
-class RemoteEncoder:
-    """An `Encoder` (see `contract.py`) without token states. Thread-safe. `tokens_used` counts what the service bills."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """What the requests of one call write to, each to its own positions: a row (d,) or (t, d) per input; which ones were cut."""
+
+    values: list[Floats]
+    cut: set[int]
+
+
+class RemoteEncoder(RoleMethods):
+    """An `Encoder` (see `contract.py`) without token states. Thread-safe. `tokens_used` counts the tokens that are billed."""
 
     def __init__(self, card: EncoderCard, *, client: ApiClient, name: _Name) -> None:
         self.card = card
@@ -176,24 +196,10 @@ class RemoteEncoder:
         self._name = name
         self._lock = threading.Lock()
 
-    def encode_query(
-        self, queries: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
-    ) -> Encoding:
-        """n texts (or images, where the model sees) -> n unit rows, in order."""
-        return self._encode(queries, full_task(task, self.card, role="query"), truncate_dim=truncate_dim, truncate=truncate)
-
-    def encode_document(
-        self, documents: Sequence[Item], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
-    ) -> Encoding:
-        return self._encode(documents, full_task(task, self.card, role="document"), truncate_dim=truncate_dim, truncate=truncate)
-
-    def encode(self, inputs: Sequence[Item], *, task: str, truncate_dim: int | None = None, truncate: bool = False) -> Encoding:
-        return self._encode(inputs, full_task(task, self.card, role=None), truncate_dim=truncate_dim, truncate=truncate)
-
     def encode_late(self, pieces: Sequence[str], *, task: str | None = None, truncate_dim: int | None = None) -> Floats:
-        """Late chunking by the service: consecutive pieces of one document, (n, d) float32 unit rows.
+        """Return a vector for each of consecutive pieces of one document, (n, d) float32 unit rows: the service's late chunking.
 
-        All together must fit the model: InputTooLong if not. Jina's text models only.
+        Jina's text models only. Raises InputTooLong if all pieces together do not fit the model, ValueError, RemoteError.
         """
         if self._name.service != "jina" or not KNOWN.get(f"jina:{self._name.model}", Hosted()).takes_tasks:
             raise ValueError(f"{self.card.name} has no late chunking behind its API; jina-embeddings-v3 and -v4 have")
@@ -211,82 +217,80 @@ class RemoteEncoder:
         return self._shortened(np.stack(rows), truncate_dim)
 
     def token_spans(self, text: str) -> Ints:
-        """Character offsets of pieces about as large as tokens, (t, 2) int64, ascending: an estimate."""
+        """Return character offsets of pieces about as large as tokens, (t, 2) int64, ascending: an estimate."""
         check_texts([text])
         return np.array([match.span() for match in _PIECE.finditer(text)], dtype=np.int64).reshape(-1, 2)
 
     def count_tokens(self, documents: Sequence[str]) -> Ints:
-        """About how many tokens the model would see, (n,) int64."""
+        """Return about how many tokens the model would see of each text, (n,) int64."""
         check_texts(documents)
         return np.array([_estimate(text) for text in documents], dtype=np.int64)
 
     def image_size(self, width: float, height: float) -> tuple[int, int]:
-        """By what is published of the model; the service may see less."""
+        """Return (width, height) in pixels by what is published of the model; the service may see less."""
         seen = self._name.hosted.seen
         if seen is None:
             raise ValueError(f"{self.card.name} sees no images")
         return seen.largest(width, height) if isinstance(seen, Resizing) else shortest_at(width, height, seen)
 
     def patches(self, width: int, height: int) -> Patches:
-        """One cell without a vector: which of the multi-vector is where in the image, no API says."""
+        """Return one cell without a vector: no API says which vectors look where in the image."""
         self.image_size(width, height)
         return Patches(Box(0, 0, 1, 1), np.full((1, 1), -1, dtype=np.int64))
 
     def measured(self) -> RemoteEncoder:
-        """The same, its width found out by asking for one vector."""
+        """Return the same encoder with the width in its card, learnt by asking for one vector."""
         [row] = self._post(["width"], _Request(full_task(None, self.card, role="query")))
         return RemoteEncoder(replace(self.card, dims=len(row)), client=self._client, name=self._name)
 
-    def _encode(self, inputs: Sequence[Item], task: str, *, truncate_dim: int | None, truncate: bool) -> Encoding:
-        items = self._items(inputs)
+    def _encode(self, items: Sequence[Item], task: str, *, truncate_dim: int | None, truncate: bool) -> Encoding:
+        inputs = self._inputs(items)
         check_truncate_dim(truncate_dim, self.card)
-        dense: list[Floats] = [np.empty(0, dtype=np.float32)] * len(items)
-        multi: list[Floats] = [np.empty((0, 0), dtype=np.float32)] * len(items)
         cut: set[int] = set()
-        for rows, wants_multi in ((dense, False), *([(multi, True)] if self.card.multi_dims else [])):
-            request = _Request(task, None if wants_multi else truncate_dim, truncate=truncate, multi=wants_multi)
-            work = (partial(self._batch, items, at, request, rows, cut) for at in _batches(items))
-            side_by_side(work, workers=AT_ONCE, start=lambda: None)
-        width = truncate_dim or self.card.dims
-        found = self._shortened(np.stack(dense), truncate_dim) if items else np.empty((0, width), dtype=np.float32)
-        packed = None
+        rows = self._request_all(inputs, _Request(task, truncate_dim, truncate=truncate), cut)
+        multi = None
         if self.card.multi_dims:
-            none = MultiVectors(np.empty((0, self.card.multi_dims), dtype=np.float32), np.zeros(1, dtype=np.int64))
-            packed = MultiVectors.pack([unit_rows(rows) for rows in multi]) if items else none
-        return Encoding(found, packed, len(cut))
+            multi_rows = self._request_all(inputs, _Request(task, truncate=truncate, multi=True), cut)
+            multi = pack_multi([unit_rows(vectors) for vectors in multi_rows], self.card.multi_dims)
+        width = truncate_dim or self.card.dims
+        dense = self._shortened(np.stack(rows), truncate_dim) if rows else np.empty((0, width), dtype=np.float32)
+        return Encoding(dense, multi, len(cut))
 
-    def _items(self, inputs: Sequence[Item]) -> list[str | Image]:
+    def _inputs(self, items: Sequence[Item]) -> list[str | Image]:
         if "image" not in self.card.modalities:
-            check_texts(inputs)
-            return list(inputs)
-        if isinstance(inputs, str):
-            raise TypeError("expected a list of inputs, got one str: wrap it in a list")
-        parts = [split_item(i, item) for i, item in enumerate(inputs)]
+            check_texts(items)
+            return list(items)
+        parts = split_items(items)
         for i, (text, image) in enumerate(parts):
             if text is not None and image is not None:
                 raise TypeError(f"input {i} is a text and an image together, but this API takes the one or the other")
         return [image if text is None else text for text, image in parts]
 
-    def _batch(
-        self, items: Sequence[str | Image], at: Sequence[int], request: _Request, rows: list[Floats], cut: set[int]
-    ) -> None:
-        """Write what comes of the inputs at those positions; what the service refuses is halved until it is one input."""
+    def _request_all(self, inputs: Sequence[str | Image], request: _Request, cut: set[int]) -> list[Floats]:
+        """Return a row (d,), or (t, d), for each input, as the service answers them; add the positions of cut texts to `cut`."""
+        rows = _Rows([np.empty(0, dtype=np.float32)] * len(inputs), cut)
+        work = (partial(self._batch, inputs, positions, request, rows) for positions in _batches(inputs))
+        side_by_side(work, workers=AT_ONCE, start=lambda: None)
+        return rows.values
+
+    def _batch(self, inputs: Sequence[str | Image], positions: Sequence[int], request: _Request, rows: _Rows) -> None:
+        """Write the rows of the inputs at those positions; a batch that the service refuses is halved until it is one input."""
         try:
-            found = self._post([self._encoded(i, items[i]) for i in at], request)
+            answer = self._post([self._encoded(i, inputs[i]) for i in positions], request)
         except RemoteError as error:
             if error.status not in BAD_INPUT:
                 raise
-            if len(at) > 1:
-                for half in (at[: len(at) // 2], at[len(at) // 2 :]):
-                    self._batch(items, half, request, rows, cut)
+            if len(positions) > 1:
+                for half in (positions[: len(positions) // 2], positions[len(positions) // 2 :]):
+                    self._batch(inputs, half, request, rows)
                 return
-            found = [self._refused(items[at[0]], at[0], request, error)]
-            cut.add(at[0])
-        for i, row in zip(at, found, strict=True):
-            rows[i] = row
+            answer = [self._shorter(inputs[positions[0]], positions[0], request, error)]
+            rows.cut.add(positions[0])
+        for i, row in zip(positions, answer, strict=True):
+            rows.values[i] = row
 
-    def _refused(self, item: str | Image, index: int, request: _Request, error: RemoteError) -> Floats:
-        """One input that the service does not take as it is: its beginning, if it is too long and may be cut."""
+    def _shorter(self, item: str | Image, index: int, request: _Request, error: RemoteError) -> Floats:
+        """Return the row of an input that the service refused: of its beginning, if it is too long and may be cut."""
         if not isinstance(item, str) or not TOO_LONG.search(str(error)):
             raise EncodeError(f"input {index} was refused: {error}") from error
         if not request.truncate:
@@ -300,7 +304,7 @@ class RemoteEncoder:
         return self._beginning(item, index, request, error)
 
     def _beginning(self, text: str, index: int, request: _Request, error: RemoteError) -> Floats:
-        """OpenAI's API cuts nothing, and what a token is only it knows: fewer and fewer, until it takes them."""
+        """Return the row of a text's beginning. OpenAI's API cuts nothing, and its tokens are unknown: send less and less."""
         spans, room = self.token_spans(text), self.card.max_tokens - SPECIALS
         while room > 0:
             try:
@@ -312,29 +316,29 @@ class RemoteEncoder:
             room = room * 3 // 4
         raise InputTooLong(f"input {index} was refused however short it was cut: {error}") from error
 
-    def _encoded(self, index: int, item: str | Image) -> Any:
-        """As it stands in a request."""
+    def _encoded(self, index: int, item: str | Image) -> str | dict[str, str]:
+        """Return an input as it stands in a request."""
         if isinstance(item, str):
             text = without_surrogates(item)
             return text or " " if self._name.service == "openai" else text  # OpenAI refuses the empty string
         return {"image": base64.b64encode(_file_of(index, item)).decode()}
 
-    def _post(self, items: Sequence[Any], request: _Request) -> list[Floats]:
-        """The rows (or multi-vectors) of one request, in the order of its items. Raises RemoteError."""
+    def _post(self, items: Sequence[str | dict[str, str]], request: _Request) -> list[Floats]:
+        """Return the rows (or multi-vectors) of one request, in the order of its items. Raises RemoteError."""
         answer = self._client.post("/embeddings", self._body(items, request))
         rows = _read(answer, count=len(items), multi=request.multi)
         widths = {row.shape[-1] for row in rows}
-        wanted = {self.card.multi_dims} if request.multi else {self.card.dims, request.dims or self.card.dims}
-        if len(widths) != 1 or (self.card.dims and not widths <= wanted):
-            raise RemoteError(f"{self.card.name} answered vectors {sorted(widths)} wide, expected {sorted(wanted)}")
+        expected = {self.card.multi_dims} if request.multi else {self.card.dims, request.dims or self.card.dims}
+        if len(widths) != 1 or (self.card.dims and not widths <= expected):
+            raise RemoteError(f"{self.card.name} answered vectors {sorted(widths)} wide, expected {sorted(expected)}")
         with self._lock:
             self.tokens_used += int((answer.get("usage") or {}).get("total_tokens") or 0)
         return rows
 
-    def _body(self, items: Sequence[Any], request: _Request) -> dict[str, Any]:
+    def _body(self, items: Sequence[str | dict[str, str]], request: _Request) -> dict[str, object]:
         hosted = self._name.hosted
         sees = any(isinstance(item, dict) for item in items)
-        body: dict[str, Any] = {
+        body: dict[str, object] = {
             "model": self._name.model,
             "input": [{"text": item} if sees and isinstance(item, str) else item for item in items],
         }
@@ -344,16 +348,13 @@ class RemoteEncoder:
             return body | {"encoding_format": "base64"}
         if hosted.takes_tasks:
             body["task"] = request.task
-        if request.late:
-            body["late_chunking"] = True
-        if request.cut:
-            body["truncate"] = True
+        body |= {name: True for name, on in (("late_chunking", request.late), ("truncate", request.cut)) if on}
         if request.multi:
             return body | {"return_multivector": True, "embedding_type": "float"}
         return body | {"embedding_type": "base64"}
 
     def _shortened(self, rows: Floats, truncate_dim: int | None) -> Floats:
-        """Unit rows of that width, whether or not the service has cut them already."""
+        """Return unit rows of that width, whether or not the service has cut them already."""
         return unit_rows(rows) if truncate_dim is None else truncate_dims(rows, min(truncate_dim, rows.shape[1]))
 
 
@@ -362,7 +363,7 @@ def _estimate(text: str) -> int:
 
 
 def _batches(items: Sequence[str | Image]) -> Iterator[list[int]]:
-    """Positions in order, within ITEMS, TOKENS and BYTES a request."""
+    """Yield positions in order, within ITEMS, TOKENS and BYTES a request."""
     batch: list[int] = []
     tokens = size = 0
     for i, item in enumerate(items):
@@ -378,7 +379,7 @@ def _batches(items: Sequence[str | Image]) -> Iterator[list[int]]:
 
 
 def _file_of(index: int, image: Image) -> bytes:
-    """As PNG, which loses nothing; as JPEG where that is too large. EncodeError where both are."""
+    """Return the image as PNG, which loses nothing; as JPEG if that is too large. Raises EncodeError if both are."""
     upright = upright_rgb(index, image)
     for kind, settings in (("PNG", {}), ("JPEG", {"quality": 92})):
         file = io.BytesIO()
@@ -391,11 +392,11 @@ def _file_of(index: int, image: Image) -> bytes:
     )
 
 
-def _read(answer: Any, *, count: int, multi: bool) -> list[Floats]:
-    """Each input's row (d,) or rows (t, d), by `index`. RemoteError for an answer that is not one."""
+def _read(answer: Json, *, count: int, multi: bool) -> list[Floats]:
+    """Return each input's row (d,) or rows (t, d), by `index`. Raises RemoteError for an answer of another form."""
     name = "embeddings" if multi else "embedding"
     try:
-        by_index = {int(one["index"]): _numbers(one[name], dimensions=2 if multi else 1) for one in answer["data"]}
+        by_index = {int(row["index"]): _numbers(row[name], dimensions=2 if multi else 1) for row in answer["data"]}
     except (KeyError, TypeError, ValueError, OverflowError, binascii.Error) as error:
         raise RemoteError(f"the service's answer is not a list of {name} ({type(error).__name__}: {error})") from None
     if set(by_index) != set(range(count)) or len(answer["data"]) != count:
@@ -403,12 +404,12 @@ def _read(answer: Any, *, count: int, multi: bool) -> list[Floats]:
     return [by_index[i] for i in range(count)]
 
 
-def _numbers(value: Any, *, dimensions: int) -> Floats:
-    """From a list, or from base64 of little-endian float32."""
+def _numbers(value: Json, *, dimensions: int) -> Floats:
+    """Return the numbers of a list, or of base64 of little-endian float32. Raises ValueError, TypeError or binascii.Error."""
     if isinstance(value, str):
-        found = np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4").astype(np.float32)
+        numbers = np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4").astype(np.float32)
     else:
-        found = np.array(value, dtype=np.float32)
-    if found.ndim != dimensions or found.size == 0 or not np.isfinite(found).all():
-        raise ValueError(f"numbers of shape {found.shape}, or not finite")
-    return found
+        numbers = np.array(value, dtype=np.float32)
+    if numbers.ndim != dimensions or numbers.size == 0 or not np.isfinite(numbers).all():
+        raise ValueError(f"numbers of shape {numbers.shape}, or not finite")
+    return numbers
