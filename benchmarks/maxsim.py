@@ -26,8 +26,10 @@ import numpy as np
 
 from ragkit.core.arrays import unit_rows
 from ragkit.core.types import Floats, Ints
-from ragkit.store.vectors import maxsim
-from ragkit.store.vectors.maxsim import Items, Quantiser, error_bound, quantise, scan, scores_of
+from ragkit.store.vectors.compiled import NUMPY, extension, kernels
+from ragkit.store.vectors.maxsim import error_bound, scan, scores_of
+from ragkit.store.vectors.quantise import Loss, Quantiser, quantise
+from ragkit.store.vectors.tiles import Items
 
 ROUNDS = 9
 QUERIES = 20
@@ -94,7 +96,7 @@ def report(values: Floats, offsets: Ints, queries: list[Floats]) -> None:
     calls = {"torch float32": torch_search(values, offsets)}
     stored = {"int8": int8, "float16": Items(values.astype(np.float16), offsets, keys), "float32": Items(values, offsets, keys)}
     for form, items in stored.items():
-        for kernel in maxsim.kernels() if form == "int8" else maxsim.kernels()[:1]:
+        for kernel in kernels() if form == "int8" else kernels()[:1]:
             calls[f"{form} {kernel}"] = lambda query, items=items, kernel=kernel: scan([query], items, k=K, kernel=kernel)
     spent: dict[str, list[float]] = {name: [] for name in calls}
     shares: dict[str, list[float]] = {name: [] for name in calls}
@@ -118,8 +120,7 @@ def report(values: Floats, offsets: Ints, queries: list[Floats]) -> None:
 
 def peak(kernel: str) -> float:
     """Operations a second of multiplying and adding in registers; 0 where there is no such loop."""
-    extension = maxsim._maxsim
-    if extension is None or kernel == maxsim.NUMPY or not extension.spin(kernel, 1):
+    if extension is None or kernel == NUMPY or not extension.spin(kernel, 1):
         return 0.0
     rounds = 300_000
     start = time.thread_time()
@@ -127,7 +128,7 @@ def peak(kernel: str) -> float:
     return operations / (time.thread_time() - start)
 
 
-def quality(int8: Items, exact: Items, queries: list[Floats], loss: maxsim.Loss) -> None:
+def quality(int8: Items, exact: Items, queries: list[Floats], loss: Loss) -> None:
     """Recall of the exact first ten, and how far scores are from the float ones, against the bound."""
     found = scan(queries, int8, k=K)
     truth = scan(queries, exact, k=K)

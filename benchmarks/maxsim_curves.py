@@ -366,11 +366,12 @@ def load(files: list[str], *, items: int, queries: int) -> tuple[list[Any], list
 
 def truth(items: list[Any], queries: list[Any]) -> Any:
     """The exact first K of each query, (queries, K)."""
-    from ragkit.store.vectors import maxsim
+    from ragkit.store.vectors.maxsim import scan
+    from ragkit.store.vectors.tiles import Items
 
     offsets = np.cumsum([0, *map(len, items)], dtype=np.int64)
-    stored = maxsim.Items(np.concatenate(items), offsets, np.arange(len(items)))
-    return np.stack([maxsim.scan([query], stored, k=K)[0][0] for query in queries])
+    stored = Items(np.concatenate(items), offsets, np.arange(len(items)))
+    return np.stack([scan([query], stored, k=K)[0][0] for query in queries])
 
 
 def spent(call: Callable[[], Any]) -> tuple[float, Any]:

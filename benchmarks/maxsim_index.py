@@ -109,9 +109,9 @@ def resident() -> tuple[float, float]:
 
 def look(folder: Path) -> dict[str, float]:
     from ragkit import MaxSimIndex
-    from ragkit.store.vectors import maxsim
+    from ragkit.store.vectors.compiled import kernels
 
-    maxsim.kernels()
+    kernels()
     with tempfile.TemporaryDirectory() as other:  # whatever is imported on first use is no cost of this index
         build(Path(other) / "small", 10)
         with MaxSimIndex.open(Path(other) / "small") as small:

@@ -30,8 +30,9 @@ from ragkit.core.types import Box, Patches
 from ragkit.search import heat
 from ragkit.search.heat import Relevance, evidence_boxes, relevance
 from ragkit.store.vectors import patches as reducing
-from ragkit.store.vectors.maxsim import Items, explain, scan
-from ragkit.store.vectors.multi import Layout
+from ragkit.store.vectors.maxsim import explain, scan
+from ragkit.store.vectors.multi_layout import Layout
+from ragkit.store.vectors.tiles import Items
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "visual"))
 from pages import CELL, Page, covered, draw_page, make_page, queries_of

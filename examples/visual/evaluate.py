@@ -23,7 +23,8 @@ from pages import Page, Query, covered, draw_page, make_page, queries_of, write_
 from PIL import Image
 
 from ragkit import load_encoder
-from ragkit.store.vectors.maxsim import Items, explain, scan
+from ragkit.store.vectors.maxsim import explain, scan
+from ragkit.store.vectors.tiles import Items
 
 ENCODER = Path(__file__).parent / "encoder"
 UNSEEN = 1_000_000  # seeds from here on are not used in training

@@ -106,7 +106,7 @@ def _faiss() -> str | None:
 
 
 def _maxsim() -> str:
-    from ragkit.store.vectors.maxsim import kernel_name
+    from ragkit.store.vectors.compiled import kernel_name
 
     return kernel_name()
 

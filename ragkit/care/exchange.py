@@ -34,7 +34,7 @@ from ragkit.store.local.reader import Snapshot
 from ragkit.store.local.store import Store
 from ragkit.store.local.writer import Writer
 from ragkit.store.values import CHUNK, PAGE, DocumentRow, Origin, PageVectors, Prepared, UnitRow
-from ragkit.store.vectors.multi import Layout, Stored
+from ragkit.store.vectors.multi_layout import Layout, Stored
 
 SETTINGS = ("recipe", "fingerprint", "probes")
 PAGE_SETTINGS = ("page_fingerprint", "page_probe")  # settings of an index with page images

@@ -33,8 +33,9 @@ from ragkit.core.space import Space
 from ragkit.core.types import Floats, Ints
 from ragkit.store.local.files import write_array
 from ragkit.store.local.reader import Snapshot
-from ragkit.store.vectors.maxsim import LONGEST, ZERO, Loss, signed_rows
-from ragkit.store.vectors.multi import DTYPES, UNIT, Layout, MultiStats, Stored, write_multi
+from ragkit.store.vectors.multi import MultiStats, write_multi
+from ragkit.store.vectors.multi_layout import DTYPES, UNIT, Layout, Stored
+from ragkit.store.vectors.quantise import LONGEST, ZERO, Loss, signed_rows
 
 VERSION = 2
 ROWS = 4096  # dense rows in memory at a time

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 Array = npt.NDArray[Any]  # of any dtype
 Json = dict[str, Any]  # a JSON object
 Metadata = Mapping[str, Any]  # fields of a document under their names; their values are what JSON can hold

@@ -32,8 +32,8 @@ from ragkit.store.local.reader import Snapshot
 from ragkit.store.local.store import Store
 from ragkit.store.values import CHUNK, Commit, Origin, Prepared
 from ragkit.store.vectors import maxsim
-from ragkit.store.vectors.maxsim import Scores
-from ragkit.store.vectors.multi import Layout, Stored
+from ragkit.store.vectors.multi_layout import Layout, Stored
+from ragkit.store.vectors.tiles import Items, Scores
 
 if TYPE_CHECKING:
     from ragkit.care.exchange import ExportReport
@@ -362,10 +362,10 @@ def _prepared(key: int, row: Stored, replaces: int | None) -> Prepared:
     return Prepared(origin, NOTHING, (), dense=None, replaces=replaces, multi=row, key=key)
 
 
-def _items(rows: dict[int, Stored], layout: Layout) -> maxsim.Items:
+def _items(rows: dict[int, Stored], layout: Layout) -> Items:
     joined = Stored.join(list(rows.values()))
     offsets = np.concatenate([[0], np.cumsum(joined.lengths)]).astype(np.int64)
-    return maxsim.Items(joined.values, offsets, np.array(list(rows), dtype=np.int64), layout.quantiser)
+    return Items(joined.values, offsets, np.array(list(rows), dtype=np.int64), layout.quantiser)
 
 
 def _merged(one: tuple[Ints, Scores], two: tuple[Ints, Scores], k: int) -> tuple[Ints, Scores]:

@@ -57,7 +57,8 @@ from ragkit.store.local import source_copies
 from ragkit.store.local.store import Store
 from ragkit.store.local.writer import Writer
 from ragkit.store.values import CHUNK, PAGE, DocumentRow, Failure, Origin, PageVectors, origin_of
-from ragkit.store.vectors.multi import Stored, pool_tokens
+from ragkit.store.vectors.multi_layout import Stored
+from ragkit.store.vectors.pool import pool_tokens
 
 POOL = 1024  # units encoded together: enough for batches of like length, few enough for a commit every half minute on a CPU
 POOL_CHARACTERS = 4_000_000

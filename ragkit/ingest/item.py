@@ -12,7 +12,7 @@ from ragkit.core.types import Chunk, Document, Floats, Progress
 from ragkit.ingest.reuse import Wanted
 from ragkit.load import IGNORE_FILES, Limits, Source, file_hash, format_of
 from ragkit.store.values import DocumentRow, Origin, PageVectors
-from ragkit.store.vectors.multi import Stored
+from ragkit.store.vectors.multi_layout import Stored
 
 CHANGED = "it changed while it was read; add it again"
 Target = str | Path | Iterable[Any]

@@ -28,7 +28,7 @@ from ragkit.encode.contract import Encoder, ImageEncoder, as_encode_errors, chec
 from ragkit.load import Parser, RenderedPage, WantedPage
 from ragkit.recipe.recipe import PagesStage
 from ragkit.store.values import PageVectors
-from ragkit.store.vectors.multi import Layout, Stored
+from ragkit.store.vectors.multi_layout import Layout, Stored
 from ragkit.store.vectors.patches import fewer_patches
 
 BATCH = 8  # pictures encoded together; encoders cut them further by their own budgets

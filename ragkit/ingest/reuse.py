@@ -16,7 +16,7 @@ from ragkit.core.types import Chunk, Document, Floats, Ints, Page, Span
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.local.store import Store
 from ragkit.store.values import CHUNK, PAGE, DocumentRow, PageVectors
-from ragkit.store.vectors.multi import Stored
+from ragkit.store.vectors.multi_layout import Stored
 
 
 @dataclass(frozen=True, slots=True, eq=False)

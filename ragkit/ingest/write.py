@@ -9,7 +9,7 @@ import numpy as np
 from ragkit.core.types import Floats
 from ragkit.ingest.item import Item
 from ragkit.store.values import Prepared
-from ragkit.store.vectors.multi import Stored
+from ragkit.store.vectors.multi_layout import Stored
 
 COMMIT_UNITS = 8192
 COMMIT_SECONDS = 30.0

@@ -18,7 +18,7 @@ from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.local.locks import writer_lock
 from ragkit.store.local.store import Store
 from ragkit.store.values import CHUNK, PAGE
-from ragkit.store.vectors.multi import Layout
+from ragkit.store.vectors.multi_layout import Layout
 
 LOCK_TIMEOUT = 10.0  # seconds
 # What may lie in the folder of an index whose creation was interrupted.

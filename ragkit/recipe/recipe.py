@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Precision = Literal["int8", "float16", "float32"]  # as in vectors/multi.py
+Precision = Literal["int8", "float16", "float32"]  # as in store/vectors/multi_layout.py
 Overflow = Literal["error", "truncate", "window"]
 Which = Literal["all", "auto", "figures"]
 PdfEngine = Literal["auto", "pymupdf", "pypdfium2"]

@@ -32,7 +32,7 @@ from ragkit.search.heat import Relevance, evidence_boxes, relevance, vector_boxe
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.local.reader import Snapshot
 from ragkit.store.values import DocumentRow
-from ragkit.store.vectors.multi import token_clusters
+from ragkit.store.vectors.pool import token_clusters
 
 # Of a picture whose encoder does not tell where its vectors look: one cell that none stands for.
 Patchless = Patches(Box(0.0, 0.0, 1.0, 1.0), np.full((1, 1), -1, dtype=np.int64))

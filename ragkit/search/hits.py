@@ -15,7 +15,7 @@ from ragkit.search.fuse import Candidate
 from ragkit.search.heat import relevance
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.values import UnitRow
-from ragkit.store.vectors.maxsim import Scores
+from ragkit.store.vectors.tiles import Scores
 
 
 def read_hits(

@@ -9,7 +9,7 @@ from typing import Any
 from ragkit.core.space import Space
 from ragkit.core.types import Chunk, Document, Floats, Page, Patches, Span
 from ragkit.store.local.files import FileRecord
-from ragkit.store.vectors.multi import Stored
+from ragkit.store.vectors.multi_layout import Stored
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -22,9 +22,10 @@ from ragkit.index.maxsim_index import MEND, SETTING
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.local import writer
 from ragkit.store.local.store import Store
-from ragkit.store.vectors import multi
-from ragkit.store.vectors.maxsim import Loss
-from ragkit.store.vectors.multi import Layout, MultiReader, Stored
+from ragkit.store.vectors import multi_layout
+from ragkit.store.vectors.multi import MultiReader
+from ragkit.store.vectors.multi_layout import Layout, Stored
+from ragkit.store.vectors.quantise import Loss
 from ragkit.testing import HashEncoder
 
 DIM = 24
@@ -309,7 +310,7 @@ def part_of(key: int) -> Floats:
 def test_candidates_are_found_by_coarse_vectors_and_scored_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    monkeypatch.setattr(multi, "COPIED", 300)  # so that several pieces are made of each addition
+    monkeypatch.setattr(multi_layout, "COPIED", 300)  # so that several pieces are made of each addition
     monkeypatch.setattr(writer, "merge_policy", lambda *_, **__: [])
     looked: list[int] = []
     real = MultiReader.scores_of

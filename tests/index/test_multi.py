@@ -23,7 +23,8 @@ from ragkit.encode.contract import Encoding
 from ragkit.search import retrieve
 from ragkit.store.local import reader, writer
 from ragkit.store.vectors.maxsim import error_bound
-from ragkit.store.vectors.multi import MultiReader, pool_tokens, token_clusters
+from ragkit.store.vectors.multi import MultiReader
+from ragkit.store.vectors.pool import pool_tokens, token_clusters
 from ragkit.testing import HashEncoder
 from tests.conftest import NOTES, record, records
 

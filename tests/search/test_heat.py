@@ -20,6 +20,7 @@ from ragkit.search import heat
 from ragkit.search.explain import explain_page, query_spans
 from ragkit.search.heat import evidence_boxes, heat_map, heat_png, relevance, similarity_maps, smoothed, vector_boxes
 from ragkit.store.vectors import maxsim
+from ragkit.store.vectors.tiles import Items
 from ragkit.testing import HashEncoder
 
 WHOLE = Box(0, 0, 1, 1)
@@ -245,11 +246,11 @@ def test_the_shares_of_the_stored_codes_are_what_is_explained() -> None:
     rng = np.random.default_rng(3)
     query, vectors, patches = unit_rows(rng.normal(size=(6, 32))), unit_rows(rng.normal(size=(22, 32))), grid(4, 5, first=1)
     from ragkit.core.arrays import MultiVectors
-    from ragkit.store.vectors.multi import Layout
+    from ragkit.store.vectors.multi_layout import Layout
 
     layout = Layout(32)
     stored = layout.store(MultiVectors.pack([vectors]))
-    items = maxsim.Items(stored.values, np.array([0, 22]), np.array([1]), layout.quantiser)
+    items = Items(stored.values, np.array([0, 22]), np.array([1]), layout.quantiser)
     winners, shares = maxsim.explain(query, items, 0)
     [[score]] = maxsim.scores_of([query], items, np.array([0]))
     assert relevance(winners, shares, patches).score == pytest.approx(float(score), abs=1e-5)

@@ -14,10 +14,11 @@ from ragkit.encode.external import PREFIX
 from ragkit.store.local.locks import Pin
 from ragkit.store.local.segment import Mask, Segment
 from ragkit.store.values import CHUNK, Change, Commit
-from ragkit.store.vectors.dense import near_duplicates
 from ragkit.store.vectors.lexical import LexicalReader
-from ragkit.store.vectors.maxsim import Scores
-from ragkit.store.vectors.multi import MultiReader, Stored
+from ragkit.store.vectors.multi import MultiReader
+from ragkit.store.vectors.multi_layout import Stored
+from ragkit.store.vectors.near_duplicates import near_duplicates
+from ragkit.store.vectors.tiles import Scores
 
 
 class Snapshot:

@@ -37,7 +37,7 @@ from ragkit.store.local.segment import Mask, Segment
 from ragkit.store.local.writer import Writer
 from ragkit.store.values import Change, Commit, SegmentRow
 from ragkit.store.vectors.lexical import LexicalReader, write_generation
-from ragkit.store.vectors.multi import Layout
+from ragkit.store.vectors.multi_layout import Layout
 
 AHEAD = 256  # ids reserved at once for rows that are no units
 FORGET = 16  # folders gone before the catalog forgets them, where no text is to be forgotten with them

@@ -22,7 +22,8 @@ from ragkit.store.local.segment import Mask, Salvaged, Segment
 from ragkit.store.values import CHUNK, PAGE, VECTOR, Change, Commit, NewDocument, Prepared, SegmentRow, UnitRow, origin_of
 from ragkit.store.vectors.dense import write_dense
 from ragkit.store.vectors.lexical import write_generation
-from ragkit.store.vectors.multi import Stored, write_multi
+from ragkit.store.vectors.multi import write_multi
+from ragkit.store.vectors.multi_layout import Stored
 
 ROWS = 4096  # rows copied at a time when segments are merged
 

@@ -9,21 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from ragkit.core.arrays import top_k
 from ragkit.core.errors import MissingExtra
-from ragkit.core.types import Floats, Ints
-from ragkit.store.vectors.maxsim import EXACT, ZERO, Items, Mask, Scores, build_tile, check_queries
+from ragkit.core.types import Floats, Ints, Mask
+from ragkit.store.vectors.maxsim_numpy import EXACT
+from ragkit.store.vectors.quantise import ZERO
+from ragkit.store.vectors.tiles import Items, Scores, build_tile, check_queries
 
 TOLERANCE = 2e-6  # of a score, a query token, unit rows
 SHARE = 0.25  # of the free memory for one block and its products
 CPU_BLOCK = 1 << 26  # bytes, where the device is the processor, which tests use
 
+Tensor = Any  # torch.Tensor: torch is imported when it is used
 
-def _torch() -> Any:
+
+def _torch() -> ModuleType:
     try:
         import torch
     except ImportError:
@@ -38,35 +43,36 @@ class TorchItems:
         torch = _torch()
         self.items = items
         self.device = torch.device(device)
-        self.kept = None
+        self.resident: Tensor | None = None  # all tokens on the device, where they fit
         if 2 * items.values.nbytes <= self._free():
-            self.kept = torch.from_numpy(np.array(items.values)).to(self.device)
+            self.resident = torch.from_numpy(np.array(items.values)).to(self.device)
 
     def _free(self) -> int:
+        """Return the bytes that are free on the device."""
         if self.device.type == "cuda":
             free: int = _torch().cuda.mem_get_info(self.device)[0]
             return free
         return 2 * CPU_BLOCK
 
     def scan(self, queries: Sequence[Floats], *, k: int, allowed: Mask | None = None) -> list[tuple[Ints, Scores]]:
-        """As `maxsim.scan`: each query's best min(k, allowed), best first, ties by the smaller key."""
+        """As `maxsim.scan`: return each query's best min(k, allowed), best first, ties by the smaller key."""
         positions = np.arange(len(self.items)) if allowed is None else np.flatnonzero(allowed)
         keys = self.items.keys[positions]
-        found = []
+        results = []
         for query in check_queries(queries, self.items):
             scores = self._scores(query, positions)
             best = top_k(scores, keys, k)
-            found.append((np.asarray(keys[best]), scores[best]))
-        return found
+            results.append((np.asarray(keys[best]), scores[best]))
+        return results
 
     def _scores(self, query: Floats, positions: Ints) -> Scores:
-        torch = _torch()
-        tile = build_tile([query], self.items.quantiser)
+        torch, quantiser = _torch(), self.items.quantiser
+        tile = build_tile([query], quantiser)
         rows = torch.from_numpy(np.ascontiguousarray(tile.rows, dtype=np.float32)).to(self.device)
         scores = np.empty(len(positions), dtype=np.float64)
-        ends = [*range(0, rows.shape[1], EXACT if self.items.quantiser else rows.shape[1]), rows.shape[1]]
+        ends = [*range(0, rows.shape[1], EXACT if quantiser else rows.shape[1]), rows.shape[1]]
         parts = [slice(at, to) for at, to in pairwise(ends)]
-        weights, quantiser = torch.from_numpy(tile.weights).to(self.device).double(), self.items.quantiser
+        weights = torch.from_numpy(tile.weights).to(self.device).double()
         for place, lengths, tokens in self._blocks(positions, rows=len(rows)):
             wide = tokens.to(torch.float32) - (ZERO if quantiser else 0)
             products = sum((wide[:, part] @ rows[:, part].T).double() for part in parts)
@@ -79,8 +85,8 @@ class TorchItems:
             scores[place] = maxima.sum(dim=1).cpu().numpy() * tile.units[0]
         return scores
 
-    def _blocks(self, positions: Ints, *, rows: int) -> Iterator[tuple[slice, Any, Any]]:
-        """Whole items, as many as fit: which of the positions, their lengths, their tokens, both on the device."""
+    def _blocks(self, positions: Ints, *, rows: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield whole items, as many as fit: which of the positions, their lengths, their tokens, both on the device."""
         torch, items = _torch(), self.items
         begins, ends = items.offsets[positions], items.offsets[positions + 1]
         totals = np.cumsum(ends - begins)
@@ -92,8 +98,8 @@ class TorchItems:
             inside = slice(start, stop)
             lengths = ends[inside] - begins[inside]
             at = np.repeat(begins[inside] - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths) + np.arange(lengths.sum())
-            if self.kept is not None:
-                tokens = self.kept[torch.from_numpy(at).to(self.device)]
+            if self.resident is not None:
+                tokens = self.resident[torch.from_numpy(at).to(self.device)]
             else:
                 tokens = torch.from_numpy(np.ascontiguousarray(items.values[at])).to(self.device)
             yield inside, torch.from_numpy(lengths).to(self.device), tokens

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ragkit.core.arrays import unit_rows
 from ragkit.core.types import Floats, Ints, Patches
-from ragkit.store.vectors.multi import some_clusters
+from ragkit.store.vectors.pool import clusters_of
 
 ALIKE = 0.98  # cosine from which two patches count as the same; see docs/measurements.md
 PLAIN = 12  # of 255: how far the colours of a cell of bare paper lie apart; a scan's grain and a JPEG's edges are within
@@ -46,7 +46,7 @@ def fewer_patches(
     if len(looking) <= wanted:
         return vectors, patches
     labels = np.arange(len(vectors))
-    clusters = some_clusters(unit_rows(vectors[looking]), wanted)
+    clusters = clusters_of(unit_rows(vectors[looking]), wanted)
     _, first = np.unique(clusters, return_index=True)
     labels[looking] = looking[first][clusters]
     return _merged(vectors, patches, labels)

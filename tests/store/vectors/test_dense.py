@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from ragkit.core.arrays import unit_rows
 from ragkit.core.errors import Damaged
 from ragkit.store.local.files import CheckedFolder, seal
-from ragkit.store.vectors import dense
-from ragkit.store.vectors.dense import DenseReader, near_duplicates, write_dense
+from ragkit.store.vectors import dense, dense_compress
+from ragkit.store.vectors.cosines import widen
+from ragkit.store.vectors.dense import DenseReader, write_dense
+from ragkit.store.vectors.dense_compress import Trial
+from ragkit.store.vectors.near_duplicates import near_duplicates
 
 NAME = "chunk.dense"
 
@@ -62,7 +65,7 @@ def compressed(tmp_path_factory: pytest.TempPathFactory) -> tuple[DenseReader, n
     rows[100:600] = rows[100]  # more equal rows than there are candidates
     rows[700] = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dense, "COMPRESS", 1)
+        patch.setattr(dense_compress, "COMPRESS", 1)
         reader = written(tmp_path_factory.mktemp("dense") / "segment", rows)
     assert reader.stats.structure == "PQ16x4fs"
     return reader, rows
@@ -81,7 +84,7 @@ def test_a_stranger_reads_the_rows_with_numpy(tmp_path: Path) -> None:
 def test_widening_is_exact_for_every_finite_half() -> None:
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     halves = halves[np.isfinite(halves)][None]
-    np.testing.assert_array_equal(dense._widen(halves, np.empty(halves.shape, np.float32)), halves.astype(np.float32))
+    np.testing.assert_array_equal(widen(halves, np.empty(halves.shape, np.float32)), halves.astype(np.float32))
 
 
 @settings(max_examples=60, deadline=None)
@@ -173,7 +176,7 @@ def test_a_held_out_row_does_not_count_as_its_own_find() -> None:
     import faiss
 
     rows, held = clustered(2000, 16).astype(np.float16), np.arange(20)
-    trial = dense._Trial.of(rows, held, np.random.default_rng(0).normal(size=(20, 16)).astype(np.float32))
+    trial = Trial.of(rows, held, np.random.default_rng(0).normal(size=(20, 16)).astype(np.float32))
     wide = rows.astype(np.float32)
     cosines = wide[held] @ wide.T
     cosines[held, held] = -1
@@ -186,8 +189,8 @@ def test_a_held_out_row_does_not_count_as_its_own_find() -> None:
 
 
 def test_inverted_lists_serve_large_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense, "COMPRESS", 1)
-    monkeypatch.setattr(dense, "INVERT", 1)
+    monkeypatch.setattr(dense_compress, "COMPRESS", 1)
+    monkeypatch.setattr(dense_compress, "INVERT", 1)
     rows = clustered(6000, 16)
     reader = written(tmp_path / "s", rows, recall=0.9)
     assert reader.stats.structure.startswith("IVF64,")
@@ -199,8 +202,8 @@ def test_inverted_lists_serve_large_segments(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_recall_that_cannot_be_reached_means_a_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense, "COMPRESS", 1)
-    monkeypatch.setattr(dense, "FACTORS", (1,))
+    monkeypatch.setattr(dense_compress, "COMPRESS", 1)
+    monkeypatch.setattr(dense_compress, "FACTORS", (1,))
     rows = clustered(3000, 16)
     reader = written(tmp_path / "s", rows, recall=0.9999)
     assert reader.stats.structure == "rows"

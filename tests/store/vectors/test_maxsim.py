@@ -22,7 +22,24 @@ from ragkit.care import doctor
 from ragkit.core.arrays import unit_rows
 from ragkit.core.types import Floats, Ints
 from ragkit.store.vectors import maxsim
-from ragkit.store.vectors.maxsim import Items, Loss, Quantiser, error_bound, explain, kernels, quantise, scan, scores_of, thin
+from ragkit.store.vectors.compiled import extension, kernels
+from ragkit.store.vectors.maxsim import error_bound, explain, scan, scores_of
+from ragkit.store.vectors.quantise import (
+    RUN,
+    WIDEST,
+    Loss,
+    Quantiser,
+    _numpy_quantise,
+    _numpy_thin,
+    _signs,
+    quantise,
+    requantise,
+    rotate,
+    round_up,
+    signed_rows,
+    thin,
+)
+from ragkit.store.vectors.tiles import QUERY_WEIGHT, Items, Tile, build_tile
 
 SOURCES = Path(maxsim.__file__).parent / "kernel"
 COMPILED = [name for name in kernels() if name != "numpy"]
@@ -58,7 +75,7 @@ def stored(tokens: Floats, lengths: Ints, form: str = "int8", *, keys: Ints | No
 
 def unweighed(dims: int) -> Quantiser:
     """As rows were quantised before they had weights: one step, for five standard deviations."""
-    return Quantiser(dims=dims, step=maxsim._few_bits(min(5 / math.sqrt(dims), 1.0) / 127, 8))
+    return Quantiser(dims=dims, step=round_up(min(5 / math.sqrt(dims), 1.0) / 127, 8))
 
 
 def cut(rows: Any, items: Items) -> list[Any]:
@@ -83,7 +100,7 @@ def totals_of(items: Items, query: Floats) -> tuple[Ints, float]:
     """The int8 score as it is defined: products of codes, times the token's weight in float32, the best times the row's; and what
     they count."""
     assert items.quantiser is not None
-    width, tile = items.quantiser.width, maxsim.build_tile([query], items.quantiser)
+    width, tile = items.quantiser.width, build_tile([query], items.quantiser)
     products = (items.values[:, :width].astype(np.int64) - 128) @ tile.rows.astype(np.int64).T
     weights = items.values[:, width:] if items.quantiser.weighed else np.ones((len(products), 1))
     weighed = (products.astype(np.float32) * weights.astype(np.float32)).astype(np.int64)
@@ -211,14 +228,14 @@ def test_a_query_of_2048_tokens_and_an_item_of_3000() -> None:
 
 @pytest.mark.parametrize("kernel", kernels())
 def test_the_widest_rows_do_not_overflow(kernel: str) -> None:
-    quantiser = Quantiser.of(maxsim.WIDEST, length=1.0)
+    quantiser = Quantiser.of(WIDEST, length=1.0)
     codes = np.full((2, quantiser.row_bytes), 255, dtype=np.uint8)  # +127 everywhere, and the heaviest weight
     codes[1, : quantiser.width] = 1  # -127 everywhere
     items = Items(codes, np.array([0, 1, 2]), np.array([0, 1]), quantiser)
-    heaviest = np.array([maxsim.QUERY_WEIGHT])
-    tile = maxsim._Tile(np.full((1, maxsim.WIDEST), 127, dtype=np.int8), np.array([0, 1]), np.array([1.0]), heaviest)
+    heaviest = np.array([QUERY_WEIGHT])
+    tile = Tile(np.full((1, WIDEST), 127, dtype=np.int8), np.array([0, 1]), np.array([1.0]), heaviest)
     totals = maxsim._totals(kernel, tile, items, np.array([0, 1]))
-    largest = 127 * 127 * maxsim.WIDEST * 255 * maxsim.QUERY_WEIGHT
+    largest = 127 * 127 * WIDEST * 255 * QUERY_WEIGHT
     assert totals.tolist() == [[largest, -largest]]
 
 
@@ -295,7 +312,7 @@ def test_codes_do_not_depend_on_the_kernel(dims: int, seed: int, length: float) 
     rows = (length * unit_rows(np.random.default_rng(seed).standard_t(2, size=(7, dims)))).astype(np.float32)
     codes, loss = quantise(rows, quantiser)
     other = np.full_like(codes, 128)
-    residual, longest = maxsim._numpy_quantise(rows, quantiser, other)
+    residual, longest = _numpy_quantise(rows, quantiser, other)
     assert (codes == other).all()
     assert (codes[:, dims : quantiser.width] == 128).all()
     assert codes.min() >= 1
@@ -306,7 +323,7 @@ def test_codes_do_not_depend_on_the_kernel(dims: int, seed: int, length: float) 
 
 @pytest.mark.parametrize("dims", [1, 2, 3, 5, 64, 96, 128, 130, 384, 1000])
 def test_the_rotation_is_orthogonal_and_spreads(dims: int) -> None:
-    rotated = maxsim._rotate(np.eye(dims, dtype=np.float32), Quantiser.of(dims)).astype(np.float64)
+    rotated = rotate(np.eye(dims, dtype=np.float32), Quantiser.of(dims)).astype(np.float64)
     np.testing.assert_allclose(rotated @ rotated.T, np.eye(dims), atol=3e-6)
     assert np.abs(rotated).max() <= 1 or dims == 1
     if dims >= 64:
@@ -321,14 +338,14 @@ def test_the_signs_are_the_top_bits_of_splitmix64(seed: int) -> None:
         z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & word
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & word
         tops.append((z ^ (z >> 31)) >> 63)
-    assert maxsim._signs(5, seed).ravel().tolist() == [-1.0 if top else 1.0 for top in tops]
+    assert _signs(5, seed).ravel().tolist() == [-1.0 if top else 1.0 for top in tops]
 
 
 def test_the_loss_is_that_of_the_worst_row() -> None:
     rows = query_of(200)
     quantiser = Quantiser.of(128)
     codes, loss = quantise(rows, quantiser)
-    lost = maxsim._rotate(rows, quantiser).astype(np.float64) - maxsim.signed_rows(codes, quantiser) * quantiser.step
+    lost = rotate(rows, quantiser).astype(np.float64) - signed_rows(codes, quantiser) * quantiser.step
     assert math.isclose(loss.residual, np.linalg.norm(lost, axis=1).max(), rel_tol=1e-5)
     assert math.isclose(loss.longest, 1, rel_tol=1e-5)
     assert loss | Loss(2.0, 0.5) == Loss(2.0, loss.longest)
@@ -337,9 +354,9 @@ def test_the_loss_is_that_of_the_worst_row() -> None:
 @pytest.mark.parametrize("size", [1, 7, 32, 200])
 def test_a_query_is_rounded_and_never_clipped(size: int) -> None:
     quantiser, query = Quantiser.of(128), query_of(size, seed=size) * np.float32(3 + size)
-    tile = maxsim.build_tile([query], quantiser)
+    tile = build_tile([query], quantiser)
     steps = tile.weights[:, None] * (tile.units[0] / quantiser.step)
-    rotated = maxsim._rotate(query, quantiser)
+    rotated = rotate(query, quantiser)
     assert (np.abs(tile.rows * steps - rotated) <= 0.5001 * steps).all()
     assert (127 * steps <= np.abs(rotated).max(axis=1, keepdims=True) * (1 + 2**-7)).all()  # and no more range than a row needs
 
@@ -348,13 +365,13 @@ def test_codes_without_weights_are_given_some_at_less_than_they_had_lost() -> No
     items, loss, tokens = corpus(9, form="unweighed")
     old, new = items.quantiser, Quantiser.of(128)
     assert old is not None
-    codes, again = maxsim.requantise(items.values, old, new)
+    codes, again = requantise(items.values, old, new)
     assert 0 < again.residual < loss.residual
-    rotated = maxsim._rotate(tokens, new).astype(np.float64)
-    lost = np.linalg.norm(rotated - maxsim.signed_rows(codes, new) * new.step, axis=1)
+    rotated = rotate(tokens, new).astype(np.float64)
+    lost = np.linalg.norm(rotated - signed_rows(codes, new) * new.step, axis=1)
     assert lost.max() <= loss.residual + again.residual
     with pytest.raises(ValueError, match="another rotation"):
-        maxsim.requantise(items.values, old, Quantiser.of(128, seed=1))
+        requantise(items.values, old, Quantiser.of(128, seed=1))
 
 
 def test_rounding_costs_little_on_average() -> None:
@@ -381,7 +398,7 @@ def thinned(rows: Floats, factor: int) -> Floats:
 
 def opened(codes: Any, quantiser: Quantiser) -> Floats:
     """Codes as the rotated rows that they stand for."""
-    return (maxsim.signed_rows(codes, quantiser) * quantiser.step).astype(np.float32)
+    return (signed_rows(codes, quantiser) * quantiser.step).astype(np.float32)
 
 
 @settings(max_examples=60, deadline=None)
@@ -398,7 +415,7 @@ def test_thinned_rows_are_the_same_without_the_compiled_kernel(
     fewer, kept = thin(codes, np.array(lengths, dtype=np.int64), quantiser, factor)
     assert kept.tolist() == [-(-length // factor) for length in lengths]
     other = np.zeros_like(fewer)
-    maxsim._numpy_thin(codes, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), quantiser, factor, other)
+    _numpy_thin(codes, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), quantiser, factor, other)
     assert (fewer == other).all()
 
 
@@ -432,7 +449,7 @@ def test_a_token_between_two_seeds_joins_the_first() -> None:
     codes, _ = quantise(rows, Quantiser.of(2))
     fewer, _ = thin(codes, np.array([3]), Quantiser.of(2), 2)
     other = np.zeros_like(fewer)
-    maxsim._numpy_thin(codes, np.array([0, 3]), Quantiser.of(2), 2, other)
+    _numpy_thin(codes, np.array([0, 3]), Quantiser.of(2), 2, other)
     assert (fewer == other).all()
     assert (fewer[1] == codes[1]).all()  # alone: the third joined the first
 
@@ -455,12 +472,12 @@ def test_any_bytes_are_thinned_without_a_crash_and_alike() -> None:
         lengths = np.array([1, 60, 29])
         fewer, _ = thin(codes, lengths, quantiser, 3)
         other = np.zeros_like(fewer)
-        maxsim._numpy_thin(codes, np.array([0, 1, 61, 90]), quantiser, 3, other)
+        _numpy_thin(codes, np.array([0, 1, 61, 90]), quantiser, 3, other)
         assert (fewer == other).all()
 
 
 def test_a_long_item_is_thinned_in_runs() -> None:
-    rows = query_of(2 * maxsim.RUN + 5, 16)
+    rows = query_of(2 * RUN + 5, 16)
     codes, _ = quantise(rows, Quantiser.of(16))
     fewer, kept = thin(codes, np.array([len(rows)]), Quantiser.of(16), 1000)
     assert kept.tolist() == [7]
@@ -551,9 +568,8 @@ def test_the_kernel_compiles_without_a_warning(source: str) -> None:
 
 @pytest.mark.skipif(not COMPILED, reason="the extension was not built")
 def test_the_extension_checks_its_arguments() -> None:
-    extension: Any = maxsim._maxsim
     items, _, _ = corpus(count=3)
-    tile = maxsim.build_tile([query_of(4)], items.quantiser)
+    tile = build_tile([query_of(4)], items.quantiser)
     call = maxsim._call(COMPILED[0], tile, items)
     best = np.empty((1, 2, 2), np.int64)
     for wrong in [

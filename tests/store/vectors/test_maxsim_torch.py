@@ -10,8 +10,10 @@ import pytest
 from ragkit import MaxSimIndex
 from ragkit.core.arrays import unit_rows
 from ragkit.store.vectors import maxsim_torch
-from ragkit.store.vectors.maxsim import Items, Quantiser, quantise, scan
+from ragkit.store.vectors.maxsim import scan
 from ragkit.store.vectors.maxsim_torch import TOLERANCE, TorchItems
+from ragkit.store.vectors.quantise import Quantiser, quantise
+from ragkit.store.vectors.tiles import Items
 
 FORMS = ("int8", "float16", "float32")
 
@@ -35,7 +37,7 @@ def test_scores_and_order_are_the_kernels(form: str, dims: int, kept: bool, monk
     if not kept:
         monkeypatch.setattr(maxsim_torch, "CPU_BLOCK", 1 << 11)  # blocks of a few items, none of them kept on the device
     on_device = TorchItems(items, "cpu")
-    assert (on_device.kept is not None) == kept
+    assert (on_device.resident is not None) == kept
     queries = [unit_rows(np.random.default_rng(seed).normal(size=(size, dims))) for seed, size in enumerate((1, 9, 33))]
     for allowed in (None, np.arange(60) % 7 == 3, np.zeros(60, dtype=bool)):
         for k in (1, 10, 100):

@@ -42,7 +42,7 @@ enum {
     AHEAD = 6144   /* bytes: the processor's own prefetching stops at the end of a page */
 };
 
-static const double LONGEST = 1e15, LARGEST_SHARE = 0x1p51; /* as in maxsim.py */
+static const double LONGEST = 1e15, LARGEST_SHARE = 0x1p51; /* as in quantise.py and maxsim_numpy.py */
 
 static int32_t four_bytes(const char *p) {
     int32_t value;

@@ -58,7 +58,7 @@ int64_t maxsim_quantise(const float *values, int64_t rows, int64_t dims, int64_t
  * from each other, each token joins the seed it is nearest to, and what stands for them is their mean, as long as the longest
  * (Gonzalez 1985). codes (tokens, width + 1) with weights, about 128; offsets (count + 1,), items as in Items; fewer: room for
  * the rows of all items, (., width + 1). Returns 0 or an error. */
-enum { RUN = 2048 }; /* as in maxsim.py; sums of so many unit rows, squared, are exact in doubles */
+enum { RUN = 2048 }; /* as in quantise.py; sums of so many unit rows, squared, are exact in doubles */
 
 int64_t maxsim_thin(const uint8_t *codes, int64_t tokens, int64_t width, const int64_t *offsets, int64_t count, int64_t factor,
                     uint8_t *fewer);

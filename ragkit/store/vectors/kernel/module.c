@@ -1,5 +1,5 @@
 /* The Python face of maxsim.c: buffers in, buffers filled. It checks sizes, so that no call can read or write outside its
- * arguments; types and meaning are checked in ragkit/store/vectors/maxsim.py. The GIL is released while it works. */
+ * arguments; types and meaning are checked in ragkit/store/vectors/tiles.py. The GIL is released while it works. */
 #define PY_SSIZE_T_CLEAN
 #ifndef Py_LIMITED_API
 #define Py_LIMITED_API 0x030B0000
@@ -215,7 +215,7 @@ static PyObject *kernels(PyObject *self, PyObject *unused) {
     return names;
 }
 
-/* maxsim.py uses no extension that was built for other arguments than its own. */
+/* compiled.py uses no extension that was built for other arguments than its own. */
 static PyObject *interface(PyObject *self, PyObject *unused) {
     (void)self, (void)unused;
     return PyLong_FromLong(3);
@@ -245,7 +245,7 @@ static PyMethodDef METHODS[] = {
      "quantise(values, dims, width, signs, step, weighed, codes) -> (largest squared loss, largest squared length)"},
     {"thin", thin, METH_VARARGS, "thin(codes, width, offsets, factor, fewer) -> None"},
     {"kernels", kernels, METH_NOARGS, "kernels() -> the names this machine runs, best first"},
-    {"interface", interface, METH_NOARGS, "interface() -> the number that maxsim.py must expect"},
+    {"interface", interface, METH_NOARGS, "interface() -> the number that compiled.py must expect"},
     {"spin", spin, METH_VARARGS, "spin(kernel, rounds) -> operations done, in registers alone; 0 where there is no such loop"},
     {NULL, NULL, 0, NULL},
 };
