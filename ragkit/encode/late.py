@@ -2,14 +2,14 @@
 
     late_chunk(encoder, text, [(0, 812), (812, 1604)])  ->  (2, d) float32 unit rows
 
-So a chunk's vector knows what the words around it say (Günther et al., arXiv 2409.04701). In go a text and spans of it, in any
-order, overlapping or not; out come as many vectors, in that order, or an error. The rules:
+So a chunk's vector depends on the words around it, too (Günther et al., arXiv 2409.04701). The spans of a text may come in any
+order and overlap; there is one vector for each, in that order, or an error. The rules:
 
-Tokens and spans meet by character offsets. A token belongs to every span that holds its last character; one in a gap to none;
-a token that holds no character counts as the character it stands before. A span without a token is an error that names it.
+Tokens and spans meet by character offsets. A token belongs to every span that holds its last character; a token in a gap to no
+span; a token that holds no character counts as the character it stands before. A span without a token is an error that names it.
 
-A document beyond the window is read in windows over its token sequence, each sharing `overlap` tokens with the one before; from
-every window but the first those are thrown away, so each token's state comes from exactly one window: the first that has it.
+A document beyond the window is read in windows over its token sequence, each sharing `overlap` tokens with the window before;
+from every window but the first their states are dropped, so each token's state comes from one window: the first that has it.
 A chunk across a seam is the mean of states from both. The special tokens and the instruction are there once, at the document's
 own ends, and positions restart at 0 in each window: this is the paper's procedure. Only span sums outlive a window.
 
@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import index
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,15 +30,16 @@ import numpy.typing as npt
 from ragkit.core.arrays import truncate_dims, unit_and_lengths, unit_rows
 from ragkit.core.errors import EncodeError, InputTooLong
 from ragkit.core.types import Floats, Ints, Span
-from ragkit.encode.contract import Encoder, Encoding, TokenEncoder, TokenIds, TokenStates
+from ragkit.encode.contract import Encoder, EncoderCard, Encoding, IdArray, TokenEncoder, TokenIds, TokenStates
 from ragkit.encode.texts import check_texts, check_truncate_dim
 
 OVERLAP = 512  # tokens, the paper's; no more than a quarter of the window, so that small windows are not all overlap
 TOGETHER = 1 << 14  # tokens whose states are held at a time: 25 MB at 384 dims, and 16 of the CPU's batches
-PROBE = "The river Aare flows through Bern."  # encoded to see how a model pools that does not say
+PROBE = "The river Aare flows through Bern."  # encoded to see how a model pools whose card does not say
 
 Edges = Literal["strict", "authors"]
 Spans = Sequence[Span] | Sequence[tuple[int, int]] | Ints
+Mask = npt.NDArray[np.bool_]
 
 
 def late_chunk(
@@ -52,7 +53,7 @@ def late_chunk(
     edges: Edges = "strict",
     truncate_dim: int | None = None,
 ) -> Floats:
-    """One vector per span of the text, (n, d) float32 unit rows, in the order of the spans. See `late_chunk_documents`."""
+    """Return one vector per span of the text, (n, d) float32 unit rows, in the order of the spans. See `late_chunk_documents`."""
     [vectors] = late_chunk_documents(
         encoder, [(text, spans)], task=task, window=window, overlap=overlap, edges=edges, truncate_dim=truncate_dim
     )
@@ -69,11 +70,11 @@ def late_chunk_documents(
     edges: Edges = "strict",
     truncate_dim: int | None = None,
 ) -> list[Floats]:
-    """(n, d) float32 unit rows for each (text, n spans), in order; d is `truncate_dim` or the model's width.
+    """Return (n, d) float32 unit rows for each (text, n spans), in order; d is `truncate_dim` or the model's width.
 
-    task: the model's own default for documents, with its instruction, unless named. window: tokens the model reads at once,
-    special ones and instruction included; by default, and at most, `encoder.card.max_tokens`. overlap: tokens of a window that
-    it shares with the one before, by default the smaller of 512 and a quarter of the window. edges: "strict" pools a span's own
+    task: None for the model's own default for documents, with its instruction. window: tokens the model reads at once, special
+    tokens and instruction included; by default, and at most, `encoder.card.max_tokens`. overlap: tokens that a window shares
+    with the window before, by default the smaller of 512 and a quarter of the window. edges: "strict" pools a span's own
     tokens only; "authors", as the paper's evaluation code does, gives the special tokens and instruction before the text to the
     first span of the list as well, and those after it to the last.
 
@@ -81,8 +82,8 @@ def late_chunk_documents(
     and the states of TOGETHER tokens or one window. Raises ValueError for an encoder that cannot do this (see `why_not_late`), a
     span outside its text and settings out of range; EncodeError for a span without a token; InputTooLong.
     """
-    pooled = _pooled(encoder, documents, task=task, window=window, overlap=overlap, edges=edges, truncate_dim=truncate_dim)
-    return [_means(one, truncate_dim) for one in pooled]
+    reading = _Reading.of(encoder, task=task, window=window, overlap=overlap, edges=edges)
+    return [_means(pooling, truncate_dim) for pooling in _pooled(encoder, documents, reading, truncate_dim)]
 
 
 def late_chunk_tokens(
@@ -94,51 +95,76 @@ def late_chunk_tokens(
     overlap: int | None = None,
     truncate_dim: int | None = None,
 ) -> list[tuple[Floats, list[Floats]]]:
-    """As `late_chunk_documents`, and beside the vectors each span's multi-vector: its tokens' states in the document, (t, d)
-    float32 unit rows. Also raises ValueError for an encoder whose multi-vectors are not its token states."""
+    """Return the vectors of `late_chunk_documents`, and beside them each span's multi-vector.
+
+    That is the states of its tokens in the document, (t, d) float32 unit rows. Also raises ValueError for an encoder whose
+    multi-vectors are not its token states.
+    """
     if (reason := why_not_late_multi(encoder)) is not None:
         raise ValueError(reason)
-    pooled = _pooled(
-        encoder, documents, task=task, window=window, overlap=overlap, edges="strict", truncate_dim=truncate_dim, keep=True
-    )
-    return [(_means(one, truncate_dim), [unit_rows(np.concatenate(states)) for states in one.states or ()]) for one in pooled]
+    reading = _Reading.of(encoder, task=task, window=window, overlap=overlap, keep_states=True)
+    return [
+        (_means(pooling, truncate_dim), [unit_rows(np.concatenate(states)) for states in pooling.states or ()])
+        for pooling in _pooled(encoder, documents, reading, truncate_dim)
+    ]
 
 
-def _means(pooled: _Pooling, truncate_dim: int | None) -> Floats:
-    return unit_rows(pooled.sums) if truncate_dim is None else truncate_dims(pooled.sums, truncate_dim)
+def _means(pooling: _Pooling, truncate_dim: int | None) -> Floats:
+    return unit_rows(pooling.sums) if truncate_dim is None else truncate_dims(pooling.sums, truncate_dim)
 
 
 def late_encoding(encoder: Encoder, pieces: Sequence[str], *, task: str | None = None) -> Encoding:
-    """As `late_chunk_strings`, with the lengths that the means had."""
+    """Return the vectors of `late_chunk_strings`, with the lengths that the means had."""
     text, spans = _document_of(encoder, pieces)
-    [pooled] = _pooled(encoder, [(text, spans)], task=task, window=None, overlap=None, edges="strict", truncate_dim=None)
-    dense, lengths = unit_and_lengths(pooled.sums)
-    return Encoding(dense=dense, lengths=(lengths / pooled.counts).astype(np.float32))
+    [pooling] = _pooled(encoder, [(text, spans)], _Reading.of(encoder, task=task), None)
+    dense, lengths = unit_and_lengths(pooling.sums)
+    return Encoding(dense=dense, lengths=(lengths / pooling.counts).astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """How documents are read: the task, the window and its overlap in tokens, whose the tokens at the edges are.
+
+    keep_states: keep each token's state beside the sums.
+    """
+
+    task: str | None
+    window: int
+    overlap: int
+    edges: Edges
+    keep_states: bool
+
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        *,
+        task: str | None,
+        window: int | None = None,
+        overlap: int | None = None,
+        edges: Edges = "strict",
+        keep_states: bool = False,
+    ) -> _Reading:
+        """Raise ValueError for an encoder that cannot do it, and for settings out of range."""
+        reason = why_not_late(encoder)
+        if reason is not None:
+            raise ValueError(reason)
+        if edges not in ("strict", "authors"):
+            raise ValueError(f"edges is 'strict' or 'authors', got {edges!r}")
+        width, shared = _window(encoder.card, window, overlap)
+        return cls(task=task, window=width, overlap=shared, edges=edges, keep_states=keep_states)
 
 
 def _pooled(
-    encoder: Encoder,
-    documents: Sequence[tuple[str, Spans]],
-    *,
-    task: str | None,
-    window: int | None,
-    overlap: int | None,
-    edges: Edges,
-    truncate_dim: int | None,
-    keep: bool = False,
+    encoder: Encoder, documents: Sequence[tuple[str, Spans]], reading: _Reading, truncate_dim: int | None
 ) -> list[_Pooling]:
-    reason = why_not_late(encoder)
-    if reason is not None:
-        raise ValueError(reason)
-    if edges not in ("strict", "authors"):
-        raise ValueError(f"edges is 'strict' or 'authors', got {edges!r}")
+    """Return what the spans of each document pool. truncate_dim is only checked."""
     check_texts([text for text, _ in documents])
     check_truncate_dim(truncate_dim, encoder.card)
-    width, shared = _window(encoder, window, overlap)
-    checked = [_bounds(spans, text, document) for document, (text, spans) in enumerate(documents)]
+    bounded = [_Document(number, text, _bounds(spans, text, number)) for number, (text, spans) in enumerate(documents)]
     if isinstance(encoder, TokenEncoder):
-        return _pool_windows(encoder, documents, checked, task=task, window=width, overlap=shared, edges=edges, keep=keep)
-    return _pool_whole(encoder, documents, checked, task=task, window=width, edges=edges, keep=keep)
+        return _pool_windows(encoder, bounded, reading)
+    return _pool_whole(encoder, bounded, reading)
 
 
 def late_chunk_strings(
@@ -149,9 +175,9 @@ def late_chunk_strings(
     edges: Edges = "strict",
     truncate_dim: int | None = None,
 ) -> Floats:
-    """Consecutive pieces of one document, joined exactly as given: one vector each, (n, d) float32 unit rows.
+    """Return one vector for each of consecutive pieces of one document, (n, d) float32 unit rows; they are joined as they are.
 
-    A token across two pieces belongs to the one that holds its last character. Raises InputTooLong when all together are beyond
+    A token across two pieces belongs to the piece that holds its last character. Raises InputTooLong when all together are beyond
     the model's limit, EncodeError for a piece without a token, such as an empty one.
     """
     text, spans = _document_of(encoder, pieces)
@@ -159,7 +185,7 @@ def late_chunk_strings(
 
 
 def _document_of(encoder: Encoder, pieces: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """The pieces as one text, and where each stands in it. Raises InputTooLong."""
+    """Return the pieces as one text, and the span of each. Raises InputTooLong."""
     check_texts(pieces)
     text = "".join(pieces)
     [tokens] = encoder.count_tokens([text])
@@ -174,7 +200,7 @@ def _document_of(encoder: Encoder, pieces: Sequence[str]) -> tuple[str, list[tup
 
 
 def why_not_late(encoder: Encoder) -> str | None:
-    """Why this encoder cannot embed chunks late, or None if it can: its vectors must be the means of its token states."""
+    """Return why this encoder cannot embed chunks late, or None if it can: its vectors must be the means of its token states."""
     card = encoder.card
     if "dense" not in card.outputs or card.dims == 0:
         return f"late chunking makes one vector per chunk, but {card.name} returns {', '.join(card.outputs)} only"
@@ -183,13 +209,13 @@ def why_not_late(encoder: Encoder) -> str | None:
     if card.pooling != "mean" and not (card.pooling == "its own" and _pools_by_mean(encoder)):
         return (
             f"late chunking needs a model whose vectors are the means of its token states, but {card.name} pools by "
-            f"{card.pooling!r}: a span of its states says nothing of what its vector would be"
+            f"{card.pooling!r}: from the states of a span its vector would not follow"
         )
     return None
 
 
 def why_not_late_multi(encoder: Encoder) -> str | None:
-    """Why this encoder's multi-vectors cannot be cut from a document-level pass, or None: they must be its token states."""
+    """Return why this encoder's multi-vectors cannot be cut from a document's states, or None: they must be its token states."""
     multi = encoder.encode_document([PROBE]).multi
     if multi is None:
         return f"{encoder.card.name} makes no multi-vectors"
@@ -204,7 +230,7 @@ def why_not_late_multi(encoder: Encoder) -> str | None:
 
 
 def _pools_by_mean(encoder: Encoder) -> bool:
-    """Found out by trying, for an encoder whose card does not say: is a text's vector the mean of its states?"""
+    """Return whether a text's vector is the mean of its states: tried, for an encoder whose card does not say."""
     states, dense = encoder.encode_tokens(PROBE).states, encoder.encode_document([PROBE]).dense
     if dense is None or states.shape[1] != dense.shape[1]:
         return False
@@ -212,56 +238,59 @@ def _pools_by_mean(encoder: Encoder) -> bool:
 
 
 def token_windows(tokens: int, *, window: int, overlap: int) -> Iterator[tuple[int, int, int]]:
-    """(start, kept, end): the model reads tokens [start, end), and the states of [kept, end) count.
+    """Yield (start, first, end): the model reads tokens [start, end), and the states of [first, end) count.
 
-    Windows start every `window - overlap` tokens; the kept ranges follow each other from 0 to `tokens`, without gap or overlap.
+    Windows start every `window - overlap` tokens; the ranges that count follow each other from 0 to `tokens`, without gap or
+    overlap.
     """
-    start = kept = 0
-    while kept < tokens:
+    start = first = 0
+    while first < tokens:
         end = min(start + window, tokens)
-        yield start, kept, end
-        start, kept = start + window - overlap, end
+        yield start, first, end
+        start, first = start + window - overlap, end
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Document:
+    """A text, its number among the documents, and the bounds of its spans, (n, 2) int64."""
+
+    number: int
+    text: str
+    bounds: Ints
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pooling:
-    """Which tokens of one document are whose, and the sums so far.
+    """The tokens of one document that each span pools, and the sums so far.
 
-    bounds (n, 2): the spans. places (t,): the character a token counts as, -1 for special ones and the instruction.
-    before, after (t,) bool: tokens that the first and the last span also take. sums (n, d) float64, added to in place, of as many
-    tokens as counts (n,) says.
+    bounds (n, 2): the spans. places (t,): the character a token counts as, -1 for special tokens and the instruction.
+    before, after (t,) bool: tokens that the first and the last span also take. sums (n, d) float64, added to in place; counts
+    (n,): the tokens in each sum. states: those of each span's tokens in order, if they are kept.
     """
 
     bounds: Ints
     places: Ints
-    before: npt.NDArray[np.bool_]
-    after: npt.NDArray[np.bool_]
+    before: Mask
+    after: Mask
     sums: npt.NDArray[np.float64]
     counts: Ints
-    states: list[list[Floats]] | None = None  # of each span's tokens in order, where they are kept
+    states: list[list[Floats]] | None = None
 
     @classmethod
-    def none(cls, dims: int, *, keep: bool) -> _Pooling:
-        """Of a document without spans."""
+    def empty(cls, dims: int, reading: _Reading) -> _Pooling:
+        """Return the pooling of a document without spans."""
         no = np.zeros(0, dtype=np.int64)
-        return cls(no.reshape(0, 2), no, no > 0, no > 0, np.zeros((0, dims)), no, [] if keep else None)
+        return cls(no.reshape(0, 2), no, no > 0, no > 0, np.zeros((0, dims)), no, [] if reading.keep_states else None)
 
     @classmethod
-    def plan(
-        cls,
-        tokens: TokenIds | TokenStates,
-        bounds: Ints,
-        *,
-        text: str,
-        dims: int,
-        edges: Edges,
-        document: int,
-        keep: bool = False,
-    ) -> _Pooling:
-        """Raises EncodeError for a span without a token, before anything is encoded."""
+    def plan(cls, tokens: TokenIds | TokenStates, document: _Document, reading: _Reading, *, dims: int) -> _Pooling:
+        """Assign the tokens to the spans. Raises EncodeError for a span without a token, before anything is encoded."""
+        text, bounds = document.text, document.bounds
         places = np.minimum(np.maximum(tokens.spans[:, 1] - 1, tokens.spans[:, 0]), len(text) - 1)
         places[tokens.special] = -1
-        before, after = _edge_tokens(tokens.special) if edges == "authors" else (np.zeros_like(tokens.special),) * 2
+        before = after = np.zeros_like(tokens.special)
+        if reading.edges == "authors":
+            before, after = _edge_tokens(tokens.special)
         ordered = np.sort(places)
         counts = np.searchsorted(ordered, bounds[:, 1]) - np.searchsorted(ordered, bounds[:, 0])
         counts[:1] += before.sum()
@@ -269,25 +298,25 @@ class _Pooling:
         if len(empty := np.flatnonzero(counts <= 0)):
             start, end = bounds[empty[0]].tolist()
             raise EncodeError(
-                f"document {document}: span {empty[0]}, [{start}, {end}), {text[start:end][:40]!r}, has no token of its own: "
-                "a token belongs to the span that holds its last character. Leave it out, or join it with a neighbour"
+                f"document {document.number}: span {empty[0]}, [{start}, {end}), {text[start:end][:40]!r}, has no token of its "
+                "own: a token belongs to the span that holds its last character. Leave it out, or join it with a neighbour"
             )
-        kept: list[list[Floats]] | None = [[] for _ in bounds] if keep else None
-        return cls(bounds, places, before, after, np.zeros((len(bounds), dims), dtype=np.float64), counts, kept)
+        states: list[list[Floats]] | None = [[] for _ in bounds] if reading.keep_states else None
+        return cls(bounds, places, before, after, np.zeros((len(bounds), dims), dtype=np.float64), counts, states)
 
     def touched(self, start: int, end: int) -> Ints:
-        """Positions of the spans that may have a token among [start, end)."""
+        """Return the positions of the spans that may have a token among [start, end)."""
         places = self.places[start:end]
         own = places[places >= 0]
-        found = np.zeros(len(self.bounds), dtype=np.bool_)
+        touched = np.zeros(len(self.bounds), dtype=np.bool_)
         if len(own):
-            found = (self.bounds[:, 0] <= own.max()) & (self.bounds[:, 1] > own.min())
-        found[:1] |= self.before[start:end].any()
-        found[-1:] |= self.after[start:end].any()
-        return np.flatnonzero(found)
+            touched = (self.bounds[:, 0] <= own.max()) & (self.bounds[:, 1] > own.min())
+        touched[:1] |= self.before[start:end].any()
+        touched[-1:] |= self.after[start:end].any()
+        return np.flatnonzero(touched)
 
     def add(self, start: int, states: Floats) -> None:
-        """Take the states of the tokens from `start` on into the sums of their spans."""
+        """Add the states of the tokens from `start` on to the sums of their spans."""
         end = start + len(states)
         places = self.places[start:end]
         for i in self.touched(start, end).tolist():
@@ -301,8 +330,8 @@ class _Pooling:
                 self.states[i].append(states[members])
 
 
-def _edge_tokens(special: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Which tokens stand before the text's own and which after; all before, if it has none."""
+def _edge_tokens(special: Mask) -> tuple[Mask, Mask]:
+    """Return which tokens stand before the text's own and which after; all before, if it has none."""
     own = np.flatnonzero(~special)
     first, last = (own[0], own[-1]) if len(own) else (len(special), len(special))
     at = np.arange(len(special))
@@ -311,56 +340,52 @@ def _edge_tokens(special: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_],
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Window:
-    """A row to run: the document it is of, its ids, and where the states that count begin, in the row and in the document."""
+    """A row of ids to run. Its first `skipped` states do not count; the next is that of the document's token `first`."""
 
     pooling: _Pooling
-    ids: npt.NDArray[Any]
+    ids: IdArray
     skipped: int
-    kept: int
+    first: int
 
 
-def _pool_windows(
-    encoder: Any,
-    documents: Sequence[tuple[str, Spans]],
-    bounds: Sequence[Ints],
-    *,
-    task: str | None,
-    window: int,
-    overlap: int,
-    edges: Edges,
-    keep: bool,
-) -> list[_Pooling]:
-    """What each document's spans pool. encoder: an `Encoder` that is a `TokenEncoder`."""
+class _WindowEncoder(TokenEncoder, Protocol):
+    """An `Encoder` that is a `TokenEncoder`."""
+
+    @property
+    def card(self) -> EncoderCard: ...
+
+
+def _pool_windows(encoder: _WindowEncoder, documents: Sequence[_Document], reading: _Reading) -> list[_Pooling]:
+    """Return what each document's spans pool."""
     pooled: list[_Pooling] = []
+    dims = encoder.card.dims
 
     def rows() -> Iterator[_Window]:
-        for document, (text, _) in enumerate(documents):
-            if not len(bounds[document]):
-                pooled.append(_Pooling.none(encoder.card.dims, keep=keep))
+        for document in documents:
+            if not len(document.bounds):
+                pooled.append(_Pooling.empty(dims, reading))
                 continue
-            tokens = encoder.token_ids(text, task=task)
-            pooling = _Pooling.plan(
-                tokens, bounds[document], text=text, dims=encoder.card.dims, edges=edges, document=document, keep=keep
-            )
+            tokens = encoder.token_ids(document.text, task=reading.task)
+            pooling = _Pooling.plan(tokens, document, reading, dims=dims)
             pooled.append(pooling)
-            for start, kept, end in token_windows(len(tokens.ids), window=window, overlap=overlap):
-                if len(pooling.touched(kept, end)):
-                    yield _Window(pooling, tokens.ids[start:end], kept - start, kept)
+            for start, first, end in token_windows(len(tokens.ids), window=reading.window, overlap=reading.overlap):
+                if len(pooling.touched(first, end)):
+                    yield _Window(pooling, tokens.ids[start:end], first - start, first)
 
     for group in _groups(rows()):
-        _run(encoder, group, task=task)
+        _run(encoder, group, task=reading.task)
     return pooled
 
 
 def _run(encoder: TokenEncoder, group: Sequence[_Window], *, task: str | None) -> None:
-    """Encode the windows and take what counts into their documents' sums. The states are gone when this returns."""
+    """Encode the windows and add the states that count to their documents' sums. No state outlives this call."""
     states = encoder.encode_ids([row.ids for row in group], task=task)
     for row, own in zip(group, states, strict=True):
-        row.pooling.add(row.kept, own[row.skipped :])
+        row.pooling.add(row.first, own[row.skipped :])
 
 
 def _groups(rows: Iterator[_Window]) -> Iterator[list[_Window]]:
-    """Rows in order, in groups of at most TOGETHER tokens, or one row that is longer."""
+    """Yield rows in order, in groups of at most TOGETHER tokens, or one row that is longer."""
     group: list[_Window] = []
     size = 0
     for row in rows:
@@ -373,39 +398,30 @@ def _groups(rows: Iterator[_Window]) -> Iterator[list[_Window]]:
         yield group
 
 
-def _pool_whole(
-    encoder: Encoder,
-    documents: Sequence[tuple[str, Spans]],
-    bounds: Sequence[Ints],
-    *,
-    task: str | None,
-    window: int,
-    edges: Edges,
-    keep: bool,
-) -> list[_Pooling]:
-    """As `_pool_windows`, for encoders that give the states of a whole text only."""
-    counts = encoder.count_tokens([text for text, _ in documents])
+def _pool_whole(encoder: Encoder, documents: Sequence[_Document], reading: _Reading) -> list[_Pooling]:
+    """Return what each document's spans pool, for encoders that give the states of a whole text only. Raises InputTooLong."""
+    counts = encoder.count_tokens([document.text for document in documents])
     pooled = []
-    for document, (text, _) in enumerate(documents):
-        if counts[document] > window:
+    for document, count in zip(documents, counts, strict=True):
+        if count > reading.window:
             raise InputTooLong(
-                f"document {document} has {counts[document]} tokens, special ones and instruction included, the window is "
-                f"{window}, and {encoder.card.name} cannot be run in windows: it has no encode_ids. Cut the document"
+                f"document {document.number} has {count} tokens, special ones and instruction included, the window is "
+                f"{reading.window}, and {encoder.card.name} cannot be run in windows: it has no encode_ids. Cut the document"
             )
-        tokens = encoder.encode_tokens(text, task=task)
-        dims = tokens.states.shape[1]
-        pooling = _Pooling.plan(tokens, bounds[document], text=text, dims=dims, edges=edges, document=document, keep=keep)
+        tokens = encoder.encode_tokens(document.text, task=reading.task)
+        pooling = _Pooling.plan(tokens, document, reading, dims=tokens.states.shape[1])
         pooling.add(0, tokens.states)
         pooled.append(pooling)
     return pooled
 
 
-def _window(encoder: Encoder, window: int | None, overlap: int | None) -> tuple[int, int]:
-    limit = encoder.card.max_tokens
+def _window(card: EncoderCard, window: int | None, overlap: int | None) -> tuple[int, int]:
+    """Return (window, overlap) in tokens. Raises ValueError for numbers out of range."""
+    limit = card.max_tokens
     width = limit if window is None else index(window)
     if not 1 <= width <= limit:
         raise ValueError(
-            f"window must be between 1 and {limit}, the tokens {encoder.card.name} is set to take, got {width}. "
+            f"window must be between 1 and {limit}, the tokens {card.name} is set to take, got {width}. "
             "A larger max_tokens is an argument of load_encoder"
         )
     shared = min(OVERLAP, width // 4) if overlap is None else index(overlap)
@@ -415,7 +431,7 @@ def _window(encoder: Encoder, window: int | None, overlap: int | None) -> tuple[
 
 
 def _bounds(spans: Spans, text: str, document: int) -> Ints:
-    """(n, 2) int64; raises TypeError for what is not a pair of whole numbers, ValueError for what is not within the text."""
+    """Return the spans as (n, 2) int64. TypeError unless they are pairs of whole numbers, ValueError outside the text."""
     bounds = np.empty((len(spans), 2), dtype=np.int64)
     for i, span in enumerate(spans):
         start, end = span

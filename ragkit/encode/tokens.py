@@ -1,7 +1,7 @@
 """Text to token ids and character offsets, by the `tokenizers` package from a checkpoint's tokenizer.json.
 
-Truncation and padding are never the tokenizer's: it is switched to neither, so that one tokenizer serves many threads, and
-the encoder cuts with the numbers in hand. Any Python `str` is taken: lone surrogates count as U+FFFD, offsets unchanged.
+The tokenizer neither truncates nor pads, so that one serves many threads, and the encoder cuts where it sees the lengths. It
+takes any Python `str`: lone surrogates count as U+FFFD, offsets unchanged.
 """
 
 from __future__ import annotations
@@ -11,28 +11,32 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ragkit.core.errors import CheckpointError, MissingExtra
 from ragkit.core.types import Ints
+from ragkit.encode.checkpoints.checkpoint import Config
 from ragkit.encode.texts import without_surrogates
 
 if TYPE_CHECKING:
     from tokenizers import Encoding as TokenizerEncoding
 
 PIECE = 1 << 16  # characters tokenised at a time: the tokenizer keeps some 200 bytes per token while it works
-# Where a long text may be cut without moving a token: no word goes across these. Not `\s`: its \x1c-\x1f are dropped from words.
+# A long text may be cut here without moving a token: no word goes across these. Not `\s`: its \x1c-\x1f are dropped from words.
 _BREAK = re.compile(r"[ \t\n\r]")
 
 
 class Tokenizer:
-    """A tokenizer of BERT's or XLM-RoBERTa's kind. Thread-safe. `special_count` is what a text gets around it, 2 for these."""
+    """A tokenizer of BERT's or XLM-RoBERTa's kind. Thread-safe. `special_count`: special tokens around a text, 2 for these."""
 
     def __init__(self, path: Path) -> None:
-        """Load `path` (tokenizer.json). `sha256` is over its content without truncation and padding, which are not used."""
+        """Load `path` (tokenizer.json). Raises CheckpointError for a file that is missing or not a tokenizer.
+
+        `sha256` is over its content without truncation and padding, which are not used.
+        """
         try:
             from tokenizers import Tokenizer as Backend
         except ImportError:
@@ -54,20 +58,20 @@ class Tokenizer:
         self.sha256 = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def ids(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """Token ids of each text, specials included, (t,) int32 each."""
+        """Return the token ids of each text, special tokens included, (t,) int32 each."""
         return [np.array(encoding.ids, dtype=np.int32) for encoding in self._batch(texts, offsets=False)]
 
     def own(self, text: str) -> tuple[npt.NDArray[np.int32], Ints]:
-        """Ids (t,) int32 and character spans (t, 2) int64, ascending, of the text's own tokens; any length, by pieces."""
-        ids, found = [np.empty(0, dtype=np.int32)], [np.empty((0, 2), dtype=np.int64)]
+        """Return ids (t,) int32 and character spans (t, 2) int64, ascending, of the text's own tokens; any length, by pieces."""
+        ids, spans = [np.empty(0, dtype=np.int32)], [np.empty((0, 2), dtype=np.int64)]
         for start, piece in self._pieces(text):
             [encoding] = self._batch([piece], offsets=True, specials=False)
             ids.append(np.array(encoding.ids, dtype=np.int32))
-            found.append(_spans(encoding) + start)
-        return np.concatenate(ids), np.concatenate(found)
+            spans.append(_spans(encoding) + start)
+        return np.concatenate(ids), np.concatenate(spans)
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """The text that `own` makes these ids of; specials around it may be there. ValueError where there is none."""
+        """Return the text from which `own` makes these ids; special tokens may stand around them. ValueError if there is none."""
 
         def decode(ids: Sequence[int]) -> str:
             return self._backend.decode(list(ids), skip_special_tokens=False)
@@ -76,7 +80,7 @@ class Tokenizer:
         return text_of(ids, around=around, size=self.vocabulary_size, decode=decode, own=lambda text: self.own(text)[0].tolist())
 
     def counts(self, texts: Sequence[str]) -> Ints:
-        """Tokens of each text, specials included, (n,) int64; texts of any length."""
+        """Return the number of tokens of each text, special tokens included, (n,) int64; texts of any length."""
         result = np.full(len(texts), self.special_count, dtype=np.int64)
         for group in _groups(texts):
             owners, pieces = zip(*((i, piece) for i in group for _, piece in self._pieces(texts[i])), strict=True)
@@ -85,7 +89,7 @@ class Tokenizer:
         return result
 
     def _pieces(self, text: str) -> Iterator[tuple[int, str]]:
-        """(start, piece): the text cut at whitespace into pieces of about PIECE characters, tokenised as if in one."""
+        """Yield (start, piece): the text cut at whitespace into pieces of about PIECE characters, tokenised as if in one."""
         start = 0
         while self.cuts_at_whitespace and len(text) - start > PIECE and (cut := _BREAK.search(text, start + PIECE)):
             yield start, text[start : cut.start()]
@@ -93,12 +97,12 @@ class Tokenizer:
         yield start, text[start:]
 
     def _batch(self, texts: Sequence[str], *, offsets: bool, specials: bool = True) -> list[TokenizerEncoding]:
-        encode: Any = self._backend.encode_batch if offsets else self._backend.encode_batch_fast
+        encode = self._backend.encode_batch if offsets else self._backend.encode_batch_fast
         try:
-            return encode(list(texts), add_special_tokens=specials)  # type: ignore[no-any-return]
+            return encode(list(texts), add_special_tokens=specials)
         except TypeError:  # the backend takes UTF-8, which has no lone surrogates
             cleaned = [without_surrogates(text) for text in texts]
-            return encode(cleaned, add_special_tokens=specials)  # type: ignore[no-any-return]
+            return encode(cleaned, add_special_tokens=specials)
 
 
 def text_of(
@@ -109,29 +113,34 @@ def text_of(
     decode: Callable[[Sequence[int]], str],
     own: Callable[[str], list[int]],
 ) -> str:
-    """The text that a tokenizer of `size` ids makes exactly these of, without the specials `around` a text.
+    """Return the text from which a tokenizer of `size` ids makes exactly these, without the special tokens `around` a text.
 
-    An id says nothing of the tokenizer it is of. So what the ids spell is tokenised again, and must come out the same: few ids
-    of another tokenizer do.
+    An id does not show to which tokenizer it belongs. So the text that the ids spell is tokenised again, and must give the same
+    ids: few ids of another tokenizer do. Raises ValueError.
     """
-    if strange := [one for one in ids if not 0 <= one < size]:
-        raise ValueError(f"{strange[0]} is no id of this model's tokenizer, which has {size}: are they another's?")
-    half = len(around) // 2
-    first, last = list(around[:half]), list(around[half:])
-    kept = list(ids)
-    if half and kept[:half] == first and kept[-len(last) :] == last and len(kept) >= len(around):
-        kept = kept[half : -len(last)]
-    text = decode(kept)
-    if own(text) != kept:
+    if unknown := [token for token in ids if not 0 <= token < size]:
+        raise ValueError(f"{unknown[0]} is no id of this model's tokenizer, which has {size}: are they another's?")
+    text_ids = _without_specials(list(ids), around)
+    text = decode(text_ids)
+    if own(text) != text_ids:
         raise ValueError(
-            f"the ids spell {text[:40]!r}, of which this model's tokenizer makes others: they are another tokenizer's, or begin "
-            "within a word"
+            f"the ids spell {text[:40]!r}, but this model's tokenizer makes other ids of that text: they are another "
+            "tokenizer's, or begin within a word"
         )
     return text
 
 
-def _splits_first(pre_tokenizer: dict[str, Any]) -> bool:
-    """Whether no token reaches across whitespace, whatever comes after."""
+def _without_specials(ids: list[int], around: Sequence[int]) -> list[int]:
+    """Return the ids without the special tokens before and after them, if they are there."""
+    half = len(around) // 2
+    first, last = list(around[:half]), list(around[half:])
+    if half and len(ids) >= len(around) and ids[:half] == first and ids[-len(last) :] == last:
+        return ids[half : -len(last)]
+    return ids
+
+
+def _splits_first(pre_tokenizer: Config) -> bool:
+    """Return whether the text is first split at whitespace, so that no token reaches across it."""
     steps = pre_tokenizer.get("pretokenizers") or [pre_tokenizer]
     return bool(steps[0].get("type") in ("BertPreTokenizer", "WhitespaceSplit"))
 
@@ -141,7 +150,7 @@ def _spans(encoding: TokenizerEncoding) -> Ints:
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[int]]:
-    """Positions in order, in groups of about PIECE characters."""
+    """Yield positions in order, in groups of about PIECE characters."""
     group: list[int] = []
     size = 0
     for i, text in enumerate(texts):

@@ -200,9 +200,8 @@ def test_pooling_is_linear(minilm: Encoder) -> None:
     spans = minilm.encode_tokens(text).spans
     for cut in (10, 30, 47):
         halves, whole = [(0, cut), (cut, len(text))], [(0, len(text))]
-        bounds = [np.array(halves, dtype=np.int64), np.array(whole, dtype=np.int64)]
-        options: Any = {"task": None, "window": 256, "overlap": 64, "edges": "strict", "keep": False}
-        apart, merged = late_module._pool_windows(minilm, [(text, halves), (text, whole)], bounds, **options)
+        reading = late_module._Reading.of(minilm, task=None, window=256, overlap=64)
+        apart, merged = late_module._pooled(minilm, [(text, halves), (text, whole)], reading, None)
         assert np.abs(apart.sums.sum(axis=0) - merged.sums[0]).max() < 1e-4
         assert 0 < (spans[1:-1, 1] <= cut).sum() < len(spans) - 2
 
