@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ragkit.core.types import Floats, Ints
+from ragkit.core.types import Array, Floats, Ints
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,37 +45,37 @@ class MultiVectors:
         return int(self.values.shape[1])
 
     @classmethod
-    def pack(cls, items: Sequence[npt.NDArray[Any]]) -> MultiVectors:
-        """From a list of (t, d) arrays."""
+    def pack(cls, items: Sequence[Array]) -> MultiVectors:
+        """Return the items of a list of (t, d) arrays, at least one."""
         if not items:
             raise ValueError("no items: the width of the vectors is unknown")
         lengths = np.array([0, *(len(item) for item in items)], dtype=np.int64)
         return cls(np.concatenate(items).astype(np.float32, copy=False), np.cumsum(lengths))
 
 
-def unit_rows(rows: npt.NDArray[Any]) -> Floats:
-    """Rows scaled to length one, (n, d) float32. A row of zeros stays zero."""
+def unit_rows(rows: Array) -> Floats:
+    """Return rows scaled to length one, (n, d) float32. A row of zeros stays zero."""
     rows = np.asarray(rows, dtype=np.float32)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: Floats = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
     return unit
 
 
-def unit_and_lengths(rows: npt.NDArray[Any], dims: int | None = None) -> tuple[Floats, Floats]:
-    """(`unit_rows` of the rows, or of their first `dims`; what their lengths were, (n,) float32)."""
+def unit_and_lengths(rows: Array, dims: int | None = None) -> tuple[Floats, Floats]:
+    """Return `unit_rows` of the rows, or of their first `dims`, and the lengths that these had, (n,) float32."""
     cut = np.asarray(rows if dims is None else rows[:, :dims], dtype=np.float32)
     return (unit_rows(cut) if dims is None else truncate_dims(rows, dims)), np.linalg.norm(cut, axis=1)
 
 
-def truncate_dims(rows: npt.NDArray[Any], dims: int) -> Floats:
-    """The first `dims` of each row, renormalised (Matryoshka representation learning, Kusupati et al. 2022)."""
+def truncate_dims(rows: Array, dims: int) -> Floats:
+    """Return the first `dims` of each row, renormalised (Matryoshka representation learning, Kusupati et al. 2022)."""
     if not 1 <= dims <= rows.shape[1]:
         raise ValueError(f"dims must be between 1 and {rows.shape[1]}, got {dims}")
     return unit_rows(rows[:, :dims])
 
 
-def top_k(scores: npt.NDArray[Any], keys: npt.NDArray[Any], k: int) -> Ints:
-    """Positions of the k best of `scores` (n,), best first, ties by the smaller of `keys` (n,): (min(k, n),) int64."""
+def top_k(scores: Array, keys: Array, k: int) -> Ints:
+    """Return the positions of the k best of `scores` (n,), best first, ties by the smaller of `keys` (n,), (min(k, n),) int64."""
     if k < 1:
         return np.empty(0, dtype=np.int64)
     if k < len(scores):
@@ -90,5 +88,5 @@ def top_k(scores: npt.NDArray[Any], keys: npt.NDArray[Any], k: int) -> Ints:
 
 
 def mean_vector(rows: Floats) -> Floats:
-    """The direction of the mean of unit rows (n, d): (1, d) float32, unit length."""
+    """Return the direction of the mean of unit rows (n, d), (1, d) float32, of unit length."""
     return unit_rows(rows.mean(axis=0, keepdims=True))

@@ -59,10 +59,12 @@ class InputTooLong(EncodeError):
 
 
 class RemoteError(EncodeError):
-    """An embeddings service refused, failed, or could not be reached. `status` of HTTP, 0 for none; `code` is the service's."""
+    """An embeddings service refused, failed, or could not be reached.
+
+    `status` is HTTP's, 0 without an answer; `code` is the service's; `again` says whether the same request may succeed later.
+    """
 
     def __init__(self, message: str, *, status: int = 0, code: str = "", again: bool = False) -> None:
-        """again: whether the same request may succeed later."""
         super().__init__(message)
         self.status = status
         self.code = code
@@ -106,4 +108,5 @@ class MissingExtra(RagkitError):
 
     @classmethod
     def of(cls, package: str, extra: str, purpose: str) -> MissingExtra:
+        """Return the error for a package that `purpose` needs, with the command that installs ragkit's extra."""
         return cls(f'{purpose} needs {package}, which is not installed. Run: pip install "ragkit[{extra}]"')

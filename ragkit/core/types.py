@@ -1,4 +1,4 @@
-"""The values that meet in the middle: frozen, without I/O, knowing no other part of ragkit.
+"""The values that all parts exchange: frozen, without I/O. This module knows no other part of ragkit.
 
 Offsets are character offsets (Python code points) into `Document.text`; spans are half-open. Boxes are in points
 (1/72 inch) on the page **as displayed**: after rotation and crop, origin at the top left, y downwards.
@@ -73,15 +73,15 @@ class Patches:
     """Where the vectors of an image look: a grid of cells over a part of it.
 
     `region` is what the grid covers, in fractions of the image as given: 0-1 where the model sees all of it, inside where it
-    crops, beyond where it pads. tokens (rows, columns) int64: the vector of the image's multi-vector that stands for a cell, -1
-    for none. Several cells may share one; vectors of words and marks around the image stand for no cell.
+    crops, beyond where it pads. tokens (rows, columns) int64: the number of the vector that stands for a cell, -1 for none.
+    Several cells may share a vector; vectors of words and marks around the image stand for no cell.
     """
 
     region: Box
     tokens: Ints
 
     def box(self, row: int, column: int) -> Box:
-        """A cell, in fractions of the image as given."""
+        """Return the rectangle of a cell, in fractions of the image as given."""
         rows, columns = self.tokens.shape
         width, height = (self.region.x1 - self.region.x0) / columns, (self.region.y1 - self.region.y0) / rows
         x0, y0 = self.region.x0 + column * width, self.region.y0 + row * height
@@ -142,8 +142,8 @@ class Document:
 
     `Document(text="...", id="...", title="...", meta={...})` is a record from Python; loaders fill in pages, boxes
     and blocks. An empty `id` is replaced by one made from the content when the document is added.
-    `meta` values are what JSON can hold. `vector` (d,) is one made elsewhere, for an index of such (model="vectors:<d>"); a
-    document read back from an index comes without it.
+    `vector` (d,) was made elsewhere, for an index of such vectors (model="vectors:<d>"); a document read back from an index comes
+    without it.
     """
 
     text: str
@@ -199,10 +199,12 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a hit was found: the space, its rank there (from 1), and its score there on the space's own scale. `key` is that of the
-    page, where a chunk was found through the image of the page it stands on. `share` is what this adds to the hit's score: shares
-    sum to it, unless the hit was scored anew by reranking or over several phrasings. `boxes` are where on the page most of the
-    score is, in the space of a page's multi-vectors, where the encoder tells where they look."""
+    """Why a hit was found: the space, its rank there (from 1), and its score there on the space's own scale.
+
+    `key` is the page's where a chunk was found through the image of the page it stands on. `share` is what this adds to the hit's
+    score: shares sum to it, unless the hit was scored anew by reranking or over several phrasings. `boxes` say where on the page
+    most of the score is; only the space "page.multi" has them, and only if the encoder tells where its vectors look.
+    """
 
     space: str
     rank: int
@@ -213,7 +215,7 @@ class Reason:
 
 
 class HitReader(Protocol):
-    """How a hit reads more of its document: see `ragkit.search.expand`."""
+    """What a hit reads more of its document with: see `ragkit.search.expand`."""
 
     def neighbours(self, hit: Hit, *, before: int, after: int) -> Hit: ...
     def page(self, hit: Hit) -> Hit: ...
@@ -223,8 +225,7 @@ class HitReader(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hit:
-    """One answer. Higher scores are better; `scale` says which scale: "cosine", "bm25", "maxsim", "zscore", "rrf" or
-    "rerank"."""
+    """One answer. Higher scores are better; `scale` is "cosine", "bm25", "maxsim", "zscore", "rrf" or "rerank"."""
 
     rank: int
     score: float
@@ -242,23 +243,28 @@ class Hit:
     reader: HitReader | None = field(default=None, repr=False)
 
     def expand(self, to: str | None = None, *, before: int = 0, after: int = 0) -> Hit:
-        """The same hit with more of its document around it, cited anew: rank, score and key stay.
+        """Return the same hit with more of its document around it, cited anew; rank, score and key stay.
 
-        before, after: so many neighbouring units. to="page": the whole pages it stands on; to="section": its section, the
-        heading and subsections included. ValueError where the document was replaced since, or for what makes no sense.
+        before, after: numbers of neighbouring units. to="page": the whole pages it stands on; to="section": its section, the
+        heading and subsections included. ValueError: the document was replaced since, or the arguments do not go together.
         """
-        if to not in (None, "page", "section") or (to is not None and (before or after)) or before < 0 or after < 0:
+        around = before >= 0 and after >= 0 if to is None else (before, after) == (0, 0)
+        if to not in (None, "page", "section") or not around:
             raise ValueError(f"expand takes before and after from 0 on, or 'page' or 'section', got {to!r}, {before}, {after}")
         if self.reader is None:
             raise ValueError("this hit does not know its index any more: expand it in the process that searched")
-        if to is None:
-            return self.reader.neighbours(self, before=before, after=after) if before or after else self
-        return self.reader.page(self) if to == "page" else self.reader.section(self)
+        if to == "page":
+            return self.reader.page(self)
+        if to == "section":
+            return self.reader.section(self)
+        return self.reader.neighbours(self, before=before, after=after) if before or after else self
 
     def explain(self, space: str | None = None) -> Any:
-        """Why MaxSim found it: an `Explanation`, whose shares sum to its score in that space. space: "chunk.multi" or
-        "page.multi", the first of them that found it if left out. Of a hit found by a page's picture, "page.multi" is that of the
-        page, with its patches. ValueError where it was not found by MaxSim there, or does not know its query."""
+        """Return why MaxSim found it: an `Explanation`, whose shares sum to its score in that space.
+
+        space: "chunk.multi" or "page.multi"; None is the first of them that found it. For a chunk found by its page's picture,
+        "page.multi" explains the page, with its patches. ValueError: MaxSim did not find it there, or its query is not known.
+        """
         if self.reader is None:
             raise ValueError("this hit does not know its index any more: use Index.explain(query, key)")
         return self.reader.explain(self, space)
@@ -286,7 +292,7 @@ class Hit:
 
 
 class Hits(list[Hit]):
-    """Hits, best first. `missing` says what a search with `degraded=True` had to leave out; empty where the index is whole."""
+    """Hits, best first. `missing` names what a search with `degraded=True` had to leave out; it is empty for an intact index."""
 
     __slots__ = ("missing",)
 
@@ -297,8 +303,8 @@ class Hits(list[Hit]):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one document in an `add`: `reason` for failed ones, `warnings` for those kept with less,
-    `duplicate_of` for those whose vectors were taken from a document of the same content."""
+    """What became of one document in an `add`: `reason` says why it failed, `warnings` what it lacks, and `duplicate_of` which
+    document of the same content its vectors were taken from."""
 
     source: str
     reason: str = ""
@@ -309,17 +315,17 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class AddReport:
-    """What one `add` did, each document once. `str()` is one line for a log."""
+    """What one `add` did; every document stands in it once. `str()` is one line for a log."""
 
     added: tuple[Outcome, ...] = ()
     updated: tuple[Outcome, ...] = ()
     unchanged: tuple[Outcome, ...] = ()
     failed: tuple[Outcome, ...] = ()
-    pruned: tuple[Outcome, ...] = ()  # what was deleted, with prune=True, because its file or record is gone
-    skipped: tuple[Outcome, ...] = ()  # what was found and left out: files without a loader, folders that cannot be read
+    pruned: tuple[Outcome, ...] = ()  # deleted, with prune=True, because the file or record is gone
+    skipped: tuple[Outcome, ...] = ()  # left out: files without a loader, folders that cannot be read
     truncated: int = 0  # units of which the encoder saw only the beginning (overflow="truncate")
     pages: int = 0  # page images embedded
-    blank: int = 0  # pages left out because there is next to nothing on them
+    blank: int = 0  # pages left out because next to nothing is on them
     seconds: float = 0.0
 
     @property
@@ -329,8 +335,8 @@ class AddReport:
             line += f", pruned {len(self.pruned)}"
         if self.skipped:
             line += f", skipped {len(self.skipped)}"
-        if linked := sum(1 for one in (*self.added, *self.updated) if one.duplicate_of):
-            line += f", duplicates {linked}"
+        if duplicates := sum(bool(outcome.duplicate_of) for outcome in (*self.added, *self.updated)):
+            line += f", duplicates {duplicates}"
         if self.pages or self.blank:
             line += f", pages {self.pages}" + (f" ({self.blank} blank left out)" if self.blank else "")
         if self.truncated:
@@ -340,7 +346,7 @@ class AddReport:
     def __str__(self) -> str:
         if not self.failed:
             return self.counts
-        shown = "; ".join(f"{f.source}: {f.reason}" for f in self.failed[:3])
+        shown = "; ".join(f"{outcome.source}: {outcome.reason}" for outcome in self.failed[:3])
         return f"{self.counts} ({shown}{'; …' if len(self.failed) > 3 else ''})"
 
 
@@ -348,7 +354,7 @@ class AddReport:
 class Progress:
     """A step of a long job, for a callback. `total` is None while it is not known yet."""
 
-    # "cost": before a build with multi-vectors, the bytes that those of the first documents will take, and about those of all.
+    # "cost" comes before a build with multi-vectors: done is the bytes that those of the first documents take, total about all.
     stage: str  # "load", "cost", "encode", "write"; "verify", "backup", "repair", …
     done: int
     total: int | None

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from ragkit.core.arrays import top_k, truncate_dims
 from ragkit.core.errors import MissingExtra
-from ragkit.core.types import Floats, Ints, Json, Mask
+from ragkit.core.types import Array, Floats, Ints, Json, Mask
 from ragkit.store.local.files import CheckedFolder, map_array
 from ragkit.store.vectors.cosines import BLOCK, MARGIN, SCORES, Halves, block_scores, cosines
 from ragkit.store.vectors.dense_compress import (
@@ -204,14 +204,18 @@ class DenseReader:
             raise ValueError(f"dims must be between 1 and {self.dims}, got {dims}")
         if queries.ndim != 2 or queries.shape[1] not in {self.dims, dims}:
             raise ValueError(f"queries must be (q, {self.dims}), got {queries.shape}")
-        for name, array in (("keys", keys), ("allowed", allowed)):
-            if array is not None and array.shape != (self.n,):
-                raise ValueError(f"{name} must be ({self.n},), one per row, got {array.shape}")
+        self._check_rows("keys", keys)
+        if allowed is not None:
+            self._check_rows("allowed", allowed)
         dims = None if dims == self.dims else dims
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         cut = queries if dims is None else truncate_dims(queries, dims)
         count = self.n if allowed is None else int(np.count_nonzero(allowed))
         return _Search(cut, min(k, count), keys, None if count == self.n else allowed, count, dims)
+
+    def _check_rows(self, name: str, column: Array) -> None:
+        if column.shape != (self.n,):
+            raise ValueError(f"{name} must be ({self.n},), one per row, got {column.shape}")
 
     def _candidates_wanted(self, k: int) -> int:
         return self.stats.factor * max(k, DEPTH)

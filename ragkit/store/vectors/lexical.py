@@ -1,4 +1,4 @@
-"""BM25 over chunks: texts and keys in, keys and scores out. Tantivy only here; the terms are ours (tokens.py).
+"""BM25 over chunks: texts and keys in, keys and scores out. Tantivy is imported here only; the terms are ours (tokens.py).
 
 Every commit makes a new, immutable *generation*: a folder whose unchanged files are hard links into the one before.
 Tantivy never writes to a file twice, save for the two small JSON files, which are copied. So a crash loses nothing, and
@@ -24,16 +24,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from ragkit.core.arrays import top_k
 from ragkit.core.errors import Damaged
-from ragkit.core.types import Floats, Ints
+from ragkit.core.types import Floats, Ints, Mask
 from ragkit.store.local.files import CheckedFolder, FileRecord, seal
 from ragkit.store.vectors.tokens import document_terms, query_terms, stem_code
+
+if TYPE_CHECKING:  # it is imported when it is used
+    import tantivy
 
 HEAP = 48_000_000  # bytes of the writer's arena; fuller, it becomes a segment
 REWRITTEN = ("meta.json", ".managed.json")  # replaced by Tantivy with each commit; every other file is written once
@@ -56,8 +58,8 @@ def write_generation(
 
     add: key, document version, text and language tag of each chunk, streamed; delete_documents: document versions.
     `known` gives the records of the previous generation's files: linked files are not read again, and what a merge read
-    is verified, so that damage is never copied under a fresh checksum. Damaged: it was damaged. The folder is garbage
-    until a commit records it.
+    is verified, so that damage is never copied under a fresh checksum. Damaged: the previous generation is. The folder is
+    garbage until a commit records it.
     """
     folder.mkdir()
     linked = {} if previous is None else _link(previous, folder, known)
@@ -69,13 +71,13 @@ def write_generation(
             path.unlink(missing_ok=True)  # tantivy's locks come and go, in a thread of its own
     if previous is not None:
         consumed = [record for name, record in linked.items() if record and name not in live]
-        _verified(previous, consumed)
+        _verify(previous, consumed)
     return seal(folder, known=lambda name: linked.get(name), ignore=LOCKS)
 
 
 def _link(previous: Path, folder: Path, known: Callable[[str], FileRecord | None]) -> dict[str, FileRecord | None]:
     """Bring the previous generation's files into the folder; return the records of those that are links, by name."""
-    _verified(previous, [record for name in REWRITTEN if (record := known(name))])
+    _verify(previous, [record for name in REWRITTEN if (record := known(name))])
     linked = {}
     for name in sorted(_live_files(previous)):
         if name in REWRITTEN:
@@ -91,14 +93,14 @@ def _link(previous: Path, folder: Path, known: Callable[[str], FileRecord | None
     return linked
 
 
-def _verified(folder: Path, records: list[FileRecord]) -> None:
+def _verify(folder: Path, records: list[FileRecord]) -> None:
     checked = CheckedFolder(folder, records, repair_command=f"ragkit repair {folder.parent.parent}")
     for record in records:
         checked.verify(record.name)
 
 
 def _live_files(folder: Path) -> set[str]:
-    """The files that a generation's meta.json stands on, and the two it is itself. What else lies there is obsolete."""
+    """Return the names of the files that a generation's meta.json refers to, and of the two JSON files; others are obsolete."""
     meta = json.loads((folder / "meta.json").read_text())
     segments = {segment["segment_id"].replace("-", ""): segment["deletes"] for segment in meta["segments"]}
     live = set(REWRITTEN)
@@ -128,7 +130,7 @@ def _write(folder: Path, add: Iterable[tuple[int, int, str, str | None]], delete
     writer.wait_merging_threads()
 
 
-def _schema() -> Any:
+def _schema() -> tantivy.Schema:
     import tantivy
 
     schema = tantivy.SchemaBuilder()
@@ -142,7 +144,7 @@ def _schema() -> Any:
 
 @contextmanager
 def _guarded(folder: Path) -> Iterator[None]:
-    """Tantivy's complaints about files, panics included (they are no Exception), become Damaged."""
+    """Turn tantivy's complaints about files into Damaged, its panics included, which are not an Exception."""
     try:
         yield
     except BaseException as error:
@@ -162,13 +164,13 @@ class LexicalReader:
         for name in sorted(folder.records):
             folder.verify(name)
         with _guarded(folder.path):
-            self._schema, self._searcher = _opened(folder)
-            present = self._searcher.terms_with_prefix("language", "")
-        self.languages = frozenset(language for language, _ in present)
+            self._schema, self._searcher = _open_searcher(folder)
+            languages = self._searcher.terms_with_prefix("language", "")
+        self.languages = frozenset(language for language, _ in languages)
 
     @property
     def n(self) -> int:
-        """Chunks held, those of documents that are no longer visible included until they were deleted here."""
+        """Chunks held. Those of documents that are no longer visible count until they are deleted here."""
         return int(self._searcher.num_docs)
 
     @property
@@ -176,7 +178,7 @@ class LexicalReader:
         return int(self._searcher.num_segments)
 
     def rows(self) -> tuple[Ints, Ints]:
-        """Keys and document versions of all chunks held, (n,) int64 each, in no order."""
+        """Return the keys and document versions of all chunks held, (n,) int64 each, in no order."""
         import tantivy
 
         with _guarded(self._path):
@@ -191,7 +193,7 @@ class LexicalReader:
         allowed_documents: Ints | None = None,
         excluded_documents: Ints | None = None,
     ) -> tuple[Ints, Ints, Floats]:
-        """The k best chunks: keys (k',), documents (k',) int64 and BM25 scores (k',) float32, best first, ties by key.
+        """Return the k best chunks: keys (k',), documents (k',) int64 and BM25 scores (k',) float32, best first, ties by key.
 
         k' is the smaller of k and the number of chunks that share a term with the query and may be returned.
         allowed_documents and excluded_documents: ascending document versions to answer from (None: all), and not.
@@ -202,45 +204,53 @@ class LexicalReader:
         if k == 0 or not terms or (allowed_documents is not None and len(allowed_documents) == 0):
             return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
         with _guarded(self._path):
-            request = self._request(terms, allowed_documents)
-            limit = 2 * k + 16
-            while True:
-                limit = min(limit, max(self.n, 1))
-                addresses, scores = self._fetch(request, limit)
-                documents = self._column("document", addresses)
-                at = np.flatnonzero(_permitted(documents, allowed_documents, excluded_documents))
-                exhausted = len(scores) < limit or limit >= self.n
-                # Equals of the last place may lie beyond what was fetched.
-                if exhausted or (len(at) >= k and scores[at[k - 1]] * (1 - 2 * NOISE) > scores[-1]):
-                    break
-                limit *= 4
-            at = at[scores[at] >= (scores[at[k - 1]] * (1 - NOISE) if len(at) > k else 0)] if len(at) > k else at
-            keys = self._column("key", [addresses[position] for position in at.tolist()])
-        levelled = _levelled(scores[at])
+            addresses, documents, scores = self._candidates(terms, k, allowed_documents, excluded_documents)
+            keys = self._column("key", addresses)
+        levelled = _levelled(scores)
         best = top_k(levelled, keys, k)
-        return keys[best], documents[at][best], levelled[best]
+        return keys[best], documents[best], levelled[best]
 
-    def _request(self, terms: list[str], allowed: Ints | None) -> Any:
+    def _candidates(
+        self, terms: list[str], k: int, allowed: Ints | None, excluded: Ints | None
+    ) -> tuple[list[tantivy.DocAddress], Ints, Floats]:
+        """Return the permitted chunks that may be among the k best, best first: addresses, documents and scores."""
+        request = self._request(terms, allowed)
+        limit = 2 * k + 16
+        while True:
+            limit = min(limit, max(self.n, 1))
+            addresses, scores = self._fetch(request, limit)
+            documents = self._column("document", addresses)
+            at = np.flatnonzero(_permitted(documents, allowed, excluded))
+            exhausted = len(scores) < limit or limit >= self.n
+            # Equals of the last place may lie beyond what was fetched.
+            if exhausted or (len(at) >= k and scores[at[k - 1]] * (1 - 2 * NOISE) > scores[-1]):
+                break
+            limit *= 4
+        if len(at) > k:
+            at = at[scores[at] >= scores[at[k - 1]] * (1 - NOISE)]
+        return [addresses[position] for position in at.tolist()], documents[at], scores[at]
+
+    def _request(self, terms: list[str], allowed: Ints | None) -> tantivy.Query:
         import tantivy
 
-        one_of = tantivy.Query.boolean_query(
+        any_term = tantivy.Query.boolean_query(
             [(tantivy.Occur.Should, tantivy.Query.term_query(self._schema, "body", term, "freq")) for term in terms]
         )
         if allowed is None or len(allowed) > NAMED:
-            return one_of
+            return any_term
         among = tantivy.Query.const_score_query(tantivy.Query.term_set_query(self._schema, "document", allowed.tolist()), 0.0)
-        return tantivy.Query.boolean_query([(tantivy.Occur.Must, one_of), (tantivy.Occur.Must, among)])
+        return tantivy.Query.boolean_query([(tantivy.Occur.Must, any_term), (tantivy.Occur.Must, among)])
 
-    def _fetch(self, request: Any, limit: int) -> tuple[list[Any], Floats]:
+    def _fetch(self, request: tantivy.Query, limit: int) -> tuple[list[tantivy.DocAddress], Floats]:
         hits = self._searcher.search(request, limit, count=False).hits
         return [address for _, address in hits], np.array([score for score, _ in hits], dtype=np.float32)
 
-    def _column(self, name: str, addresses: list[Any]) -> Ints:
+    def _column(self, name: str, addresses: list[tantivy.DocAddress]) -> Ints:
         return np.array(self._searcher.fast_field_values(name, addresses), dtype=np.int64)
 
 
-def _opened(folder: CheckedFolder) -> tuple[Any, Any]:
-    """The schema and a searcher over the folder's files. It holds them mapped, so neither folder needs to stay.
+def _open_searcher(folder: CheckedFolder) -> tuple[tantivy.Schema, tantivy.Searcher]:
+    """Return the schema and a searcher over the folder's files. It holds them mapped, so neither folder needs to stay.
 
     Tantivy wants to write a lock file where it reads, which a sealed or read-only folder does not take: it is given
     symbolic links in a folder of its own.
@@ -267,7 +277,7 @@ def _remove(scratch: Path) -> None:
         time.sleep(0.01)
 
 
-def _permitted(documents: Ints, allowed: Ints | None, excluded: Ints | None) -> npt.NDArray[np.bool_]:
+def _permitted(documents: Ints, allowed: Ints | None, excluded: Ints | None) -> Mask:
     permitted = np.ones(len(documents), dtype=np.bool_)
     if allowed is not None:
         permitted &= _among(documents, allowed)
@@ -276,14 +286,14 @@ def _permitted(documents: Ints, allowed: Ints | None, excluded: Ints | None) -> 
     return permitted
 
 
-def _among(documents: Ints, ascending: Ints) -> npt.NDArray[np.bool_]:
+def _among(documents: Ints, ascending: Ints) -> Mask:
     at = np.minimum(np.searchsorted(ascending, documents), len(ascending) - 1)
-    found: npt.NDArray[np.bool_] = ascending[at] == documents
-    return found
+    among: Mask = ascending[at] == documents
+    return among
 
 
 def _levelled(scores: Floats) -> Floats:
-    """Descending scores (m,), with those that differ by rounding alone set equal."""
+    """Return descending scores (m,) with those set equal that differ by rounding alone."""
     if len(scores) == 0:
         return scores
     falls = np.concatenate([[True], scores[1:] < scores[:-1] * np.float32(1 - NOISE)])

@@ -20,12 +20,7 @@ def near_duplicates(parts: Sequence[tuple[DenseReader, Ints, Mask]], threshold: 
     parts: segments, each its reader, keys (n,) int64 and live (n,) bool. Every row is compared with every other, by blocks,
     in memory that does not grow: 100 k rows of 384 dims are 4 TFLOP, below a minute on two cores. The order is by blocks.
     """
-    blocks = [
-        (reader, keys, positions[start : start + SIZE])
-        for reader, keys, live in parts
-        for positions in (np.flatnonzero(live),)
-        for start in range(0, len(positions), SIZE)
-    ]
+    blocks = list(_blocks(parts))
     for left, (reader, keys, positions) in enumerate(blocks):
         rows = unit_rows(reader.rows(positions))
         for right in range(left, len(blocks)):
@@ -38,6 +33,14 @@ def near_duplicates(parts: Sequence[tuple[DenseReader, Ints, Mask]], threshold: 
                 exact = _cosines(rows[first], others[second]).tolist()
                 pairs = zip(keys[positions[first]].tolist(), other_keys[other_positions[second]].tolist(), exact, strict=True)
                 yield from ((min(key, other), max(key, other), cosine) for key, other, cosine in pairs if cosine >= threshold)
+
+
+def _blocks(parts: Sequence[tuple[DenseReader, Ints, Mask]]) -> Iterator[tuple[DenseReader, Ints, Ints]]:
+    """Yield the live rows of all segments, SIZE at a time: reader, its keys, and positions of rows."""
+    for reader, keys, live in parts:
+        positions = np.flatnonzero(live)
+        for start in range(0, len(positions), SIZE):
+            yield reader, keys, positions[start : start + SIZE]
 
 
 def _cosines(first: Floats, second: Floats) -> Floats:

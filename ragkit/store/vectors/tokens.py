@@ -1,6 +1,6 @@
 """Text becomes terms for BM25: documents and queries by the same rules, in any script.
 
-In goes text and its language (a tag such as "de", or None where it is not known); out come terms without white space.
+It takes a text and its language (a tag such as "de", or None where it is not known), and gives terms without white space.
 
     words        runs of letters, marks and digits: NFKC, case folded, stemmed where the language is known, then accents
                  folded in Latin and Greek: Bäume and Baum, café and cafe are one term each
@@ -19,8 +19,7 @@ import itertools
 import re
 import threading
 import unicodedata
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 LONGEST = 64  # characters kept of a term; longer runs are encoded data, which nobody types
 REMEMBERED = 1 << 16  # words whose terms are kept; a text is mostly words that were seen before
@@ -48,42 +47,45 @@ _stemmers = threading.local()  # a Snowball stemmer is not thread-safe
 
 
 def document_terms(text: str, language: str | None = None) -> list[str]:
-    """The terms of a document, in order, as often as they occur; a compound stands before its parts."""
+    """Return the terms of a document, in order, as often as they occur; a compound stands before its parts."""
     return _terms(text, stem_code(language), singles=True)
 
 
 def query_terms(query: str, languages: Iterable[str]) -> list[str]:
-    """The terms to look for, each once: every word as documents in each of the languages, and in none, would have it."""
+    """Return the terms to look for, each once: every word as a document in any of the languages, or in none, would have it."""
     codes = {code for language in languages if (code := stem_code(language))}
-    found: dict[str, None] = {}
+    terms: dict[str, None] = {}
     for code in (None, *sorted(codes)):
-        found.update(dict.fromkeys(_terms(query, code, singles=False)))
-    return list(found)
+        terms.update(dict.fromkeys(_terms(query, code, singles=False)))
+    return list(terms)
 
 
 def stem_code(language: str | None) -> str | None:
-    """The two-letter code to stem by, from a tag such as "de", "EN" or "pt-BR"; None where no stemmer is known."""
+    """Return the two-letter code to stem by, from a tag such as "de", "EN" or "pt-BR"; None where no stemmer is known."""
     code = (language or "").lower().replace("_", "-").partition("-")[0]
     return code if code in STEMMED else None
 
 
 def _terms(text: str, code: str | None, *, singles: bool) -> list[str]:
-    found: list[str] = []
+    terms: list[str] = []
     text = POSSESSIVE.sub("", unicodedata.normalize("NFKC", text))
     for match in _runs().finditer(text):
         run = match.group()
         if match.lastgroup == "unspaced":
-            found += _pairs(run, singles=singles)
+            terms += _pairs(run, singles=singles)
         elif match.lastgroup == "whole":
-            found.append(run.casefold()[:LONGEST])
+            terms.append(run.casefold()[:LONGEST])
         else:
-            found += _word(run, code)
-    return found
+            terms += _word(run, code)
+    return terms
 
 
 @functools.cache
 def _runs() -> re.Pattern[str]:
-    """Runs of text by kind. The combining marks, which `\\w` leaves out, are read from the Unicode tables on first use."""
+    """Return the pattern of runs of text, by kind.
+
+    The combining marks, which `\\w` leaves out, are read from the Unicode tables on first use.
+    """
     marks = "".join(chr(code) for code in range(0x300, 0x10000) if unicodedata.category(chr(code)) in {"Mn", "Mc"})
     letters = rf"[^\W{UNSPACED}]"
     return re.compile(
@@ -96,32 +98,34 @@ def _runs() -> re.Pattern[str]:
 @functools.lru_cache(REMEMBERED)
 def _word(run: str, code: str | None) -> tuple[str, ...]:
     parts = [part for part in HUMPS.split(run) if part]
-    found = [run.strip("_").casefold()] if len(parts) > 1 else []
-    found += [_stem(part.casefold(), code) for part in parts]
-    return tuple(term for word in found if (term := word.translate(_FOLDED)[:LONGEST]))
+    words = [run.strip("_").casefold()] if len(parts) > 1 else []
+    words += [_stem(part.casefold(), code) for part in parts]
+    return tuple(term for word in words if (term := word.translate(_FOLDED)[:LONGEST]))
 
 
 def _stem(word: str, code: str | None) -> str:
     if code is None:
         return word
-    stemmers: dict[str, Any] = _stemmers.__dict__.setdefault("by_code", {})
+    stemmers: dict[str, Callable[[str], str]] = _stemmers.__dict__.setdefault("by_code", {})
     if code not in stemmers:
         import Stemmer
 
-        stemmers[code] = Stemmer.Stemmer(STEMMED[code])
-    stemmed: str = stemmers[code].stemWord(word)
-    return stemmed
+        stemmers[code] = Stemmer.Stemmer(STEMMED[code]).stemWord
+    return stemmers[code](word)
 
 
 def _pairs(run: str, *, singles: bool) -> list[str]:
-    """Neighbouring characters in pairs, a mark staying with its base; a lone one is itself."""
+    """Return neighbouring characters in pairs, a mark staying with its base, and a lone character as itself.
+
+    singles: return all single characters, too.
+    """
     characters: list[str] = []
     for character in run:
         if characters and unicodedata.category(character) in {"Mn", "Mc"}:
             characters[-1] += character
         else:
             characters.append(character)
-    pairs = [one + two for one, two in itertools.pairwise(characters)]
+    pairs = [first + second for first, second in itertools.pairwise(characters)]
     return characters + pairs if singles or not pairs else pairs
 
 
