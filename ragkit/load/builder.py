@@ -59,7 +59,7 @@ def numeral(number: int, form: str) -> str:
     return f"{number:02}" if form == "decimalZero" else str(number)
 
 
-class Draft:
+class DocumentBuilder:
     """A document being written. Empty texts write nothing."""
 
     def __init__(self, limits: Limits) -> None:

@@ -1,6 +1,6 @@
 """A file within a file: a member of an archive, an attachment of a message. It is never written to disk.
 
-`Part` has what loaders use of `pathlib.Path`, so each of them reads parts as it reads files. `load_part` is what a
+`EmbeddedFile` has what loaders use of `pathlib.Path`, so each of them reads parts as it reads files. `load_embedded` is what a
 container's loader calls for each: it finds the loader, keeps the limits on nesting and size, and finishes the Documents as
 those of files are finished.
 """
@@ -20,11 +20,11 @@ from ragkit.core.errors import EncryptedDocument, LimitExceeded, LoadError, Unsu
 from ragkit.core.types import Document
 from ragkit.load.formats import format_of
 from ragkit.load.limits import Budget, Options
-from ragkit.load.normalize import finished
+from ragkit.load.normalize import add_common_metadata
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class EmbeddedFile:
     """Bytes with a name, read where a file would be."""
 
     name: str
@@ -67,7 +67,7 @@ def unique(name: str, taken: set[str], *, suffix: str = "") -> str:
     return found
 
 
-def load_part(part: Part, options: Options, *, modified: str = "") -> Iterator[Document | LoadError]:
+def load_embedded(part: EmbeddedFile, options: Options, *, modified: str = "") -> Iterator[Document | LoadError]:
     """The Documents of a part, each with an id that begins with the part's name; what fails is yielded, never raised:
     UnsupportedFormat for an empty file and a kind of file that nothing reads, LoadError and its other kinds for one that should
     have been read.
@@ -106,10 +106,10 @@ def load_part(part: Part, options: Options, *, modified: str = "") -> Iterator[D
         yield LoadError(f"{part.name}: {type(error).__name__}: {error}")
 
 
-def _finish(document: Document, part: Part, options: Options, *, digest: str, modified: str) -> Document | LoadError:
+def _finish(document: Document, part: EmbeddedFile, options: Options, *, digest: str, modified: str) -> Document | LoadError:
     kind = format_of(part.name)
     assert kind is not None
-    done = finished(document, kind, size=len(part.data), modified=modified, limits=options.limits)
+    done = add_common_metadata(document, kind, size=len(part.data), modified=modified, limits=options.limits)
     return done if isinstance(done, LoadError) else replace(done, meta={**done.meta, "sha256": digest})
 
 

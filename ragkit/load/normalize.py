@@ -18,7 +18,9 @@ from ragkit.load.limits import Limits
 DATES = ("created", "modified")
 
 
-def finished(document: Document, kind: Format, *, size: int, modified: str, limits: Limits) -> Document | LimitExceeded:
+def add_common_metadata(
+    document: Document, kind: Format, *, size: int, modified: str, limits: Limits
+) -> Document | LimitExceeded:
     """The Document with `mime`, `size` in bytes, `modified` unless it says so itself, `lang`, and `page_labels`."""
     if len(document.text) > limits.characters:
         return LimitExceeded(f"{len(document.text)} characters, more than the limit of {limits.characters} (Limits.characters)")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[np.uint8]
 
-DRAWN = ("pdf", "image")  # loaders whose modules have `opened`
+DRAWN = ("pdf", "image")  # loaders whose modules have `open_pages`
 REOPENED = 100  # pages after which a file is opened anew: MuPDF keeps what it has read of a document
 
 # What counts as blank. A cell is about a letter of a text set in 11 points; the noise of a scan is gone in its mean, and so is
@@ -132,7 +132,7 @@ def prepare(name: str | Path, engine: str) -> None:
 def open_pages(path: Path, options: Options, *, name: str | Path | None = None) -> Drawable:
     """The file's pages, by the loader of its kind; `name` is the file's own, where it is kept under another. Raises what that
     loader raises, and UnsupportedFormat for a file without pages."""
-    pages: Drawable = _module(name or path).opened(path, options)
+    pages: Drawable = _module(name or path).open_pages(path, options)
     return pages
 
 

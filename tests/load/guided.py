@@ -105,14 +105,14 @@ def load(name: str, data: bytes) -> None:
     from ragkit.load import Limits
     from ragkit.load.formats import format_of
     from ragkit.load.limits import Options
-    from ragkit.load.member import Part
+    from ragkit.load.member import EmbeddedFile
     from ragkit.load.records import check
 
     kind = format_of(name)
     assert kind is not None
     loader = importlib.import_module(kind.module)
     with contextlib.suppress(RagkitError):
-        for one in loader.load(Part(name, data), Options(limits=Limits(inflated_bytes=1 << 24))):
+        for one in loader.load(EmbeddedFile(name, data), Options(limits=Limits(inflated_bytes=1 << 24))):
             if isinstance(one, Document):
                 check(one)
 

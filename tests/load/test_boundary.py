@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ragkit.core.errors import LimitExceeded
 from ragkit.core.types import Document
 from ragkit.load import Limits
-from ragkit.load.pdf.hidden_text import with_asides
-from ragkit.load.pdf.text import Aside, PageWords, assemble
+from ragkit.load.pdf.hidden_text import with_annotations
+from ragkit.load.pdf.text import Annotation, PageWords, assemble
 from ragkit.load.records import check
 from ragkit.load.sandbox import wire
 from tests.load.conftest import FUZZ
@@ -31,7 +31,9 @@ def pages(draw: st.DrawFn) -> PageWords:
     boxes = np.concatenate((np.minimum(corners[:, :2], corners[:, 2:]), np.maximum(corners[:, :2], corners[:, 2:])), axis=1)
     lines = np.sort(np.array(draw(st.lists(st.integers(0, 9), min_size=len(texts), max_size=len(texts))), np.int64))
     notes = draw(
-        st.lists(st.builds(Aside, st.sampled_from(["field", "annotation"]), WORDS, st.just((1.0, 2.0, 30.0, 40.0))), max_size=2)
+        st.lists(
+            st.builds(Annotation, st.sampled_from(["field", "annotation"]), WORDS, st.just((1.0, 2.0, 30.0, 40.0))), max_size=2
+        )
     )
     glued = draw(st.none() | st.just(np.ones(len(texts), bool)))
     side = st.sampled_from([0.0, 1.0, 400.0, 200_000.0])
@@ -41,12 +43,12 @@ def pages(draw: st.DrawFn) -> PageWords:
 @settings(max_examples=150 * FUZZ, deadline=None)
 @given(st.lists(pages(), min_size=1, max_size=4))
 def test_any_words_at_any_places_make_a_lawful_document(drawn: list[PageWords]) -> None:
-    text, made, blocks = assemble([with_asides(page) for page in drawn], on_page=lambda _: None)
+    text, made, blocks = assemble([with_annotations(page) for page in drawn], on_page=lambda _: None)
     document = check(Document(text=text, pages=made, blocks=blocks))
     assert len(document.pages) == len(drawn)
     shown = [page for page in drawn if page.width > 0 and page.height > 0]
     assert sum(len(page.words) for page in document.pages) == sum(
-        len(page.texts) + sum(len(aside.text.split()) for aside in page.asides) for page in shown
+        len(page.texts) + sum(len(annotation.text.split()) for annotation in page.annotations) for page in shown
     )
 
 

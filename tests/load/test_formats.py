@@ -18,7 +18,7 @@ from ragkit.core.errors import LimitExceeded, LoadError, UnsupportedFormat
 from ragkit.core.types import Document
 from ragkit.load import Limits, format_of, supported
 from ragkit.load.limits import Options
-from ragkit.load.member import Part
+from ragkit.load.member import EmbeddedFile
 from ragkit.load.normalize import iso_date
 from ragkit.load.records import check
 
@@ -28,7 +28,7 @@ def read(name: str, content: str | bytes, **limits: int) -> Document:
     assert kind is not None
     data = content.encode() if isinstance(content, str) else content
     loader = importlib.import_module(kind.module)
-    (document,) = loader.load(Part(name, data), Options(limits=Limits(**limits)))
+    (document,) = loader.load(EmbeddedFile(name, data), Options(limits=Limits(**limits)))
     return check(document)
 
 

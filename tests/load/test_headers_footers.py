@@ -22,7 +22,7 @@ def body(number: int, *, top: float = 540) -> list[Text]:
     return [Text(f"what line {i} of the text has to say of {topic}", 50, top - 14 * i) for i in range(30)]
 
 
-def furniture(document: Document) -> list[tuple[str, int, int, str]]:
+def headers_and_footers(document: Document) -> list[tuple[str, int, int, str]]:
     """Kind, level, page and text of each running header and footer."""
     return [
         (b.kind, b.level, next(p.number for p in document.pages if b.span.start < p.span.end), b.span.of(document.text))
@@ -42,7 +42,7 @@ def test_running_titles_and_page_numbers_are_known_by_their_repetition(read: Rea
         for n in range(6)
     ]
     document = read(draw(tmp_path / "a.pdf", pages))
-    assert furniture(document) == [
+    assert headers_and_footers(document) == [
         ("header", 0, 1, "Annual Report 2024"),
         ("footer", 0, 1, "Confidential"),
         ("footer", 1, 1, "Page 1 of 6"),
@@ -71,7 +71,7 @@ def test_no_chunk_mixes_a_page_with_the_furniture_of_the_next(read: Read, tmp_pa
 
 def test_even_and_odd_pages_have_headers_of_their_own(read: Read, tmp_path: Path) -> None:
     pages = [[Text("The Book" if n % 2 else "Chapter One", 50 + 200 * (n % 2), 575, 8), *body(n)] for n in range(8)]
-    found = furniture(read(draw(tmp_path / "a.pdf", pages)))
+    found = headers_and_footers(read(draw(tmp_path / "a.pdf", pages)))
     assert [(level, text) for _, level, _, text in found] == [
         (int(n > 1), "The Book" if n % 2 else "Chapter One") for n in range(8)
     ]
@@ -85,13 +85,13 @@ def test_a_footer_is_known_on_pages_of_another_height(read: Read, tmp_path: Path
         canvas.drawString(50, 250, f"the body of page {n + 1} says {TOPICS[n]}")
         canvas.showPage()
     canvas.save()
-    found = furniture(read(tmp_path / "a.pdf"))
+    found = headers_and_footers(read(tmp_path / "a.pdf"))
     assert [(kind, page, text) for kind, _, page, text in found] == [("footer", n, f"Annual Report {n}") for n in (1, 2, 3)]
 
 
 def test_roman_numbers_and_sampled_pages_count_as_numbers(read: Read, tmp_path: Path) -> None:
     pages = [[*body(n), Text(number, 200, 20, 8)] for n, number in enumerate(["ii", "iv", "xi", "19", "44"])]
-    assert [text for *_, text in furniture(read(draw(tmp_path / "a.pdf", pages)))] == ["ii", "iv", "xi", "19", "44"]
+    assert [text for *_, text in headers_and_footers(read(draw(tmp_path / "a.pdf", pages)))] == ["ii", "iv", "xi", "19", "44"]
 
 
 def test_a_note_along_the_margin_of_every_page_is_a_footer(read: Read, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_note_along_the_margin_of_every_page_is_a_footer(read: Read, tmp_path:
             canvas.drawString(line.x, line.y, line.text)
         canvas.showPage()
     canvas.save()
-    found = furniture(read(tmp_path / "a.pdf"))
+    found = headers_and_footers(read(tmp_path / "a.pdf"))
     assert [(kind, level, page) for kind, level, page, _ in found] == [("footer", int(n > 0), n + 1) for n in range(4)]
 
 
@@ -123,21 +123,21 @@ def test_a_note_along_the_margin_of_every_page_is_a_footer(read: Read, tmp_path:
 )
 def test_what_repeats_in_the_body_stays_in_it(read: Read, tmp_path: Path, line: Text) -> None:
     pages = [[line, *body(n, top=380)] for n in range(6)]
-    assert furniture(read(draw(tmp_path / "a.pdf", pages))) == []
+    assert headers_and_footers(read(draw(tmp_path / "a.pdf", pages))) == []
 
 
 def test_the_head_of_a_table_that_goes_on_is_no_header(read: Read, tmp_path: Path) -> None:
     """The first cell repeats, the one beside it does not; and a line above both is the body's."""
     rows = [[Text("Region", 50, 575), Text(f"sold in {TOPICS[n]}", 150, 575), *body(n)] for n in range(6)]
-    assert furniture(read(draw(tmp_path / "a.pdf", rows))) == []
+    assert headers_and_footers(read(draw(tmp_path / "a.pdf", rows))) == []
     rows = [[Text(f"About {TOPICS[n]}", 50, 585), Text("Region", 50, 570), *body(n)] for n in range(6)]
-    assert furniture(read(draw(tmp_path / "a.pdf", rows))) == []
+    assert headers_and_footers(read(draw(tmp_path / "a.pdf", rows))) == []
 
 
 def test_numbers_that_do_not_run_with_the_pages_are_data(read: Read, tmp_path: Path) -> None:
     pages = [[Text(number, 200, 580), *body(n)] for n, number in enumerate(["512", "77", "1040", "3", "90"])]
-    assert furniture(read(draw(tmp_path / "a.pdf", pages))) == []
+    assert headers_and_footers(read(draw(tmp_path / "a.pdf", pages))) == []
 
 
 def test_a_single_page_has_none(read: Read, tmp_path: Path) -> None:
-    assert furniture(read(draw(tmp_path / "a.pdf", [[Text("Annual Report", 50, 575, 8), *body(0)]]))) == []
+    assert headers_and_footers(read(draw(tmp_path / "a.pdf", [[Text("Annual Report", 50, 575, 8), *body(0)]]))) == []

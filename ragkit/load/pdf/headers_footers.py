@@ -36,7 +36,7 @@ _ROMAN = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Furniture:
+class SegmentRoles:
     """Of each segment, (s,): its role (BODY, HEADER or FOOTER), and whether it only repeats an earlier page."""
 
     roles: Bytes
@@ -52,10 +52,10 @@ class _Line:
     text: str
 
 
-def find(s: Segments, starts: Sequence[int], texts: Sequence[str], heights: Any, labels: Sequence[str | None]) -> Furniture:
+def find(s: Segments, starts: Sequence[int], texts: Sequence[str], heights: Any, labels: Sequence[str | None]) -> SegmentRoles:
     """starts (p + 1,): where each page's segments begin; texts of the words; heights (p,) of the pages, points; labels (p,)."""
     count = len(s.first)
-    found = Furniture(np.zeros(count, np.int8), np.zeros(count, bool))
+    found = SegmentRoles(np.zeros(count, np.int8), np.zeros(count, bool))
     if len(starts) < 3 or not count:
         return found
     height = np.repeat(np.asarray(heights, dtype=float), np.diff(starts))
@@ -97,7 +97,7 @@ def _only_outside(s: Segments, roles: Bytes, lone: Bools, page: slice) -> None:
     roles[upright & (roles == FOOTER) & (middle < bottom)] = BODY
 
 
-def _beside(s: Segments, found: Furniture, lone: Bools, page: slice) -> None:
+def _beside(s: Segments, found: SegmentRoles, lone: Bools, page: slice) -> None:
     """A number on the line of a running text is its page number."""
     marked = np.flatnonzero(found.roles[page]) + page.start
     for at in np.flatnonzero(lone[page] & (found.roles[page] == BODY)) + page.start:
@@ -106,7 +106,7 @@ def _beside(s: Segments, found: Furniture, lone: Bools, page: slice) -> None:
             found.roles[at], found.repeated[at] = found.roles[level[0]], True
 
 
-def _mark(found: Furniture, lines: Sequence[_Line]) -> None:
+def _mark(found: SegmentRoles, lines: Sequence[_Line]) -> None:
     """The first of them says it for the document; those after it only repeat it."""
     first = min(line.page for line in lines)
     for line in lines:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.load.pdf.text import Aside, PageWords
+from ragkit.load.pdf.text import Annotation, PageWords
 
 FIELD, ANNOTATION, HIDDEN = "field", "annotation", "hidden"
 SMALLEST = 1.0  # points; the height of letters below which nobody reads them
@@ -27,26 +27,28 @@ LIGHT = 230  # of 255; a colour from here on may be that of the paper
 _KEPT, _LONGEST = 100, 2000  # entries of meta["hidden"], characters of each
 
 
-def with_asides(page: PageWords) -> PageWords:
+def with_annotations(page: PageWords) -> PageWords:
     """The page with its fields' values as words where they stand, and its annotations as words after all others."""
-    fields = [aside for aside in page.asides if aside.kind == FIELD and aside.text.split()]
-    notes = [aside for aside in page.asides if aside.kind == ANNOTATION and aside.text.split()]
+    fields = [annotation for annotation in page.annotations if annotation.kind == FIELD and annotation.text.split()]
+    notes = [annotation for annotation in page.annotations if annotation.kind == ANNOTATION and annotation.text.split()]
     if not fields and not notes:
         return page
     texts, boxes, lines = list(page.texts), [page.boxes], [page.lines]
     line = int(page.lines.max()) + 1 if len(page.lines) else 0
     count = 0
-    for number, aside in enumerate((*fields, *notes), start=line):
-        words = aside.text.split()
+    for number, annotation in enumerate((*fields, *notes), start=line):
+        words = annotation.text.split()
         texts += words
-        boxes.append(_shares(aside, words) if aside.kind == FIELD else np.array([aside.box] * len(words), np.float32))
+        boxes.append(
+            _shares(annotation, words) if annotation.kind == FIELD else np.array([annotation.box] * len(words), np.float32)
+        )
         lines.append(np.full(len(words), number))
-        count += len(words) if aside.kind == ANNOTATION else 0
+        count += len(words) if annotation.kind == ANNOTATION else 0
     glued = None if page.glued is None else np.append(page.glued, np.zeros(len(texts) - len(page.texts), bool))
     return replace(page, texts=texts, boxes=np.concatenate(boxes), lines=np.concatenate(lines), glued=glued, notes=count)
 
 
-def _shares(field: Aside, words: Sequence[str]) -> npt.NDArray[np.float32]:
+def _shares(field: Annotation, words: Sequence[str]) -> npt.NDArray[np.float32]:
     """A field's words side by side in its rectangle, each as wide as it has letters."""
     x0, y0, x1, y1 = field.box
     if y1 - y0 > _FIELD_HEIGHT:
@@ -59,12 +61,12 @@ def _shares(field: Aside, words: Sequence[str]) -> npt.NDArray[np.float32]:
     return np.stack((left, np.full_like(left, y0), right, np.full_like(left, y1)), axis=1).astype(np.float32)
 
 
-Part = tuple[int, int, int, int]
-Look = Callable[[float, Part], tuple[int, int, bytes]]
+Region = tuple[int, int, int, int]
+Look = Callable[[float, Region], tuple[int, int, bytes]]
 
 
 def without_hidden(page: PageWords, look: Look) -> PageWords:
-    """The page without those of its doubtful words that its picture does not show; they become asides.
+    """The page without those of its doubtful words that its picture does not show; they become annotations.
 
     `look(scale, part)` gives width, height and RGB of a part of the page's picture, x0, y0, x1, y1 in its dots, `scale` dots a
     point.
@@ -109,14 +111,14 @@ def _settled(seen: Iterable[bool | None]) -> npt.NDArray[np.bool_]:
 
 
 def split(page: PageWords, keep: npt.NDArray[np.bool_], why: str) -> PageWords:
-    """The page without the words that are not to be kept: they become hidden asides, a line each."""
+    """The page without the words that are not to be kept: they become hidden annotations, a line each."""
     if keep.all():
         return page
-    asides = []
+    annotations = []
     gone = np.flatnonzero(~keep)
     for run in np.split(gone, np.flatnonzero((np.diff(gone) > 1) | (np.diff(page.lines[gone]) != 0)) + 1):
         low, high = page.boxes[run, :2].min(axis=0), page.boxes[run, 2:].max(axis=0)
-        asides.append(Aside(HIDDEN, " ".join(page.texts[i] for i in run), (*low.tolist(), *high.tolist()), why))
+        annotations.append(Annotation(HIDDEN, " ".join(page.texts[i] for i in run), (*low.tolist(), *high.tolist()), why))
     kept = np.flatnonzero(keep)
     return replace(
         page,
@@ -125,34 +127,39 @@ def split(page: PageWords, keep: npt.NDArray[np.bool_], why: str) -> PageWords:
         lines=page.lines[kept],
         glued=None if page.glued is None else page.glued[kept],
         doubtful=None,
-        asides=(*page.asides, *asides),
+        annotations=(*page.annotations, *annotations),
     )
 
 
 def hidden(pages: Sequence[PageWords]) -> dict[str, Any]:
     """`meta` of a document: its hidden text, by page, with reason and box in points; and how many characters there are."""
-    found: list[tuple[int, Aside]] = []
+    found: list[tuple[int, Annotation]] = []
     for number, page in enumerate(pages, start=1):
-        for aside in page.asides:
-            if aside.kind != HIDDEN:
+        for annotation in page.annotations:
+            if annotation.kind != HIDDEN:
                 continue
-            if found and found[-1][0] == number and _same_line(found[-1][1], aside):
-                found[-1] = number, _joined(found[-1][1], aside)
+            if found and found[-1][0] == number and _same_line(found[-1][1], annotation):
+                found[-1] = number, _joined(found[-1][1], annotation)
             else:
-                found.append((number, aside))
+                found.append((number, annotation))
     if not found:
         return {}
     entries = [
-        {"page": number, "why": aside.why, "text": aside.text[:_LONGEST], "box": [round(side, 1) for side in aside.box]}
-        for number, aside in found[:_KEPT]
+        {
+            "page": number,
+            "why": annotation.why,
+            "text": annotation.text[:_LONGEST],
+            "box": [round(side, 1) for side in annotation.box],
+        }
+        for number, annotation in found[:_KEPT]
     ]
-    return {"hidden": entries, "hidden_characters": sum(len(aside.text) for _, aside in found)}
+    return {"hidden": entries, "hidden_characters": sum(len(annotation.text) for _, annotation in found)}
 
 
-def _same_line(one: Aside, other: Aside) -> bool:
+def _same_line(one: Annotation, other: Annotation) -> bool:
     return one.why == other.why and one.box[1] < other.box[3] and other.box[1] < one.box[3]
 
 
-def _joined(one: Aside, other: Aside) -> Aside:
+def _joined(one: Annotation, other: Annotation) -> Annotation:
     (a0, b0, a1, b1), (c0, d0, c1, d1) = one.box, other.box
     return replace(one, text=f"{one.text} {other.text}", box=(min(a0, c0), min(b0, d0), max(a1, c1), max(b1, d1)))

@@ -70,7 +70,7 @@ def prepare(engine: str) -> None:
         import_module(ENGINES[wanted])
 
 
-def opened(path: Path, options: Options) -> Engine:
+def open_pages(path: Path, options: Options) -> Engine:
     """The pages of a PDF, to be drawn. Raises what `load` does."""
     return open_pdf(path, engine=options.pdf_engine, password=options.password)
 
@@ -93,7 +93,7 @@ def _document(pdf: Engine, options: Options) -> Document:
     reader = None if options.ocr == ocr.OFF else ocr.Reader(options.ocr, options.limits)
     read, unread = _pages(pdf, count, options, reader)
     found = pdf.metadata()
-    text, pages, blocks = assemble([hidden_text.with_asides(page) for page in read], on_page=options.on_page)
+    text, pages, blocks = assemble([hidden_text.with_annotations(page) for page in read], on_page=options.on_page)
     blocks = with_outline(text, pages, blocks, pdf.outline())
     title = found["title"].strip()
     meta: dict[str, Any] = {"pages": count}
@@ -144,7 +144,7 @@ def _pages(pdf: Engine, count: int, options: Options, reader: ocr.Reader | None)
 
 def _recognised(pdf: Engine, page: PageWords, number: int, reader: ocr.Reader) -> PageWords:
     found = reader.read(pdf, number - 1)
-    return replace(found, rotation=page.rotation, label=page.label, asides=page.asides)
+    return replace(found, rotation=page.rotation, label=page.label, annotations=page.annotations)
 
 
 def _first_title(text: str, pages: Sequence[Page], blocks: Sequence[Block]) -> str:

@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from ragkit.core.errors import EncryptedDocument, LoadError, MissingExtra, UnsupportedFormat
 from ragkit.core.types import Floats, Ints
-from ragkit.load.member import Part
+from ragkit.load.member import EmbeddedFile
 from ragkit.load.pdf.hidden_text import LIGHT, SMALLEST
 from ragkit.load.pdf.outline import Entry
 from ragkit.load.pdf.scripts import ALEFS, LAM, Bools, cut, has_single
-from ragkit.load.pdf.text import Aside, PageWords
+from ragkit.load.pdf.text import Annotation, PageWords
 from ragkit.load.render import Canvas, Pixels
 
 _HYPHEN = (0x02, 0xFFFE)  # what PDFium puts for a hyphen at a line's end, joining the two lines
@@ -37,7 +37,7 @@ _ANNOTATIONS = 10_000  # read of a page
 class Pdf:
     """An open file. Raises EncryptedDocument, LoadError, or UnsupportedFormat where pypdfium2 is not installed."""
 
-    def __init__(self, path: Path | Part, password: str | None) -> None:
+    def __init__(self, path: Path | EmbeddedFile, password: str | None) -> None:
         try:
             import pypdfium2
             import pypdfium2.raw
@@ -49,7 +49,7 @@ class Pdf:
         if path.stat().st_size == 0:
             raise LoadError("the PDF is empty: 0 bytes")
         try:
-            where = path.data if isinstance(path, Part) else path
+            where = path.data if isinstance(path, EmbeddedFile) else path
             self._document = pypdfium2.PdfDocument(where, password=password)
         except pypdfium2.PdfiumError as error:
             if getattr(error, "err_code", None) == pypdfium2.raw.FPDF_ERR_PASSWORD:
@@ -93,11 +93,11 @@ class Pdf:
         rotation, label = int(page.get_rotation()), self._document.get_page_label(index) or None
         x0, y0, x1, y1 = page.get_bbox()
         turn = _Displayed(x0, y0, x1, y1, rotation)
-        asides = self._asides(page, turn)
+        annotations = self._annotations(page, turn)
         codes = self._with_lam_first(textpage, self._codes(textpage))
         starts, ends, lines, codes = _cut(codes)
         if not len(starts):
-            return replace(PageWords.blank(width, height, rotation, label), asides=tuple(asides))
+            return replace(PageWords.blank(width, height, rotation, label), annotations=tuple(annotations))
         text = codes.astype("<u4").tobytes().decode("utf-32-le", errors="replace")
         glued = None
         if has_single(text):
@@ -110,11 +110,13 @@ class Pdf:
             whole = starts, ends, boxes
             starts, ends, lines, boxes, kept = self._visible(textpage, turn, (starts, ends, lines, boxes), np.flatnonzero(edge))
             outside = zip(*(one[~kept].tolist() for one in whole), strict=True)
-            asides += [Aside("hidden", text[start:end], tuple(box), "it lies outside the page") for start, end, box in outside]
+            annotations += [
+                Annotation("hidden", text[start:end], tuple(box), "it lies outside the page") for start, end, box in outside
+            ]
             glued = None if glued is None else glued[kept]
         texts = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
         doubtful = self._doubtful(page, turn, boxes) if texts else None
-        return PageWords(texts, boxes, lines, width, height, rotation, label, glued, tuple(asides), doubtful)
+        return PageWords(texts, boxes, lines, width, height, rotation, label, glued, tuple(annotations), doubtful)
 
     def _doubtful(self, page: Any, turn: _Displayed, boxes: Floats) -> Bools | None:
         """Which words may not be seen: tiny ones, those drawn by no mode or in white, and those that a picture is drawn over.
@@ -185,7 +187,7 @@ class Pdf:
     def _has_image(self, form: Any) -> bool:
         return any(kind != self._raw.FPDF_PAGEOBJ_TEXT and kind != self._raw.FPDF_PAGEOBJ_PATH for _, kind in self._inner(form))
 
-    def _asides(self, page: Any, turn: _Displayed) -> list[Aside]:
+    def _annotations(self, page: Any, turn: _Displayed) -> list[Annotation]:
         """Form fields with text in them, and annotations with a text."""
         raw, found = self._raw, []
         for number in range(min(raw.FPDFPage_GetAnnotCount(page.raw), _ANNOTATIONS)):
@@ -204,7 +206,7 @@ class Pdf:
                 raw.FPDFAnnot_GetRect(one, rect)
                 across, up = sorted((rect.left, rect.right)), sorted((rect.bottom, rect.top))
                 box = turn(np.array([[across[0], up[0], across[1], up[1]]], np.float32))[0]
-                found.append(Aside("field" if field else "annotation", text, tuple(box.tolist())))
+                found.append(Annotation("field" if field else "annotation", text, tuple(box.tolist())))
             finally:
                 raw.FPDFPage_CloseAnnot(one)
         return found

@@ -15,11 +15,11 @@ import numpy as np
 
 from ragkit.core.errors import EncryptedDocument, LoadError, MissingExtra, UnsupportedFormat
 from ragkit.core.types import Floats, Ints
-from ragkit.load.member import Part
+from ragkit.load.member import EmbeddedFile
 from ragkit.load.pdf.hidden_text import LIGHT, SMALLEST
 from ragkit.load.pdf.outline import Entry
 from ragkit.load.pdf.scripts import ALEF_LAM, ALEFS, LAM, Bools, cut, has_single, is_plain
-from ragkit.load.pdf.text import Aside, PageWords
+from ragkit.load.pdf.text import Annotation, PageWords
 from ragkit.load.render import Canvas, Pixels
 
 _BEYOND = 1e9  # points
@@ -35,7 +35,7 @@ _HTML_BYTES = 1 << 16  # about a page's worth
 class Pdf:
     """An open file. Raises EncryptedDocument, LoadError, or UnsupportedFormat where PyMuPDF is not installed."""
 
-    def __init__(self, path: Path | Part, password: str | None) -> None:
+    def __init__(self, path: Path | EmbeddedFile, password: str | None) -> None:
         try:
             import pymupdf
         except ImportError:
@@ -52,7 +52,7 @@ class Pdf:
         if path.stat().st_size == 0:
             raise LoadError("the PDF is empty: 0 bytes")
         try:
-            where = {"stream": path.data} if isinstance(path, Part) else {"filename": path}
+            where = {"stream": path.data} if isinstance(path, EmbeddedFile) else {"filename": path}
             self._document = pymupdf.open(**where, filetype="pdf")
             self._count = int(self._document.page_count)
         except self._failure as error:
@@ -107,8 +107,8 @@ class Pdf:
         page = self._load(index)
         rotation = int(page.rotation)
         try:
-            asides = self._asides(page)
-            textpage = self._textpage(page, plain=not (rotation or asides))
+            annotations = self._annotations(page)
+            textpage = self._textpage(page, plain=not (rotation or annotations))
             with _Pictures(self._pymupdf, textpage) as pictures:
                 words, boxes, outside = self._words(textpage)
                 pale = self._pale(textpage) if words else _NOWHERE
@@ -122,9 +122,9 @@ class Pdf:
             raise LoadError(f"cannot be read: {error}") from None
         shown, label = page.rect, self._label(index)
         width, height = shown.width, shown.height
-        asides += [Aside("hidden", word[4], word[:4], "it lies outside the page") for word in outside]
+        annotations += [Annotation("hidden", word[4], word[:4], "it lies outside the page") for word in outside]
         if not words:
-            return replace(PageWords.blank(width, height, rotation, label), asides=tuple(asides))
+            return replace(PageWords.blank(width, height, rotation, label), annotations=tuple(annotations))
         block, line = np.array([word[5:7] for word in words], dtype=np.int64).T
         found = PageWords(
             _with_lam_first(texts, raw) if shaped else texts,
@@ -134,7 +134,7 @@ class Pdf:
             height,
             rotation,
             label,
-            asides=tuple(asides),
+            annotations=tuple(annotations),
             doubtful=_doubtful(boxes, block, pale, pictures.boxes),
         )
         return _cut(found, raw) if by_letter else found
@@ -178,18 +178,18 @@ class Pdf:
         output.fz_close_output()
         return bytes(mupdf.fz_buffer_extract_copy(buffer))
 
-    def _asides(self, page: Any) -> list[Aside]:
+    def _annotations(self, page: Any) -> list[Annotation]:
         """Form fields with text in them, and annotations with a text."""
-        found: list[Aside] = []
+        found: list[Annotation] = []
         annotation, field = page.first_annot, page.first_widget
         turned = page.rotation_matrix
         while annotation and len(found) < _ANNOTATIONS:
             if annotation.type[0] != self._pymupdf.PDF_ANNOT_POPUP and (text := annotation.info.get("content")):
-                found.append(Aside("annotation", text, tuple(annotation.rect * turned)))
+                found.append(Annotation("annotation", text, tuple(annotation.rect * turned)))
             annotation = annotation.next
         while field and len(found) < _ANNOTATIONS:
             if field.field_type in self._written and isinstance(field.field_value, str) and field.field_value.strip():
-                found.append(Aside("field", field.field_value, tuple(field.rect * turned)))
+                found.append(Annotation("field", field.field_value, tuple(field.rect * turned)))
             field = field.next
         return found
 

@@ -33,7 +33,7 @@ _SOFT = "\u00ad"
 
 
 @dataclass(frozen=True, slots=True)
-class Aside:
+class Annotation:
     """Something a page holds beside its printed text: kind "field", "annotation" or "hidden"; box x0, y0, x1, y1 in points."""
 
     kind: str
@@ -57,7 +57,7 @@ class PageWords:
     rotation: int
     label: str | None = None
     glued: layout.Bools | None = None
-    asides: tuple[Aside, ...] = ()
+    annotations: tuple[Annotation, ...] = ()
     doubtful: layout.Bools | None = None
     notes: int = 0
 
@@ -84,13 +84,13 @@ def assemble(pages: list[PageWords], *, on_page: Callable[[int], None]) -> tuple
     on_page(0)
     pages = [_mended(page) for page in pages]
     parts = [_segments(pages[at : at + BATCH]) for at in range(0, len(pages), BATCH)]
-    found = _furniture(parts, pages)
+    found = _headers_footers(parts, pages)
     vocabulary: set[str] = set()
     read: list[_Read] = []
     at = 0
     for part in parts:
         size = len(part.segments.first)
-        own = headers_footers.Furniture(found.roles[at : at + size], found.repeated[at : at + size])
+        own = headers_footers.SegmentRoles(found.roles[at : at + size], found.repeated[at : at + size])
         _set_notes(part, own)
         read += _read(part, own, lambda: vocabulary or _fill(vocabulary, pages))
         at += size
@@ -134,7 +134,7 @@ def _segments(pages: Sequence[PageWords]) -> _Part:
     return _Part(pages, texts, boxes, lengths, words.tolist(), segments, np.searchsorted(segments.first, words).tolist())
 
 
-def _furniture(parts: Sequence[_Part], pages: Sequence[PageWords]) -> headers_footers.Furniture:
+def _headers_footers(parts: Sequence[_Part], pages: Sequence[PageWords]) -> headers_footers.SegmentRoles:
     """Over the whole document, since what runs through it is known by its repetition."""
     if len(parts) == 1:
         part = parts[0]
@@ -152,7 +152,7 @@ def _furniture(parts: Sequence[_Part], pages: Sequence[PageWords]) -> headers_fo
     return headers_footers.find(segments, starts, texts, [page.height for page in pages], [page.label for page in pages])
 
 
-def _set_notes(part: _Part, own: headers_footers.Furniture) -> None:
+def _set_notes(part: _Part, own: headers_footers.SegmentRoles) -> None:
     for page, end, start, last in zip(part.pages, part.words[1:], part.starts[:-1], part.starts[1:], strict=True):
         if page.notes:
             notes = part.segments.first[start:last] >= end - page.notes
@@ -164,7 +164,7 @@ def _fill(vocabulary: set[str], pages: Sequence[PageWords]) -> set[str]:
     return vocabulary
 
 
-def _read(part: _Part, own: headers_footers.Furniture, vocabulary: Callable[[], set[str]]) -> Iterator[_Read]:
+def _read(part: _Part, own: headers_footers.SegmentRoles, vocabulary: Callable[[], set[str]]) -> Iterator[_Read]:
     scripts = [_script(page) for page in part.pages]
     plan = layout.read(part.segments, part.boxes, part.starts, own.roles, rtl=[rtl == _MOSTLY for rtl, _ in scripts])
     order = plan.order.tolist()

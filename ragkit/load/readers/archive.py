@@ -24,7 +24,7 @@ from ragkit.core.errors import EncryptedDocument, LimitExceeded, LoadError
 from ragkit.core.types import Document
 from ragkit.load.builder import one_line
 from ragkit.load.limits import Budget, Options
-from ragkit.load.member import Part, begins, inside, load_part, unique
+from ragkit.load.member import EmbeddedFile, begins, inside, load_embedded, unique
 from ragkit.load.normalize import iso
 
 _PIECE = 1 << 18  # bytes unpacked at a time
@@ -49,12 +49,12 @@ def load(path: Path, options: Options) -> Iterator[Document | LoadError]:
         if isinstance(member, LoadError):
             yield member
         else:
-            yield from load_part(member[0], deeper, modified=member[1])
+            yield from load_embedded(member[0], deeper, modified=member[1])
     if not (count or begun):
         raise LoadError("the archive holds no file")
 
 
-Member = tuple[Part, str]  # a file and its date
+Member = tuple[EmbeddedFile, str]  # a file and its date
 
 
 def _zip(path: Path, options: Options) -> Iterator[Member | LoadError]:
@@ -79,7 +79,7 @@ def _zip(path: Path, options: Options) -> Iterator[Member | LoadError]:
                 password = options.password.encode() if options.password else None
                 with archive.open(info, pwd=password) as member:
                     data = _counted(member, name, options, budget)
-                yield Part(name, data), _zip_date(info)
+                yield EmbeddedFile(name, data), _zip_date(info)
             except RuntimeError as error:  # zipfile's word for a missing or wrong password
                 wrong = "the password does not open it" if options.password else "it needs a password"
                 yield EncryptedDocument(f"{name}: it is encrypted; {wrong}" if info.flag_bits & 1 else f"{name}: {error}")
@@ -133,7 +133,7 @@ def _tar(path: Path, options: Options) -> Iterator[Member | LoadError]:
                             raise
                         yield error
                         continue
-                    yield Part(name, data), iso(info.mtime)
+                    yield EmbeddedFile(name, data), iso(info.mtime)
             if any(stream.last):  # tarfile takes any end for the end
                 yield LoadError("the archive is cut short, or goes on after its end mark: files may be missing")
         except _BROKEN as error:

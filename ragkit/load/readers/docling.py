@@ -24,7 +24,7 @@ from ragkit.core.errors import LimitExceeded, LoadError
 from ragkit.core.types import Block, Document, Page, Span, Words
 from ragkit.load.builder import CELL, PAGE_BREAK, clean, one_line
 from ragkit.load.limits import Limits, Options
-from ragkit.load.member import Part
+from ragkit.load.member import EmbeddedFile
 from ragkit.load.records import check
 
 _KINDS = {
@@ -61,7 +61,7 @@ class _Item:
     rows: tuple[tuple[int, int, int], ...] = ()  # of a table: start and end of its lines, and whether they are header rows
 
 
-def load(path: Path | Part, options: Options) -> Iterator[Document]:
+def load(path: Path | EmbeddedFile, options: Options) -> Iterator[Document]:
     """The one Document of a file that docling exported."""
     try:
         found = json.loads(path.read_bytes())

@@ -16,7 +16,7 @@ from typing import Any
 
 from ragkit.core.errors import LoadError
 from ragkit.core.types import Document
-from ragkit.load.builder import Draft, numeral, one_line, squeezed
+from ragkit.load.builder import DocumentBuilder, numeral, one_line, squeezed
 from ragkit.load.limits import Options
 from ragkit.load.readers.omml import formula
 from ragkit.load.readers.zip_xml import Package, attribute, child, children, core_properties, descendants, local
@@ -38,10 +38,10 @@ def load(path: Path, options: Options) -> Iterator[Document]:
     body = child(root, "body")
     meta: dict[str, Any] = core_properties(package)
     title = meta.pop("title", "")
-    reader = _Reader(package, main[0], Draft(options.limits))
+    reader = _Reader(package, main[0], DocumentBuilder(options.limits))
     if body is not None:
         reader.read(body)
-    yield reader.draft.document(title=title or reader.title, meta=meta)
+    yield reader.builder.document(title=title or reader.title, meta=meta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +88,10 @@ class _Numbering:
 
 
 class _Reader:
-    """Reads the body of one document into a draft."""
+    """Reads the body of one document into a builder."""
 
-    def __init__(self, package: Package, main: str, draft: Draft) -> None:
-        self.draft = draft
+    def __init__(self, package: Package, main: str, builder: DocumentBuilder) -> None:
+        self.builder = builder
         self.title = ""
         self._package = package
         self._main = main
@@ -105,12 +105,12 @@ class _Reader:
     def read(self, body: Any) -> None:
         if any(True for _ in descendants(body, "lastRenderedPageBreak")):
             self._size = _page_size(body)
-            self.draft.page_from(0, *self._size)
+            self.builder.page_from(0, *self._size)
         for text in self._margins("header"):
-            self.draft.paragraph(text, "header")
+            self.builder.paragraph(text, "header")
         self._read_blocks(body)
         for text in self._margins("footer"):
-            self.draft.paragraph(text, "footer")
+            self.builder.paragraph(text, "footer")
 
     def _part(self, kind: str) -> Any:
         parts = self._package.related(self._main, kind)
@@ -183,15 +183,15 @@ class _Reader:
         if level:
             if level < 0:
                 self.title = self.title or one_line(plain)
-            span = self.draft.heading(plain, max(level, 1))
+            span = self.builder.heading(plain, max(level, 1))
         elif label is not None and numbered:
-            span = self.draft.item(plain, numbered[1])
+            span = self.builder.item(plain, numbered[1])
         else:
-            span = self.draft.paragraph(plain, self._kind(style_id))
+            span = self.builder.paragraph(plain, self._kind(style_id))
         if span is not None:
             for match in re.finditer(_PAGE, text):
                 before = squeezed(text[: match.start()].replace(_PAGE, ""))
-                self.draft.page_from(span.start + len(before), *self._size)
+                self.builder.page_from(span.start + len(before), *self._size)
         self._follow()
 
     def _pages_before(self, text: str) -> str:
@@ -199,7 +199,7 @@ class _Reader:
         lead = re.match(rf"[\s{_PAGE}]*", text)
         assert lead is not None
         for _ in range(lead[0].count(_PAGE)):
-            self.draft.page_from(self.draft.size, *self._size)
+            self.builder.page_from(self.builder.size, *self._size)
         return text[lead.end() :]
 
     def _follow(self) -> None:
@@ -208,7 +208,7 @@ class _Reader:
         for kind, number in noted:
             if (note := self._notes[kind].get(number)) is not None:
                 lines = [self._paragraph_text(one).replace(_PAGE, "") for one in descendants(note, "p")]
-                self.draft.paragraph(f"[{number}] " + "\n".join(filter(str.strip, lines)).strip(), "footnote")
+                self.builder.paragraph(f"[{number}] " + "\n".join(filter(str.strip, lines)).strip(), "footnote")
         boxes, self._boxes = self._boxes, []
         for box in boxes:
             self._read_blocks(box)
@@ -295,7 +295,7 @@ class _Reader:
         look = child(table, "tblPr", "tblLook")
         first = look is not None and (attribute(look, "firstRow") == "1" or _integer(_value(look), 0, 16) & 0x20)
         headers = sum(1 for row in rows if child(row, "trPr", "tblHeader") is not None)
-        self.draft.table(self._table_rows(rows), headers=headers or int(bool(first) and len(rows) > 1))
+        self.builder.table(self._table_rows(rows), headers=headers or int(bool(first) and len(rows) > 1))
         self._follow()
 
     def _table_rows(self, rows: list[Any]) -> Iterator[list[str]]:
@@ -316,11 +316,11 @@ class _Reader:
             breaks = sum(text.count(_PAGE) for text in dict.fromkeys(cells))
             opens = breaks and "".join(cells).lstrip().startswith(_PAGE)
             for _ in range(breaks if opens else 0):
-                self.draft.page_from(self.draft.size, *self._size)
+                self.builder.page_from(self.builder.size, *self._size)
             cells = [text.replace(_PAGE, "") for text in cells]
             yield cells
             for _ in range(0 if opens else breaks):
-                self.draft.page_from(self.draft.size, *self._size)
+                self.builder.page_from(self.builder.size, *self._size)
             above = cells
 
     def _cell(self, cell: Any) -> str:

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from ragkit.core.errors import EncryptedDocument, LoadError
 from ragkit.core.types import Document
-from ragkit.load.builder import Draft
+from ragkit.load.builder import DocumentBuilder
 from ragkit.load.decode import decode
 from ragkit.load.limits import Options
 from ragkit.load.readers import html
@@ -41,7 +41,7 @@ def load(path: Path, options: Options) -> Iterator[Document]:
     folder = posixpath.dirname(main)
     items = {attribute(one, "id"): one for one in children(child(root, "manifest"), "item")}
     meta = _meta(root)
-    draft = Draft(options.limits)
+    builder = DocumentBuilder(options.limits)
     for reference in children(child(root, "spine"), "itemref"):
         item = items.get(attribute(reference, "idref"))
         if item is None or attribute(item, "media-type") not in _CHAPTERS:
@@ -50,9 +50,9 @@ def load(path: Path, options: Options) -> Iterator[Document]:
         if name in locked:
             raise EncryptedDocument("its chapters are encrypted")
         if name in package:
-            draft.include(html.parse(decode(package.read(name))))
+            builder.include(html.parse(decode(package.read(name))))
     title = meta.pop("title", "")
-    yield draft.document(title=title, meta=meta)
+    yield builder.document(title=title, meta=meta)
 
 
 def _locked(package: Package) -> set[str]:

@@ -1,7 +1,7 @@
 """Images: a page of the picture's size, a page per frame of a TIFF, and no text, unless Tesseract is asked to read it.
 
-For a Document without text only the header is read; `opened` decodes, to draw. Sizes are in points, by the resolution that the
-file states, else 96 pixels to an inch.
+For a Document without text only the header is read; `open_pages` decodes, to draw. Sizes are in points, by the resolution
+that the file states, else 96 pixels to an inch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ragkit.core import images as pictures
 from ragkit.core.errors import LimitExceeded, LoadError, MissingExtra, UnsupportedFormat
 from ragkit.core.types import Document
 from ragkit.load import ocr
-from ragkit.load.builder import Draft
+from ragkit.load.builder import DocumentBuilder
 from ragkit.load.limits import Limits, Options
 from ragkit.load.pdf.text import PageWords, assemble
 from ragkit.load.render import Pixels
@@ -30,16 +30,16 @@ _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
 
 def load(path: Path, options: Options) -> Iterator[Document]:
     """The one Document of an image file: pages without text, or with `options.ocr` with what was recognised."""
-    draft = Draft(options.limits)
-    frames = opened(path, options)
+    builder = DocumentBuilder(options.limits)
+    frames = open_pages(path, options)
     try:
         if options.ocr != ocr.OFF:
             yield _recognised(frames, options)
             return
         for index in range(frames.count()):
             options.on_page(index + 1)
-            draft.page(*frames.size(index))
-        yield draft.document(meta=frames.meta())
+            builder.page(*frames.size(index))
+        yield builder.document(meta=frames.meta())
     finally:
         frames.close()
 
@@ -67,7 +67,7 @@ def _recognised(frames: Frames, options: Options) -> Document:
     return Document(text=text, title="", meta=meta, pages=made, blocks=blocks)
 
 
-def opened(path: Path, options: Options) -> Frames:
+def open_pages(path: Path, options: Options) -> Frames:
     """The pages of an image file, to be drawn. Raises LoadError, or UnsupportedFormat without Pillow."""
     prepare()
     return Frames(path, options.limits)

@@ -22,12 +22,12 @@ from typing import Any, BinaryIO
 
 from ragkit.core.errors import LimitExceeded, LoadError
 from ragkit.core.types import Document
-from ragkit.load.builder import Draft, clean, one_line
+from ragkit.load.builder import DocumentBuilder, clean, one_line
 from ragkit.load.decode import decode
 from ragkit.load.formats import Format
 from ragkit.load.limits import Options
-from ragkit.load.member import Part, begins, inside, load_part, named, unique
-from ragkit.load.normalize import finished
+from ragkit.load.member import EmbeddedFile, begins, inside, load_embedded, named, unique
+from ragkit.load.normalize import add_common_metadata
 from ragkit.load.readers import html
 
 _KIND = Format("mail", "message/rfc822", container=True)
@@ -105,14 +105,14 @@ def _message(data: bytes, options: Options, *, alone: bool = False) -> Iterator[
     if not message.keys():
         yield LoadError("it is no message: it has no headers")
         return
-    draft = Draft(options.limits)
+    builder = DocumentBuilder(options.limits)
     subject = _header(message, "Subject")
-    draft.heading(subject, 1)
+    builder.heading(subject, 1)
     lines = (f"{name}: {value}" for name in _SHOWN if (value := _header(message, name)))
-    draft.block("paragraph", "\n".join(lines))
+    builder.block("paragraph", "\n".join(lines))
     texts, attachments = _parts(message)
     for part in texts:
-        _write(draft, part)
+        _write(builder, part)
     meta = {
         "author": _header(message, "From"),
         "to": [address for _, address in getaddresses([_header(message, "To"), _header(message, "Cc")]) if address],
@@ -121,8 +121,8 @@ def _message(data: bytes, options: Options, *, alone: bool = False) -> Iterator[
         "in_reply_to": _header(message, "In-Reply-To").strip("<> "),
     }
     meta["attachments"] = [name for name, _ in attachments]
-    written = draft.document(title=subject, meta=meta)
-    done = finished(written, _KIND, size=len(data), modified="", limits=options.limits)
+    written = builder.document(title=subject, meta=meta)
+    done = add_common_metadata(written, _KIND, size=len(data), modified="", limits=options.limits)
     if not alone or begins("the message", options):
         yield (
             done if isinstance(done, LoadError) else replace(done, meta={**done.meta, "sha256": hashlib.sha256(data).hexdigest()})
@@ -143,7 +143,7 @@ def _attachment(name: str, part: Any, options: Options) -> Iterator[Document | L
     except (ValueError, LookupError, TypeError, AttributeError, IndexError, UnicodeError) as error:
         yield LoadError(f"{name}: its attachment cannot be decoded: {error}")
         return
-    yield from load_part(Part(name, content or b""), options)
+    yield from load_embedded(EmbeddedFile(name, content or b""), options)
 
 
 def _header(message: EmailMessage, name: str) -> str:
@@ -170,24 +170,24 @@ def _bytes(part: Any) -> bytes:
     return part.get_payload(decode=True) or b""
 
 
-def _write(draft: Draft, part: Any) -> None:
+def _write(builder: DocumentBuilder, part: Any) -> None:
     data = _bytes(part)
     charset = str(part.get_content_charset() or "")
     text = clean(decode(data, declared=[charset] if charset else []).replace("\r\n", "\n"))
     if part.get_content_type() == "text/html":
-        draft.include(html.parse(text))
+        builder.include(html.parse(text))
         return
     at = 0
     for match in _QUOTED.finditer(text):
-        _paragraphs(draft, text[at : match.start()])
-        draft.block("quote", match[0].strip("\n"))
+        _paragraphs(builder, text[at : match.start()])
+        builder.block("quote", match[0].strip("\n"))
         at = match.end()
-    _paragraphs(draft, text[at:])
+    _paragraphs(builder, text[at:])
 
 
-def _paragraphs(draft: Draft, text: str) -> None:
+def _paragraphs(builder: DocumentBuilder, text: str) -> None:
     for paragraph in re.split(r"\n[ \t]*\n", text):
-        draft.block("paragraph", "\n".join(line.rstrip() for line in paragraph.strip("\n").split("\n")))
+        builder.block("paragraph", "\n".join(line.rstrip() for line in paragraph.strip("\n").split("\n")))
 
 
 def _parts(message: EmailMessage) -> tuple[list[Any], list[tuple[str, Any]]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ragkit.core.errors import LoadError
 from ragkit.core.types import Document
-from ragkit.load.builder import Draft, clean
+from ragkit.load.builder import DocumentBuilder, clean
 from ragkit.load.decode import text_of
 from ragkit.load.limits import Options
 from ragkit.load.readers import html
@@ -29,15 +29,15 @@ def load(path: Path, options: Options) -> Iterator[Document]:
         raise LoadError("it is no notebook: a JSON object was expected")
     sheets = [one for one in _list(notebook.get("worksheets")) if isinstance(one, dict)]
     cells = _list(notebook.get("cells")) or [cell for sheet in sheets for cell in _list(sheet.get("cells"))]
-    draft = Draft(options.limits)
+    builder = DocumentBuilder(options.limits)
     for cell in cells:
         if isinstance(cell, dict):
-            _cell(draft, cell)
+            _cell(builder, cell)
     about = _dict(notebook.get("metadata"))
     authors = [str(one.get("name", "")) for one in _list(about.get("authors")) if isinstance(one, dict)]
     programming = _dict(about.get("kernelspec")).get("language") or _dict(about.get("language_info")).get("name")
     meta = {"author": ", ".join(filter(None, authors)), "language": str(programming or "")}
-    yield draft.document(title=str(about.get("title") or ""), meta=meta)
+    yield builder.document(title=str(about.get("title") or ""), meta=meta)
 
 
 def _list(value: Any) -> list[Any]:
@@ -53,27 +53,27 @@ def _joined(value: Any) -> str:
     return "".join(map(str, value)) if isinstance(value, list) else value if isinstance(value, str) else ""
 
 
-def _cell(draft: Draft, cell: dict[str, Any]) -> None:
+def _cell(builder: DocumentBuilder, cell: dict[str, Any]) -> None:
     kind, source = cell.get("cell_type"), clean(_joined(cell.get("source", cell.get("input")))).strip("\n")
     if kind == "markdown":
-        draft.include(Document(text=source, blocks=tuple(blocks_of(source))))
+        builder.include(Document(text=source, blocks=tuple(blocks_of(source))))
     elif kind == "heading":
-        draft.heading(source, int(cell["level"]) if isinstance(cell.get("level"), int) else 1)
+        builder.heading(source, int(cell["level"]) if isinstance(cell.get("level"), int) else 1)
     elif kind == "code":
-        draft.block("code", source)
+        builder.block("code", source)
         for output in _list(cell.get("outputs")):
-            _output(draft, _dict(output))
+            _output(builder, _dict(output))
     else:
-        draft.paragraph(source)
+        builder.paragraph(source)
 
 
-def _output(draft: Draft, output: dict[str, Any]) -> None:
+def _output(builder: DocumentBuilder, output: dict[str, Any]) -> None:
     """What a cell printed or showed: a table where it is HTML, else its plain text; pictures say nothing here."""
     data = _dict(output.get("data", output))
     if page := _joined(data.get("text/html")):
-        draft.include(html.parse(page))
+        builder.include(html.parse(page))
         return
     text = _joined(output.get("text")) or _joined(data.get("text/markdown")) or _joined(data.get("text/plain"))
     if output.get("output_type") in ("error", "pyerr"):
         text = f"{output.get('ename', '')}: {output.get('evalue', '')}"
-    draft.block("code", clean(_COLOURS.sub("", text)).strip("\n"))
+    builder.block("code", clean(_COLOURS.sub("", text)).strip("\n"))

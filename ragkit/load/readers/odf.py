@@ -13,7 +13,7 @@ from typing import Any
 
 from ragkit.core.errors import EncryptedDocument, LoadError
 from ragkit.core.types import Document
-from ragkit.load.builder import REPEATED, Draft, numeral, one_line, squeezed
+from ragkit.load.builder import REPEATED, DocumentBuilder, numeral, one_line, squeezed
 from ragkit.load.limits import Options
 from ragkit.load.readers.zip_xml import Package, attribute, child, children, descendants, local
 
@@ -47,20 +47,20 @@ def load(path: Path, options: Options) -> Iterator[Document]:
     meta = properties(package)
     title = meta.pop("title", "")
     sheets = [root, package.xml("styles.xml")] if "styles.xml" in package else [root]
-    reader = _Reader(Draft(options.limits), _Styles.of(sheets))
+    reader = _Reader(DocumentBuilder(options.limits), _Styles.of(sheets))
     content = body[-1] if local(body[0]) not in ("text", "presentation", "drawing", "spreadsheet") else body[0]
     if local(content) in ("presentation", "drawing"):
         size = _page_size(package, _SLIDE)
         for number, page in enumerate(children(content, "page"), start=1):
             options.on_page(number)
-            reader.draft.page(*size, label=attribute(page, "name") or None)
+            reader.builder.page(*size, label=attribute(page, "name") or None)
             reader.slide(page)
     else:
         if any(True for _ in descendants(content, "soft-page-break")):
             reader.size = _page_size(package, _A4)
-            reader.draft.page_from(0, *reader.size)
+            reader.builder.page_from(0, *reader.size)
         reader.read(content)
-    yield reader.draft.document(title=title or reader.title, meta=meta)
+    yield reader.builder.document(title=title or reader.title, meta=meta)
 
 
 def properties(package: Package) -> dict[str, Any]:
@@ -132,8 +132,8 @@ class _Styles:
 
 
 class _Reader:
-    def __init__(self, draft: Draft, styles: _Styles) -> None:
-        self.draft = draft
+    def __init__(self, builder: DocumentBuilder, styles: _Styles) -> None:
+        self.builder = builder
         self._styles = styles
         self._counts: dict[str, dict[int, int]] = {}  # by list style: the last number of each level
         self.title = ""
@@ -146,14 +146,14 @@ class _Reader:
         frames = list(page)
         titles = [one for one in frames if attribute(one, "class") == "title"]
         for one in titles:
-            self.draft.heading(self._flat(one), 1)
+            self.builder.heading(self._flat(one), 1)
         for one in frames:
             if one not in titles and local(one) not in ("notes", "forms"):
                 self._frame(one, listed=attribute(one, "class") == "outline")
         notes = child(page, "notes")
         for one in () if notes is None else notes:
             if attribute(one, "class") == "notes":
-                self.draft.paragraph(self._flat(one), "footnote")
+                self.builder.paragraph(self._flat(one), "footnote")
 
     def read(self, parent: Any, depth: int = 0) -> None:
         for one in parent:
@@ -167,7 +167,7 @@ class _Reader:
             elif name == "table":
                 self._table(one)
             elif name == "soft-page-break":
-                self.draft.page_from(self.draft.size, *self.size)
+                self.builder.page_from(self.builder.size, *self.size)
             elif name in ("section", "index-body", "table-of-content", "illustration-index", "bibliography", "text-box", "g"):
                 self.read(one, depth)
             elif name in ("frame", "custom-shape", "rect"):
@@ -180,15 +180,15 @@ class _Reader:
         if style == "title":
             self.title = self.title or one_line(plain)
             heading = heading or 1
-        before = self.draft.size
-        span = self.draft.heading(plain, heading) if heading else self.draft.paragraph(plain, _kind(style, kind))
+        before = self.builder.size
+        span = self.builder.heading(plain, heading) if heading else self.builder.paragraph(plain, _kind(style, kind))
         self._pages(text, before if span is None else span.start)
         self._follow()
 
     def _pages(self, text: str, start: int) -> None:
         parts = text.split(_PAGE)
         for number in range(1, len(parts)):
-            self.draft.page_from(start + len(squeezed("".join(parts[:number]))), *self.size)
+            self.builder.page_from(start + len(squeezed("".join(parts[:number]))), *self.size)
 
     def _follow(self) -> None:
         """What belongs to the paragraph just written: its notes, and the frames anchored in it."""
@@ -196,7 +196,7 @@ class _Reader:
         for note in notes:
             mark, body = child(note, "note-citation"), child(note, "note-body")
             sign = "" if mark is None else "".join(mark.itertext()).strip()
-            self.draft.paragraph(f"[{sign}] {self._flat(body)}", "footnote")
+            self.builder.paragraph(f"[{sign}] {self._flat(body)}", "footnote")
         boxes, self._boxes = self._boxes, []
         for box in boxes:
             self._frame(box)
@@ -218,7 +218,7 @@ class _Reader:
             elif name in ("title", "desc"):
                 texts.append("".join(one.itertext()))
         if texts:
-            self.draft.paragraph(max(texts, key=len), "caption")
+            self.builder.paragraph(max(texts, key=len), "caption")
 
     def _list(self, element: Any, depth: int, style: str = "") -> None:
         style = attribute(element, "style-name") or style
@@ -239,12 +239,12 @@ class _Reader:
                     self._item(one, depth, label)
                     label = ""
         if depth == 0:
-            self.draft.end_lists()
+            self.builder.end_lists()
 
     def _item(self, paragraph: Any, depth: int, label: str) -> None:
         text = label + self._line(paragraph)
-        before = self.draft.size
-        span = self.draft.item(text.replace(_PAGE, ""), depth)
+        before = self.builder.size
+        span = self.builder.item(text.replace(_PAGE, ""), depth)
         self._pages(text, before if span is None else span.start)
         if self._notes or self._boxes:
             self._follow()
@@ -271,7 +271,7 @@ class _Reader:
             headers += times if is_header else 0
             rows += [cells] * times
         width = max(map(len, rows), default=0)
-        self.draft.table(([*cells, *[""] * (width - len(cells))] for cells in rows), headers=headers)
+        self.builder.table(([*cells, *[""] * (width - len(cells))] for cells in rows), headers=headers)
         self._follow()
 
     def _cell(self, cell: Any, cells: list[str], covers: dict[int, tuple[int, str]], row: int) -> None:

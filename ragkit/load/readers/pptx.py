@@ -13,7 +13,7 @@ from typing import Any
 
 from ragkit.core.errors import LoadError
 from ragkit.core.types import Document
-from ragkit.load.builder import Draft, one_line, squeezed
+from ragkit.load.builder import DocumentBuilder, one_line, squeezed
 from ragkit.load.limits import Options
 from ragkit.load.readers.zip_xml import Package, attribute, child, children, core_properties, descendants, local
 
@@ -31,16 +31,16 @@ def load(path: Path, options: Options) -> Iterator[Document]:
     root = package.xml(main[0])
     meta: dict[str, Any] = core_properties(package)
     title = meta.pop("title", "")
-    draft = Draft(options.limits)
+    builder = DocumentBuilder(options.limits)
     relations = package.relations(main[0])
     size = _size(child(root, "sldSz"))
     for number, slide in enumerate(children(child(root, "sldIdLst"), "sldId"), start=1):
         options.on_page(number)
-        draft.page(*size)
+        builder.page(*size)
         part = relations.get(_relation(slide), ("", ""))[1]
         if part in package:
-            _Slide(package, part, draft).read()
-    yield draft.document(title="" if title == "PowerPoint Presentation" else title, meta=meta)
+            _Slide(package, part, builder).read()
+    yield builder.document(title="" if title == "PowerPoint Presentation" else title, meta=meta)
 
 
 def _relation(element: Any, name: str = "id") -> str:
@@ -57,17 +57,17 @@ def _size(element: Any) -> tuple[float, float]:
 
 
 class _Slide:
-    def __init__(self, package: Package, part: str, draft: Draft) -> None:
+    def __init__(self, package: Package, part: str, builder: DocumentBuilder) -> None:
         self._package = package
         self._relations = package.relations(part)
-        self._draft = draft
+        self._builder = builder
         self._root = package.xml(part)
 
     def read(self) -> None:
         shapes = sorted(_shapes(child(self._root, "cSld", "spTree")), key=self._place)
         titles = [one for one in shapes if _placeholder(one) in ("title", "ctrTitle")]
         for one in titles:
-            self._draft.heading(_text(child(one, "txBody")), 1)
+            self._builder.heading(_text(child(one, "txBody")), 1)
         for one in shapes:
             if one not in titles:
                 self._shape(one)
@@ -100,13 +100,13 @@ class _Slide:
         body = child(shape, "txBody")
         if body is not None:
             if role == "ftr":
-                self._draft.paragraph(_text(body), "footer")
+                self._builder.paragraph(_text(body), "footer")
             else:
                 self._paragraphs(body, listed=role in ("body", "obj"))
         elif local(shape) == "graphicFrame":
             self._graphic(shape)
         elif text := _alternative(shape):
-            self._draft.paragraph(text, "caption")
+            self._builder.paragraph(text, "caption")
 
     def _paragraphs(self, body: Any, *, listed: bool) -> None:
         """Paragraphs; those with a bullet or a number, their own or a content placeholder's, as items of lists."""
@@ -120,10 +120,10 @@ class _Slide:
             numbered = "buAutoNum" in names
             count = count + 1 if numbered else 0
             if (listed and len(found) > 1 and "buNone" not in names) or names & {"buChar", "buBlip"} or numbered:
-                self._draft.item(f"{count}. {text}" if numbered else text, int(level) if level.isdecimal() else 0)
+                self._builder.item(f"{count}. {text}" if numbered else text, int(level) if level.isdecimal() else 0)
             else:
-                self._draft.paragraph(text)
-        self._draft.end_lists()
+                self._builder.paragraph(text)
+        self._builder.end_lists()
 
     def _graphic(self, frame: Any) -> None:
         data = child(frame, "graphic", "graphicData")
@@ -135,12 +135,12 @@ class _Slide:
             name = local(one)
             part = self._relations.get(_relation(one, "dm" if name == "relIds" else "id"), ("", ""))[1]
             if name == "chart" and part in self._package:
-                _chart(self._package.xml(part), self._draft)
+                _chart(self._package.xml(part), self._builder)
             elif name == "relIds" and part in self._package:
                 for point in descendants(self._package.xml(part), "t"):
-                    self._draft.item(_text(point))
+                    self._builder.item(_text(point))
         if text := _alternative(frame):
-            self._draft.paragraph(text, "caption")
+            self._builder.paragraph(text, "caption")
 
     def _table(self, table: Any) -> None:
         rows: list[list[str]] = []
@@ -156,12 +156,12 @@ class _Slide:
             rows.append(cells)
         properties = child(table, "tblPr")
         first = properties is not None and attribute(properties, "firstRow") == "1" and len(rows) > 1
-        self._draft.table(rows, headers=int(first))
+        self._builder.table(rows, headers=int(first))
 
     def _notes(self, root: Any) -> None:
         for shape in _shapes(child(root, "cSld", "spTree")):
             if _placeholder(shape) not in _UNSAID | {"ftr"} and child(shape, "txBody") is not None:
-                self._draft.paragraph(_text(child(shape, "txBody")), "footnote")
+                self._builder.paragraph(_text(child(shape, "txBody")), "footnote")
 
 
 def _shapes(tree: Any) -> Iterator[Any]:
@@ -229,7 +229,7 @@ def _line(paragraph: Any) -> str:
     return "".join(pieces)
 
 
-def _chart(root: Any, draft: Draft) -> None:
+def _chart(root: Any, builder: DocumentBuilder) -> None:
     """A chart as the table behind it: a row per category, a column per series, from the values the file caches."""
     chart = child(root, "chart")
     title = child(chart, "title")
@@ -242,7 +242,7 @@ def _chart(root: Any, draft: Draft) -> None:
         columns.append(_points(child(series, "val")) or _points(child(series, "yVal")))
     numbers = sorted(set(categories).union(*columns))
     rows = [["", *names], *([categories.get(at, ""), *(one.get(at, "") for one in columns)] for at in numbers)]
-    draft.table(rows if numbers else [], headers=1, caption=caption)
+    builder.table(rows if numbers else [], headers=1, caption=caption)
 
 
 def _points(element: Any) -> dict[int, str]:

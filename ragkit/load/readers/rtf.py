@@ -14,7 +14,7 @@ from typing import Any
 
 from ragkit.core.errors import LoadError, MissingExtra, UnsupportedFormat
 from ragkit.core.types import Document
-from ragkit.load.builder import Draft
+from ragkit.load.builder import DocumentBuilder
 from ragkit.load.limits import Options
 
 _INFO = {"title": "title", "author": "author", "subject": "subject", "keywords": "keywords"}
@@ -42,10 +42,10 @@ def load(path: Path, options: Options) -> Iterator[Document]:
     if not source.lstrip().startswith("{\\rtf"):
         raise LoadError("it is no RTF: it does not begin with {\\rtf")
     text = rtf_to_text(_marked(source), errors="replace").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    draft = Draft(options.limits)
-    _write(draft, _SYMBOLS.sub("", text))
+    builder = DocumentBuilder(options.limits)
+    _write(builder, _SYMBOLS.sub("", text))
     meta = _meta(source[:65536], rtf_to_text)
-    yield draft.document(title=meta.pop("title", ""), meta=meta)
+    yield builder.document(title=meta.pop("title", ""), meta=meta)
 
 
 def _marked(source: str) -> str:
@@ -73,26 +73,26 @@ def _sign(code: int) -> str:
     return f"{{\\uc0\\u{code - 0x10000} }}"
 
 
-def _write(draft: Draft, text: str) -> None:
+def _write(builder: DocumentBuilder, text: str) -> None:
     notes = [note.strip() for note in _NOTED.findall(text)]
     numbers = count(1)
     text = _NOTED.sub(lambda _: f"{chr(_BEGIN)}[{next(numbers)}]", text)
 
     def follow(line: str) -> None:
         for match in _MARK.finditer(line):
-            draft.paragraph(f"[{match[1]}] {notes[int(match[1]) - 1]}", "footnote")
+            builder.paragraph(f"[{match[1]}] {notes[int(match[1]) - 1]}", "footnote")
 
     for is_row, lines in groupby(text.split("\n"), key=lambda line: line.endswith("|")):
         if is_row:
             rows = list(lines)
-            draft.table([_SIGNS.sub("", row).removesuffix("|").split("|") for row in rows])
+            builder.table([_SIGNS.sub("", row).removesuffix("|").split("|") for row in rows])
             follow("".join(rows))
             continue
         for line in lines:
             if sign := _HEADINGS.search(line):
-                draft.heading(_SIGNS.sub("", line), ord(sign[0]) - _HEADING + 1)
+                builder.heading(_SIGNS.sub("", line), ord(sign[0]) - _HEADING + 1)
             else:
-                draft.paragraph(_SIGNS.sub("", line))
+                builder.paragraph(_SIGNS.sub("", line))
             follow(line)
 
 

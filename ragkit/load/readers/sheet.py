@@ -15,7 +15,7 @@ from typing import Any
 
 from ragkit.core.errors import EncryptedDocument, LoadError, MissingExtra, UnsupportedFormat
 from ragkit.core.types import Document
-from ragkit.load.builder import Draft, one_line
+from ragkit.load.builder import DocumentBuilder, one_line
 from ragkit.load.limits import Options
 from ragkit.load.readers.odf import properties
 from ragkit.load.readers.zip_xml import Package, core_properties
@@ -40,20 +40,20 @@ def load(path: Path, options: Options) -> Iterator[Document]:
     elif "EncryptedPackage".encode("utf-16-le") in data:
         raise EncryptedDocument("it is encrypted; save it without a password")
     title = meta.pop("title", "")
-    draft = Draft(options.limits)
+    builder = DocumentBuilder(options.limits)
     try:
         workbook = calamine.CalamineWorkbook.from_filelike(BytesIO(data))
         for number, name in enumerate(workbook.sheet_names, start=1):
             options.on_page(number)
-            draft.page(*_SIZE, label=name)
-            draft.heading(name, 1)
+            builder.page(*_SIZE, label=name)
+            builder.heading(name, 1)
             sheet = workbook.get_sheet_by_index(number - 1)
-            _write(draft, _cells(sheet))
+            _write(builder, _cells(sheet))
     except calamine.PasswordError:
         raise EncryptedDocument("it is encrypted; save it without a password") from None
     except calamine.CalamineError as error:
         raise LoadError(f"it is no spreadsheet, or it is damaged: {error}") from None
-    yield draft.document(title=title or Path(path.name).stem, meta=meta)
+    yield builder.document(title=title or Path(path.name).stem, meta=meta)
 
 
 def _cells(sheet: Any) -> list[list[str]]:
@@ -86,27 +86,27 @@ def shown(value: Any) -> str:
     return one_line(str(value))
 
 
-def _write(draft: Draft, rows: Sequence[Sequence[str]]) -> None:
+def _write(builder: DocumentBuilder, rows: Sequence[Sequence[str]]) -> None:
     together: list[Sequence[str]] = []
     for row in [*rows, ()]:
         if any(row):
             together.append(row)
         elif together:
-            _write_table(draft, together)
+            _write_table(builder, together)
             together = []
 
 
-def _write_table(draft: Draft, rows: Sequence[Sequence[str]]) -> None:
+def _write_table(builder: DocumentBuilder, rows: Sequence[Sequence[str]]) -> None:
     """Rows without the columns that are empty in all of them. A single cell is a line of text."""
     used = [at for at in range(max(map(len, rows))) if any(at < len(row) and row[at] for row in rows)]
     rows = [[row[at] if at < len(row) else "" for at in used] for row in rows]
     while rows and len(used) > 1 and len(lone := [cell for cell in rows[0] if cell]) == 1 and len(rows) > 1:
-        draft.paragraph(lone[0])  # a title over the table
+        builder.paragraph(lone[0])  # a title over the table
         rows = rows[1:]
     if len(used) == 1 and len(rows) == 1:
-        draft.paragraph(rows[0][0])
+        builder.paragraph(rows[0][0])
     else:
-        draft.table(rows, headers=int(has_header(rows)))
+        builder.table(rows, headers=int(has_header(rows)))
 
 
 def has_header(rows: Sequence[Sequence[str]]) -> bool:

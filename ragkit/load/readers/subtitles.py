@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ragkit.core.errors import LoadError
 from ragkit.core.types import Document
-from ragkit.load.builder import Draft
+from ragkit.load.builder import DocumentBuilder
 from ragkit.load.decode import text_of
 from ragkit.load.limits import Options
 
@@ -29,24 +29,24 @@ _SIZE = (640.0, 360.0)  # points; a minute has no size, and citations need none
 def load(path: Path, options: Options) -> Iterator[Document]:
     """The one Document of a subtitle file."""
     text = text_of(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
-    draft = Draft(options.limits)
+    builder = DocumentBuilder(options.limits)
     said: list[str] = []
     ended, minute = 0.0, -1
     for start, end, words in _cues(text):
         now = int(start // 60)
         if said and (now > minute or start - ended > _PAUSE or ": " in words[:40]):
-            draft.paragraph(" ".join(said))
+            builder.paragraph(" ".join(said))
             said = []
         if now > minute:
             minute = now
-            draft.page(*_SIZE, label=f"{now // 60:02}:{now % 60:02}:00", number=now + 1)
+            builder.page(*_SIZE, label=f"{now // 60:02}:{now % 60:02}:00", number=now + 1)
         said.append(words)
         ended = max(ended, end)
-    draft.paragraph(" ".join(said))
+    builder.paragraph(" ".join(said))
     if minute < 0 and text.strip():
         raise LoadError("it has no subtitles: no line of times was found")
     language = _LANGUAGE.search(text.split("\n\n", 1)[0]) if text.startswith("WEBVTT") else None
-    yield draft.document(meta={"seconds": round(ended, 3), "lang": language[1] if language else ""})
+    yield builder.document(meta={"seconds": round(ended, 3), "lang": language[1] if language else ""})
 
 
 def _cues(text: str) -> Iterator[tuple[float, float, str]]:

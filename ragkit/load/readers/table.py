@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ragkit.core.errors import LoadError
 from ragkit.core.types import Document
-from ragkit.load.builder import Draft, clean
+from ragkit.load.builder import DocumentBuilder, clean
 from ragkit.load.decode import text_of
 from ragkit.load.limits import Options
 from ragkit.load.readers.sheet import has_header
@@ -32,13 +32,13 @@ def load(path: Path, options: Options) -> Iterator[Document]:
     delimiter = said[1] if said else "\t" if path.suffix.lower() in (".tsv", ".tab") else _delimiter(text)
     csv.field_size_limit(min(options.limits.characters, sys.maxsize))
     lines = csv.reader(StringIO(text[said.end() :] if said else text, newline=""), delimiter=delimiter)
-    draft = Draft(options.limits)
+    builder = DocumentBuilder(options.limits)
     try:
         first = list(islice(lines, _SAMPLE))
-        draft.table(chain(first, lines), headers=int(has_header([row for row in first if any(row)])))
+        builder.table(chain(first, lines), headers=int(has_header([row for row in first if any(row)])))
     except csv.Error as error:
         raise LoadError(f"line {lines.line_num}: {error}") from None
-    yield draft.document(meta={"rows": lines.line_num})
+    yield builder.document(meta={"rows": lines.line_num})
 
 
 def _delimiter(text: str) -> str:

@@ -187,7 +187,7 @@ def _load(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Iterato
         on_part=on_part,
         skip={int(number): reason for number, reason in request["skip"].items()},
     )
-    from ragkit.load.normalize import finished, iso
+    from ragkit.load.normalize import add_common_metadata, iso
 
     loader = importlib.import_module(kind.module)
     if kind.loader == "pdf":
@@ -199,7 +199,7 @@ def _load(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Iterato
                 yield result
             else:
                 result = _laid_out(result, request, options)
-                yield finished(result, kind, size=found.st_size, modified=iso(found.st_mtime), limits=limits)
+                yield add_common_metadata(result, kind, size=found.st_size, modified=iso(found.st_mtime), limits=limits)
     except LoadError as error:
         if found.st_size or isinstance(error, UnsupportedFormat):
             raise
