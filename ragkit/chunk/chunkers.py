@@ -1,4 +1,4 @@
-"""The chunkers by name, and a user's own: a document and whatever counts tokens in, chunks out."""
+"""The chunkers by name, and a user's own: they turn a document into chunks, with any object that counts tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from operator import index
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -18,9 +18,10 @@ from ragkit.core.types import Chunk, Document, Ints, Span
 
 CHUNKERS = ("sentences", "structure", "page", "whole")
 COUNTED = 1024  # texts whose tokens are counted at a time; bounds what a tokenizer holds
-SAMPLED = 32  # pieces counted by themselves, to learn what the model adds to a text
+SAMPLED = 32  # pieces counted by themselves, to learn how many tokens the model adds to a text
 
-Chunker = str | Callable[[Document], Iterable[Span | tuple[int, int] | Chunk]]
+SpanLike = Span | tuple[int, int] | Chunk  # what a user's own chunker may return
+Chunker = str | Callable[[Document], Iterable[SpanLike]]
 Range = tuple[int, int]
 
 
@@ -28,11 +29,11 @@ class TokenCounter(Protocol):
     """The part of an encoder that a chunker needs."""
 
     def token_spans(self, text: str) -> Ints:
-        """Character offsets of the text's own tokens, (t, 2) int64, ascending, without special tokens."""
+        """Return character offsets of the text's own tokens, (t, 2) int64, ascending, without special tokens."""
         ...
 
     def count_tokens(self, documents: Sequence[str]) -> Ints:
-        """How many tokens the model would see of each text, (n,) int64, special tokens and instruction included."""
+        """Return how many tokens the model would see of each text, (n,) int64, special tokens and instruction included."""
         ...
 
 
@@ -44,8 +45,8 @@ def chunk_document(
     chunker: "sentences" packs whole sentences over the whole text. "structure" stays within the section of one heading,
     keeps tables, table rows, lists and code whole where they fit, and falls back to sentences. "page" gives one chunk per
     page, or several when it is over the budget. "whole" gives one chunk, whatever its size, and ignores both numbers.
-    A callable gives spans, ascending, overlapping or not; blanks at their ends are dropped, and so are spans of blanks;
-    spans over the budget are cut further, without overlap. The headings of the Chunks it gives are kept.
+    A callable returns spans, ascending, overlapping or not; blanks at their ends are dropped, and so are spans of blanks;
+    spans over the budget are cut further, without overlap. If it returns Chunks, their headings are kept.
     Raises ChunkError when a callable breaks these rules, ValueError for a budget that cannot hold a token.
     """
     text, headings = document.text, structure.outline(document)
@@ -70,14 +71,14 @@ def chunk_document(
     regions = structure.without_repeats(text, _regions(document, chunker), document.blocks)
     ranges = [pack(text, *region, cuts, ruler, budget=budget, overlap=overlap) for region in regions]
     fitted = _fitted(measured, list(chain.from_iterable(ranges)))
-    return [Chunk(Span(*r), headings.at(r[0])) for r in _new(fitted)]
+    return [Chunk(Span(start, end), headings.at(start)) for start, end in _without_contained(fitted)]
 
 
-def _new(ranges: list[Range]) -> list[Range]:
-    """Ascending, without those that lie within another: a chunk that was cut again leaves pieces its neighbours hold."""
-    ordered = sorted(ranges, key=lambda found: (found[0], -found[1]))
+def _without_contained(ranges: list[Range]) -> list[Range]:
+    """Return the ranges ascending, without those inside another: a chunk cut again leaves pieces that its neighbours hold."""
+    ordered = sorted(ranges, key=lambda bounds: (bounds[0], -bounds[1]))
     furthest = np.maximum.accumulate([0, *(end for _, end in ordered)])
-    return [found for found, reached in zip(ordered, furthest.tolist(), strict=False) if found[1] > reached]
+    return [(start, end) for (start, end), reached in zip(ordered, furthest.tolist(), strict=False) if end > reached]
 
 
 def _check(tokens: int, overlap: int) -> None:
@@ -95,8 +96,11 @@ def _regions(document: Document, chunker: Chunker) -> list[Range]:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _Measured:
-    """A text, where it may be cut, and its tokens. `special`: what the model adds to a text of one letter;
-    `budget`: what remains of `tokens` for the tokens of a piece as they are counted within the text."""
+    """A text, where it may be cut, and its tokens.
+
+    tokens: the most a chunk may have. special: tokens that the model adds to a text of one letter. budget: the part of `tokens`
+    that is left for a piece, counted within the text.
+    """
 
     text: str
     cuts: Cuts
@@ -118,7 +122,7 @@ def _measured(text: str, cuts: Cuts, tokens: int, counter: TokenCounter) -> _Mea
 
 
 def _added(text: str, cuts: Cuts, ruler: Ruler, tokens: int, counter: TokenCounter) -> int:
-    """Tokens a piece has by itself beyond those it has within the text: special ones, instruction, seams (SentencePiece's)."""
+    """Return how many tokens a piece has by itself beyond those within the text: special ones, instruction, seams."""
     pieces = pieces_between(text, 0, len(text), cuts)
     chosen = np.unique(np.linspace(0, len(pieces) - 1, SAMPLED).astype(np.int64))
     candidates = zip(pieces.starts[chosen].tolist(), pieces.ends[chosen].tolist(), strict=True)
@@ -126,25 +130,25 @@ def _added(text: str, cuts: Cuts, ruler: Ruler, tokens: int, counter: TokenCount
     if not ranges:
         return 0
     differences = counter.count_tokens([text[a:b] for a, b in ranges]) - np.array([ruler.count(a, b) for a, b in ranges])
-    # Nearly the largest: an odd piece must not shrink every chunk, and what is over the budget in the end is cut again.
+    # Nearly the largest: an odd piece must not shrink every chunk, and a chunk that is over the budget is cut again.
     return int(np.quantile(differences, 0.9, method="higher"))
 
 
 def _fitted(measured: _Measured, ranges: list[Range]) -> list[Range]:
-    """The ranges, counted as the model counts them: those over the budget are cut further, those without a token left out.
+    """Return the ranges, counted as the model counts them: those over the budget cut further, those without a token left out.
 
-    A piece by itself can have a token more than within the text, so this is where the budget becomes a promise.
+    A piece by itself can have more tokens than within the text, so the budget is only certain after this step.
     """
     text, ruler = measured.text, measured.ruler
     fitted: list[Range] = []
-    for found, count in zip(ranges, _counts(measured, ranges).tolist(), strict=True):
+    for bounds, count in zip(ranges, _counts(measured, ranges).tolist(), strict=True):
         if count <= measured.tokens:
-            fitted += [found] if count > measured.special else []
+            fitted += [bounds] if count > measured.special else []
             continue
-        smaller = max(1, ruler.count(*found) - (count - measured.tokens))
-        parts = pack(text, *found, measured.cuts, ruler, budget=smaller)
-        parts = parts if len(parts) > 1 else bisect(text, *found)
-        # One part is a single grapheme: there is nothing left to cut.
+        smaller = max(1, ruler.count(*bounds) - (count - measured.tokens))
+        parts = pack(text, *bounds, measured.cuts, ruler, budget=smaller)
+        parts = parts if len(parts) > 1 else bisect(text, *bounds)
+        # A single part is a single grapheme: there is nothing left to cut.
         fitted += _fitted(measured, parts) if len(parts) > 1 else parts
     return fitted
 
@@ -155,41 +159,44 @@ def _counts(measured: _Measured, ranges: list[Range]) -> Ints:
     return np.concatenate(counts) if counts else np.empty(0, np.int64)
 
 
-def _own_chunks(document: Document, chunker: Callable[[Document], Iterable[Span | tuple[int, int] | Chunk]]) -> list[Chunk]:
-    """What a user's chunker gave, checked, without blanks at the ends."""
+def _own_chunks(document: Document, chunker: Callable[[Document], Iterable[SpanLike]]) -> list[Chunk]:
+    """Return the chunks of a user's chunker, checked, without blanks at their ends. Raises ChunkError."""
     chunks: list[Chunk] = []
     headings = structure.outline(document)
     previous = (0, 0)
-    for number, given in enumerate(chunker(document)):
-        start, end = _own_span(given, number)
+    for number, span in enumerate(chunker(document)):
+        start, end = _bounds_of(span, number)
         if not 0 <= start <= end <= len(document.text):
             raise ChunkError(f"span {number} of the chunker is [{start}, {end}), not within the text, [0, {len(document.text)})")
         if (start, end) < previous:
-            raise ChunkError(f"span {number} of the chunker is [{start}, {end}), after one at {previous}: give them ascending")
+            raise ChunkError(f"span {number} of the chunker is [{start}, {end}), after a span at {previous}: sort them by start")
         previous = (start, end)
         start, end = extent(document.text, start, end)
         if start < end:
-            chunks.append(Chunk(Span(start, end), given.headings if isinstance(given, Chunk) else headings.at(start)))
+            chunks.append(Chunk(Span(start, end), span.headings if isinstance(span, Chunk) else headings.at(start)))
     return chunks
 
 
-def _own_span(given: Any, number: int) -> Range:
+def _bounds_of(span: SpanLike, number: int) -> Range:
     try:
-        start, end = given.span if isinstance(given, Chunk) else given
+        start, end = span.span if isinstance(span, Chunk) else span
         return index(start), index(end)
     except (TypeError, ValueError):
-        wanted = "a Span, a Chunk or (start, end) in whole characters"
-        raise ChunkError(f"span {number} of the chunker is {given!r}: it must be {wanted}") from None
+        raise ChunkError(
+            f"span {number} of the chunker is {span!r}: it must be a Span, a Chunk or (start, end) in whole characters"
+        ) from None
 
 
 def _fit_own(measured: _Measured, own: list[Chunk]) -> list[Chunk]:
-    """A user's chunks: those that fit by the model's own count stay as they are, the others are cut."""
-    counts = _counts(measured, [(c.span.start, c.span.end) for c in own])
+    """Return a user's chunks: those that fit by the model's own count stay as they are, longer ones are cut."""
+    counts = _counts(measured, [(chunk.span.start, chunk.span.end) for chunk in own])
     chunks: list[Chunk] = []
     for chunk, count in zip(own, counts.tolist(), strict=True):
-        ranges = [(chunk.span.start, chunk.span.end)]
+        bounds = (chunk.span.start, chunk.span.end)
         if count > measured.tokens:
-            ranges = pack(measured.text, *ranges[0], measured.cuts, measured.ruler, budget=measured.budget)
-        fitted = _fitted(measured, ranges) if count > measured.tokens else ranges if count > measured.special else []
-        chunks += [Chunk(Span(*r), chunk.headings) for r in fitted]
-    return sorted(chunks, key=lambda c: c.span)
+            ranges = pack(measured.text, *bounds, measured.cuts, measured.ruler, budget=measured.budget)
+            fitted = _fitted(measured, ranges)
+        else:
+            fitted = [bounds] if count > measured.special else []
+        chunks += [Chunk(Span(start, end), chunk.headings) for start, end in fitted]
+    return sorted(chunks, key=lambda chunk: chunk.span)

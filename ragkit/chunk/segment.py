@@ -1,8 +1,8 @@
-"""Where a text may be cut, and how gladly: text in, cut positions with strengths out. Knows no tokens and no documents.
+"""Where a text may be cut, and how well: cut positions with strengths. Knows no tokens and no documents.
 
 A cut is the position of the first non-blank character of a new piece. Its strength says what ends there: a paragraph,
 an item of a list, a line, a sentence, a clause, a word, or only a grapheme. Sentences are found by their ends, as in
-Unicode Standard Annex 29, with three things added: abbreviations, lines that were wrapped by hand or by a page, and
+Unicode Standard Annex 29, with three additions: abbreviations, lines that were wrapped by hand or by a page, and
 full stops of scripts that write no spaces. No cut ever stands inside a grapheme.
 """
 
@@ -24,7 +24,7 @@ _SPACED = ".!?…‽؟۔．"  # these end a sentence when white space follows
 _UNSPACED = "。！？｡︒﹖﹗।॥։።፧။។៕།"  # these end it by themselves
 _STOPS = re.escape(_SPACED + _UNSPACED)
 _CLOSERS = re.escape("\"'”’»›」』）)]}】》〉*_")
-# One leading character class, so that the scanner skips straight to the next candidate; footnote marks stay with their sentence.
+# One leading character class lets the scanner skip straight to the next candidate. Footnote marks stay with their sentence.
 _CANDIDATE = re.compile(
     rf"[{_STOPS}{_NEWLINE}](?:(?<=[{_STOPS}])[{_STOPS}{_CLOSERS}]*(?:\[\d{{1,3}}\])*(?P<blank>\s*)|(?P<lines>\s*))"
 )
@@ -39,13 +39,15 @@ def _words(line: str) -> frozenset[str]:
     return frozenset(line.split())
 
 
-_NEVER = _words(  # an abbreviation that a name, a number or a continuation follows
+_ENDS_NO_SENTENCE = _words(  # abbreviations that a name, a number or a continuation follows
     "mr mrs ms dr prof rev hon st mt gen col lt sgt capt cmdr gov sen rep pres fig figs eq eqs sec ch chap vol no nos nr pp ed "
     "eds al vs cf ca approx resp incl viz tab thm lem prop def ref refs art op cit e.g i.e "
     "hr fr bzw ggf evtl vgl abb kap bd hrsg sog inkl zzgl z.b d.h u.a z.t i.d.r mme mlle p.ex sr sra srta"
 )
-_MAYBE = _words("etc inc ltd co corp jr bros dept est univ assn usw ff jan feb mar apr jun jul aug sep sept oct nov dec")
-_STARTERS = _words(  # what stands after one of those that may end a sentence, or a number, or an initial, begins a new one
+_MAY_END_SENTENCE = _words(
+    "etc inc ltd co corp jr bros dept est univ assn usw ff jan feb mar apr jun jul aug sep sept oct nov dec"
+)
+_STARTERS = _words(  # after a word that may end a sentence, a number or an initial, these begin a new sentence
     "the this that these those it he she they we you i a an in on at as for from by with if when while however but and so then "
     "see note use each both all some many most no not such more under "
     "there here what who how why after before since although our his her their its my "
@@ -64,11 +66,12 @@ class Cuts:
         return len(self.at)
 
     def where(self, keep: npt.NDArray[np.bool_]) -> Cuts:
+        """Return the cuts that are true in `keep`."""
         return Cuts(self.at[keep], self.strength[keep])
 
 
 def cuts_of(pairs: list[tuple[int, int]]) -> Cuts:
-    """From (position, strength) in any order; of equal positions the strongest remains."""
+    """Return the cuts of (position, strength) in any order; of equal positions the strongest remains."""
     if not pairs:
         return Cuts(np.empty(0, np.int64), np.empty(0, np.int64))
     rows = np.array(pairs, dtype=np.int64)
@@ -78,8 +81,8 @@ def cuts_of(pairs: list[tuple[int, int]]) -> Cuts:
 
 
 def merge(*several: Cuts) -> Cuts:
-    """All cuts of all; of equal positions the strongest."""
-    at, strength = np.concatenate([c.at for c in several]), np.concatenate([c.strength for c in several])
+    """Return the cuts of all; of equal positions the strongest remains."""
+    at, strength = np.concatenate([cuts.at for cuts in several]), np.concatenate([cuts.strength for cuts in several])
     order = np.lexsort((strength, at))
     at, strength = at[order], strength[order]
     last = np.append(at[1:] != at[:-1], True) if len(at) else np.empty(0, np.bool_)
@@ -87,7 +90,7 @@ def merge(*several: Cuts) -> Cuts:
 
 
 def extent(text: str, start: int, end: int) -> tuple[int, int]:
-    """The range without blanks at either end; start == end when all is blank."""
+    """Return the range without blanks at either end; start == end when all is blank."""
     while end > start and text[end - 1].isspace():
         end -= 1
     while start < end and text[start].isspace():
@@ -96,9 +99,9 @@ def extent(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def sentence_cuts(text: str) -> Cuts:
-    """Cuts between sentences, lines, items and paragraphs."""
+    """Return the cuts between sentences, lines, items and paragraphs."""
     width = _wrapped_width(text)
-    found = []
+    cuts = []
     for match in _CANDIDATE.finditer(text):
         at = match.end()
         if at == len(text):
@@ -109,20 +112,21 @@ def sentence_cuts(text: str) -> Cuts:
         else:
             strength = _after_stop(text, match.start(), at, blank)
         if strength > WORD and (text[at] < "\u0300" or can_cut(text, at)):
-            found.append((at, strength))
-    return cuts_of(found)
+            cuts.append((at, strength))
+    return cuts_of(cuts)
 
 
 def fine_cuts(text: str, start: int, end: int) -> Cuts:
-    """Cuts inside one sentence: after clauses, and before words. Positions are within the whole text."""
-    words = [(m.end(), WORD) for m in _SPACE.finditer(text, start, end)]
-    clauses = [(m.end(), CLAUSE) for m in _CLAUSE.finditer(text, start, end)]
-    return cuts_of([(at, s) for at, s in words + clauses if start < at < end and (text[at] < "\u0300" or can_cut(text, at))])
+    """Return the cuts inside one sentence: after clauses, and before words. Positions are within the whole text."""
+    words = [(match.end(), WORD) for match in _SPACE.finditer(text, start, end)]
+    clauses = [(match.end(), CLAUSE) for match in _CLAUSE.finditer(text, start, end)]
+    inner = ((at, strength) for at, strength in words + clauses if start < at < end)
+    return cuts_of([(at, strength) for at, strength in inner if text[at] < "\u0300" or can_cut(text, at)])
 
 
 def _wrapped_width(text: str) -> float:
-    """How long a line must be for its end to be a wrap and no decision: infinite when lines are not wrapped."""
-    ends = np.fromiter((m.start() for m in re.finditer(r"[\n\r]", text)), np.int64)
+    """Return how long a line must be for its end to be a mere wrap: infinite when lines are not wrapped."""
+    ends = np.fromiter((match.start() for match in re.finditer(r"[\n\r]", text)), np.int64)
     lengths = np.diff(ends, prepend=-1)
     lengths = lengths[lengths > 2]
     if len(lengths) < 4:
@@ -132,6 +136,7 @@ def _wrapped_width(text: str) -> float:
 
 
 def _after_line(text: str, newline: int, at: int, width: float) -> int:
+    """Return the strength of a cut at `at`, after the line that ends at `newline`."""
     lines = _count_lines(text[newline:at])
     if lines > 1 or text[newline] in "\f\u2029":
         return PARAGRAPH
@@ -146,12 +151,13 @@ def _after_line(text: str, newline: int, at: int, width: float) -> int:
 
 
 def _announces(text: str, newline: int, at: int) -> bool:
-    """Is the line a title of the next one: short, without an end mark, and the next one much longer?"""
+    """Return whether the line is a title of the next one: short, without an end mark, and the next one much longer."""
     title = text[max(text.rfind("\n", max(0, newline - TITLE), newline), newline - TITLE, 0) : newline].strip()
     return 0 < len(title) < TITLE - 1 and title[-1] not in ",;" and "\n" not in text[at : at + 2 * len(title)]
 
 
 def _after_stop(text: str, stop: int, at: int, blank: str) -> int:
+    """Return the strength of a cut at `at`, after the stop mark at `stop` and the blanks behind it."""
     lines = _count_lines(blank)
     if lines > 1:
         return PARAGRAPH
@@ -172,7 +178,7 @@ def _count_lines(blank: str) -> int:
 
 
 def _ends_sentence(text: str, stop: int, at: int) -> bool:
-    """Does the stop mark at `stop`, followed by white space and the character at `at`, end a sentence?"""
+    """Return whether the stop mark at `stop`, followed by white space and the character at `at`, ends a sentence."""
     if text[at].islower():
         return False
     if text[stop] != "." or text[stop + 1] == ".":
@@ -182,17 +188,23 @@ def _ends_sentence(text: str, stop: int, at: int) -> bool:
         return True
     word = before.rsplit(None, 1)[-1].lstrip("([{\"'“‘«„")
     lowered = word.lower()
-    if lowered in _NEVER:
+    if lowered in _ENDS_NO_SENTENCE:
         return False
-    if (word.isdigit() and len(word) <= 2) or (len(word) == 1 and word.isalpha()):
-        line_start = before[: len(before) - len(word)].rstrip(" \t")[-1:] in ("", "\n", "\r")
-        return not line_start and _starter(text, at)
-    if lowered in _MAYBE or "." in word:
+    if _is_number_or_initial(word):
+        begins_line = before[: len(before) - len(word)].rstrip(" \t")[-1:] in ("", "\n", "\r")
+        return not begins_line and _starter(text, at)
+    if lowered in _MAY_END_SENTENCE or "." in word:
         return _starter(text, at)
     return True
 
 
+def _is_number_or_initial(word: str) -> bool:
+    """Return whether a word is a number of one or two digits, or a single letter."""
+    return (word.isdigit() and len(word) <= 2) or (len(word) == 1 and word.isalpha())
+
+
 def _starter(text: str, at: int) -> bool:
+    """Return whether the word at `at` is one that begins sentences."""
     word = _FIRST_WORD.match(text, at)
     return word is not None and word[0].lower() in _STARTERS
 
@@ -215,7 +227,7 @@ _REGIONAL = ((0x1F1E6, 0x1F1FF),)
 
 
 def can_cut(text: str, at: int) -> bool:
-    """May the text be cut before character `at`? Never inside an extended grapheme cluster (Unicode Annex 29).
+    """Return whether the text may be cut before character `at`: never inside an extended grapheme cluster (Unicode Annex 29).
 
     Where the standard needs tables that Python lacks this errs towards not cutting: after every joiner and every virama.
     """
@@ -224,9 +236,7 @@ def can_cut(text: str, at: int) -> bool:
     left, right = text[at - 1], text[at]
     if left < "\u0300" and right < "\u0300":
         return left != "\r" or right != "\n"
-    if unicodedata.category(right) in ("Mn", "Mc", "Me") or _in(right, *_EXTENDS, *_JAMO_AFTER):
-        return False
-    if left == "\u200d" or unicodedata.combining(left) == 9 or _in(left, *_PREPENDS, *_JAMO_FIRST):
+    if _continues(right) or _holds_next(left):
         return False
     if not _in(left, *_REGIONAL) or not _in(right, *_REGIONAL):
         return True
@@ -234,3 +244,13 @@ def can_cut(text: str, at: int) -> bool:
     while flags and _in(text[flags - 1], *_REGIONAL):  # flags are pairs, counted from the first of their run
         flags -= 1
     return (at - flags) % 2 == 0
+
+
+def _continues(character: str) -> bool:
+    """Return whether a character continues the grapheme before it."""
+    return unicodedata.category(character) in ("Mn", "Mc", "Me") or _in(character, *_EXTENDS, *_JAMO_AFTER)
+
+
+def _holds_next(character: str) -> bool:
+    """Return whether the next character belongs to the same grapheme: after joiners, viramas, prepended marks, first jamos."""
+    return character == "\u200d" or unicodedata.combining(character) == 9 or _in(character, *_PREPENDS, *_JAMO_FIRST)

@@ -1,4 +1,4 @@
-"""What a document's pages and blocks say about where to cut: regions that no chunk leaves, cuts, and heading paths.
+"""What a document's pages and blocks tell about where to cut: regions that no chunk leaves, cuts, and heading paths.
 
 A region is a (start, end) range that is packed by itself. Every non-blank character lies in exactly one region.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,34 +15,34 @@ import numpy as np
 
 from ragkit.chunk.pack import Ruler
 from ragkit.chunk.segment import CLAUSE, ITEM, LINE, PARAGRAPH, SECTION, SENTENCE, WORD, Cuts, can_cut, cuts_of, extent, merge
-from ragkit.core.types import Block, Document, Ints
+from ragkit.core.types import Block, Document, Ints, Span
 
 _NONBLANK = re.compile(r"\S")
-_RUNNING = frozenset({"paragraph", "quote", "caption", "footnote"})  # text in which a line's end means nothing
+_RUNNING_TEXT = frozenset({"paragraph", "quote", "caption", "footnote"})  # a line's end means nothing in these
 _WHOLE = frozenset({"table", "row", "code", "list"})  # blocks that the structure chunker keeps whole where they fit
-_FURNITURE = frozenset({"header", "footer"})
-_MARKS = re.compile(r"^#{1,6}\s+|\s+#+\s*$")
+_HEADERS_FOOTERS = frozenset({"header", "footer"})
+_HEADING_MARKS = re.compile(r"^#{1,6}\s+|\s+#+\s*$")
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The headings in force from each of `starts` (ascending character offsets) on; nothing is in force before the first."""
+    """The headings in force from each of `starts` (ascending character offsets) on; none is in force before the first."""
 
     starts: tuple[int, ...]
     paths: tuple[tuple[str, ...], ...]
 
     def at(self, position: int) -> tuple[str, ...]:
-        """The path of headings over a character, outermost first; a heading's own characters are under it."""
-        found = bisect_right(self.starts, position)
-        return self.paths[found - 1] if found else ()
+        """Return the path of headings over a character, outermost first; a heading's own characters are under it."""
+        count = bisect_right(self.starts, position)
+        return self.paths[count - 1] if count else ()
 
 
 def outline(document: Document) -> Outline:
-    """From the document's heading blocks: a heading closes those of its own level and deeper."""
+    """Return the outline by the document's heading blocks: a heading closes those of its own level and deeper."""
     starts, paths = [], []
     stack: list[tuple[int, str]] = []
     for block in document.blocks:
-        title = " ".join(_MARKS.sub("", block.span.of(document.text).strip()).split())
+        title = " ".join(_HEADING_MARKS.sub("", block.span.of(document.text).strip()).split())
         if block.kind != "heading" or not title:
             continue
         stack = [*(entry for entry in stack if entry[0] < block.level), (block.level, title)]
@@ -51,7 +52,7 @@ def outline(document: Document) -> Outline:
 
 
 def with_blocks(text: str, cuts: Cuts, blocks: tuple[Block, ...]) -> Cuts:
-    """The sentence cuts corrected by what the loader saw: blocks end pieces, and are cut inside by their kind."""
+    """Return the sentence cuts corrected by the blocks that the loader recorded: they end pieces, and are cut by their kind."""
     if not blocks:
         return cuts
     strength = cuts.strength.copy()
@@ -67,37 +68,44 @@ def with_blocks(text: str, cuts: Cuts, blocks: tuple[Block, ...]) -> Cuts:
         edges += [(start, SECTION if block.kind == "heading" else _edge(block)), (after, _edge(block))]
         if block.kind == "heading":
             after_headings.append(after)
-    merged = merge(Cuts(cuts.at, strength), cuts_of([(at, s) for at, s in edges if 0 < at < len(text) and can_cut(text, at)]))
-    # A heading stays with what it announces, unless that is another heading.
+    merged = merge(Cuts(cuts.at, strength), cuts_of(_possible(text, edges)))
+    # A heading stays with the text that follows it, unless that is another heading.
     glued = np.isin(merged.at, after_headings) & (merged.strength < SECTION)
     return Cuts(merged.at, np.where(glued, WORD, merged.strength))
 
 
+def _possible(text: str, edges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return those (position, strength) at which the text can be cut."""
+    return [(at, strength) for at, strength in edges if 0 < at < len(text) and can_cut(text, at)]
+
+
 def _edge(block: Block) -> int:
+    """Return the strength of the cut at the end of a block."""
     if block.kind == "row":
         return LINE
     return ITEM if block.kind == "list" and block.level > 0 else PARAGRAPH
 
 
 def _inside(kind: str, strength: Ints) -> Ints:
-    """What the cuts found by punctuation and line ends are worth inside a block."""
+    """Return the strengths, inside a block, of cuts at punctuation and line ends."""
     if kind == "heading":
         return np.full_like(strength, WORD)
     if kind == "row":
         return np.full_like(strength, CLAUSE)
     if kind == "code":
         return np.where(strength == SENTENCE, WORD, strength)
-    return np.where(strength == LINE, SENTENCE, strength) if kind in _RUNNING else strength
+    return np.where(strength == LINE, SENTENCE, strength) if kind in _RUNNING_TEXT else strength
 
 
 def _next(text: str, at: int) -> int:
-    found = _NONBLANK.search(text, at)
-    return found.start() if found else len(text)
+    """Return the first non-blank position from `at` on."""
+    match = _NONBLANK.search(text, at)
+    return match.start() if match else len(text)
 
 
 def sections(text: str, blocks: tuple[Block, ...]) -> list[tuple[int, int]]:
-    """Regions from heading to heading; a heading without a text of its own belongs to the section after it."""
-    headings = [extent(text, b.span.start, b.span.end) for b in blocks if b.kind == "heading"]
+    """Return the regions from heading to heading; a heading without a text of its own belongs to the section after it."""
+    headings = [extent(text, block.span.start, block.span.end) for block in blocks if block.kind == "heading"]
     starts = [0]
     body_from = 0
     for start, end in headings:
@@ -110,41 +118,43 @@ def sections(text: str, blocks: tuple[Block, ...]) -> list[tuple[int, int]]:
 
 
 def pages(document: Document) -> list[tuple[int, int]]:
-    """One region per page; what stands between pages is a region of its own."""
-    edges = sorted({0, len(document.text), *(p.span.start for p in document.pages), *(p.span.end for p in document.pages)})
-    return list(pairwise(edges))
+    """Return one region per page; text between pages is a region of its own."""
+    page_edges = (at for page in document.pages for at in page.span)
+    return list(pairwise(sorted({0, len(document.text), *page_edges})))
 
 
 def without_repeats(text: str, regions: list[tuple[int, int]], blocks: tuple[Block, ...]) -> list[tuple[int, int]]:
-    """The regions without the running headers and footers that repeat an earlier page's, and parted where one stood."""
-    repeats = [b.span for b in blocks if b.kind in _FURNITURE and b.level > 0 and b.span.length]
+    """Return the regions without the running headers and footers that repeat an earlier page's, and parted where one stood."""
+    repeats = [block.span for block in blocks if block.kind in _HEADERS_FOOTERS and block.level > 0 and block.span.length]
     if not repeats:
         return regions
-    parts: list[tuple[int, int]] = []
     ends = [span.end for span in repeats]
-    for start, end in regions:
-        for span in repeats[bisect_right(ends, start) :]:
-            if span.start >= end:
-                break
-            if not (can_cut(text, span.start) and can_cut(text, span.end)):
-                continue
-            if start < span.start:
-                parts.append((start, span.start))
-            start = max(start, span.end)
-        if start < end:
-            parts.append((start, end))
-    return parts
+    return [part for start, end in regions for part in _parted(text, start, end, repeats[bisect_right(ends, start) :])]
+
+
+def _parted(text: str, start: int, end: int, spans: list[Span]) -> Iterator[tuple[int, int]]:
+    """Yield the parts of [start, end) that are outside the spans, which are ascending; none is cut within a grapheme."""
+    for span in spans:
+        if span.start >= end:
+            break
+        if not (can_cut(text, span.start) and can_cut(text, span.end)):
+            continue
+        if start < span.start:
+            yield start, span.start
+        start = max(start, span.end)
+    if start < end:
+        yield start, end
 
 
 def keep_whole(text: str, cuts: Cuts, blocks: tuple[Block, ...], ruler: Ruler, budget: int) -> Cuts:
-    """Without the cuts inside tables, rows, lists and code that fit the budget; larger ones are cut at their inner blocks."""
+    """Drop the cuts inside tables, rows, lists and code that fit the budget; larger ones are cut at their inner blocks."""
     keep = np.ones(len(cuts), dtype=np.bool_)
-    kept_to = 0
+    whole_until = 0
     for block in blocks:
         start, end = extent(text, block.span.start, block.span.end)
-        if block.kind not in _WHOLE or end <= kept_to or ruler.count(start, end) > budget:
+        if block.kind not in _WHOLE or end <= whole_until or ruler.count(start, end) > budget:
             continue
         low, high = np.searchsorted(cuts.at, [start + 1, end])
         keep[low:high] = False
-        kept_to = end
+        whole_until = end
     return cuts.where(keep)
