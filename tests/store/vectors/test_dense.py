@@ -18,7 +18,6 @@ from ragkit.store.vectors import dense, dense_compress
 from ragkit.store.vectors.cosines import widen
 from ragkit.store.vectors.dense import DenseReader, write_dense
 from ragkit.store.vectors.dense_compress import Trial
-from ragkit.store.vectors.near_duplicates import near_duplicates
 
 NAME = "chunk.dense"
 
@@ -276,32 +275,6 @@ def test_every_damaged_byte_is_found_before_an_answer(
 
         with pytest.raises(Damaged):
             touch()
-
-
-def test_near_duplicates_are_all_pairs_across_segments(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    rows = unit_rows(rng.normal(size=(2600, 12)))
-    rows[2100:2200] = unit_rows(rows[:100] + 0.05 * rng.normal(size=(100, 12)))
-    rows[2300] = rows[7]
-    keys = rng.permutation(5000)[:2600]
-    live = rng.random(2600) < 0.9
-    live[[7, 2300]] = True
-    parts = []
-    for number, (start, stop) in enumerate([(0, 2250), (2250, 2600)]):
-        parts.append((written(tmp_path / str(number), rows[start:stop]), keys[start:stop], live[start:stop]))
-    found = {(one, two): score for one, two, score in near_duplicates(parts, 0.97)}
-    wide = unit_rows(rows.astype(np.float16)).astype(np.float64)
-    cosines = wide @ wide.T
-    expected = {
-        (min(keys[i], keys[j]), max(keys[i], keys[j])): cosines[i, j]
-        for i, j in zip(*np.nonzero(np.triu(cosines >= 0.97, 1)), strict=True)
-        if live[i] and live[j]
-    }
-    assert found.keys() == expected.keys()
-    assert len(found) > 50
-    assert all(abs(found[pair] - expected[pair]) < 1e-6 for pair in found)
-    same = tuple(sorted((int(keys[7]), int(keys[2300]))))
-    assert {(one, two) for one, two, _ in near_duplicates(parts, 1.0)} == {same}
 
 
 def test_many_threads_search_one_reader(compressed: tuple[DenseReader, np.ndarray]) -> None:
