@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ragkit.core.types import Block, Document, Span
-from ragkit.load.decode import text_of
 from ragkit.load.limits import Options
-from ragkit.load.readers.markup import Line, document, items, lines_of, paragraph_end, trimmed
+from ragkit.load.readers.markup import Line, LineSource, paragraph_end, read_lines
 
 _HEADING = re.compile(r"(=|#){1,6}[ \t]+(\S.*)")
 _FENCE = re.compile(r"(-{4,}|\.{4,}|_{4,}|={4,}|\*{4,}|\+{4,}|/{4,}|--|```\w*)\s*")
@@ -25,118 +23,140 @@ _LABEL = re.compile(r"\.[^\s.].*")
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
-    """The one Document of an .adoc file."""
-    text = text_of(path.read_bytes())
-    yield document(text, *_read(text, lines_of(text)))
+    """Yield the one Document of an .adoc file."""
+    yield read_lines(path, _read)
 
 
-def _read(text: str, lines: list[Line]) -> tuple[list[Block], dict[str, Any]]:
-    blocks: list[Block] = []
-    meta: dict[str, Any] = {}
-    at, said = 0, ""  # said: the attributes in the line above
-    while at < len(lines):
-        line = lines[at]
-        if line.blank or (line.text.startswith("//") and not line.text.startswith("////")):
+def _read(source: LineSource) -> None:
+    at, attributes = 0, ""  # attributes: the line "[...]" above a block, or above its label
+    while at < len(source.lines):
+        line = source.lines[at]
+        if line.text.startswith("[") and line.text.rstrip().endswith("]"):
+            attributes = line.text
             at += 1
-        elif match := _HEADING.fullmatch(line.text.rstrip()):
-            level = len(line.text) - len(line.text.lstrip("=#"))
-            blocks.append(Block("heading", Span(line.start + match.start(2), line.start + match.end(2)), level))
-            at += 1
-            if level == 1 and len(blocks) == 1:
-                at = _read_head(lines, at, meta)
-        elif match := _ATTRIBUTE.fullmatch(line.text):
-            _read_attribute(match, meta)
-            at += 1
-        elif line.text.startswith("[") and line.text.rstrip().endswith("]"):
-            said = line.text
-            at += 1
-            continue
-        elif _TABLE.fullmatch(line.text):
-            at = _read_table(lines, at, blocks, said)
-        elif match := _FENCE.fullmatch(line.text):
-            at = _read_fenced(lines, at, match[1], blocks, source=_is_source(said))
         elif _LABEL.fullmatch(line.text):
-            blocks.append(Block("caption", Span(line.start + 1, line.start + len(line.text.rstrip()))))
+            source.blocks.append(Block("caption", Span(line.start + 1, line.start + len(line.text.rstrip()))))
             at += 1
-            continue
-        elif _ITEM.match(line.text):
-            at = items(lines, at, blocks, _ITEM)
         else:
-            first = at
-            at = paragraph_end(lines, at, lambda n: bool(_FENCE.fullmatch(lines[n].text) or _TABLE.fullmatch(lines[n].text)))
-            span = trimmed(lines, first, at)
-            assert span is not None
-            kind = "code" if _is_source(said) or line.indent else "paragraph"
-            blocks.append(Block(kind, Span(line.start if kind == "code" else span.start, span.end)))
-        said = ""
-    return blocks, meta
+            at = _read_block(source, at, attributes)
+            attributes = ""
 
 
-def _is_source(said: str) -> bool:
-    return re.match(r"\[(source|listing|,)", said) is not None
+def _read_block(source: LineSource, at: int, attributes: str) -> int:
+    """Read what begins at a line; return the line after it."""
+    line = source.lines[at]
+    if line.blank or _is_comment(line):
+        return at + 1
+    if match := _HEADING.fullmatch(line.text.rstrip()):
+        return _read_heading(source, at, match)
+    if match := _ATTRIBUTE.fullmatch(line.text):
+        if match[1] in _META and match[2].strip():
+            source.meta.setdefault(_META[match[1]], match[2].strip())
+        return at + 1
+    if _TABLE.fullmatch(line.text):
+        return _read_table(source, at, attributes)
+    if match := _FENCE.fullmatch(line.text):
+        return _read_fenced(source, at, match[1], is_source=_is_source(attributes))
+    if _ITEM.match(line.text):
+        return source.read_list(at, _ITEM)
+    end = paragraph_end(source.lines, at, _is_fence)
+    if _is_source(attributes) or line.indent:
+        source.add_code(at, end)
+    else:
+        source.add("paragraph", at, end)
+    return end
 
 
-def _read_head(lines: list[Line], at: int, meta: dict[str, Any]) -> int:
-    """The lines under a document's title: author, then revision, then attributes."""
-    authors = [_AUTHOR.fullmatch(one.strip()) for one in lines[at].text.split(";")] if at < len(lines) else [None]
-    if all(authors):
-        meta["author"] = ", ".join(one[1].strip() for one in authors if one)
+def _is_source(attributes: str) -> bool:
+    return re.match(r"\[(source|listing|,)", attributes) is not None
+
+
+def _is_comment(line: Line) -> bool:
+    return line.text.startswith("//") and not line.text.startswith("////")  # "////" is a fence
+
+
+def _is_fence(line: Line) -> bool:
+    return _FENCE.fullmatch(line.text) is not None or _TABLE.fullmatch(line.text) is not None
+
+
+def _read_heading(source: LineSource, at: int, match: re.Match[str]) -> int:
+    line = source.lines[at]
+    level = len(line.text) - len(line.text.lstrip("=#"))
+    source.blocks.append(Block("heading", Span(line.start + match.start(2), line.start + match.end(2)), level))
+    is_title = level == 1 and len(source.blocks) == 1
+    return _read_head(source, at + 1) if is_title else at + 1
+
+
+def _read_head(source: LineSource, at: int) -> int:
+    """Read the lines under a document's title: authors, then the revision; return the line after them."""
+    lines = source.lines
+    if at == len(lines):
+        return at
+    authors = [match[1].strip() for author in lines[at].text.split(";") if (match := _AUTHOR.fullmatch(author.strip()))]
+    if len(authors) <= lines[at].text.count(";"):  # the line names something else than authors
+        return at
+    source.meta["author"] = ", ".join(authors)
+    at += 1
+    if at < len(lines) and (date := re.search(r"\d{4}-\d\d-\d\d", lines[at].text)) and not lines[at].text.startswith(":"):
+        source.meta["created"] = date[0]
         at += 1
-        if at < len(lines) and (date := re.search(r"\d{4}-\d\d-\d\d", lines[at].text)) and not lines[at].text.startswith(":"):
-            meta["created"] = date[0]
-            at += 1
     return at
 
 
-def _read_attribute(match: re.Match[str], meta: dict[str, Any]) -> None:
-    if match[1] in _META and match[2].strip():
-        meta.setdefault(_META[match[1]], match[2].strip())
+def _read_table(source: LineSource, first: int, attributes: str) -> int:
+    """Read a table between two fences. Its first row is a header where the attributes say so, or a blank line follows it."""
+    lines = source.lines
+    end = next((n for n in range(first + 1, len(lines)) if _TABLE.fullmatch(lines[n].text)), len(lines))
+    if not source.add("table", first + 1, end):
+        return end + 1
+    inside = [n for n in range(first + 1, end) if not lines[n].blank]
+    if lines[first].text.startswith("|"):
+        rows = _rows(lines, inside, _columns(attributes))
+    else:  # comma-separated values and their like: a row is a line
+        rows = [[n] for n in inside]
+    has_header = _has_header(lines, rows, attributes)
+    for number, row in enumerate(rows):
+        source.add("row", row[0], row[-1] + 1, int(has_header and number == 0))
+    return end + 1
 
 
-def _read_table(lines: list[Line], at: int, blocks: list[Block], said: str) -> int:
-    """A table between two fences. A row goes on until it has as many cells as the first line, or as the attributes say; the
-    first is the header where they say so, or where it is a line that a blank one follows."""
-    first = at
-    at += 1
-    while at < len(lines) and not _TABLE.fullmatch(lines[at].text):
-        at += 1
-    inside = [n for n in range(first + 1, at) if not lines[n].blank]
-    span = trimmed(lines, first + 1, at)
-    if span is None:
-        return at + 1
-    blocks.append(Block("table", span))
-    columns = max(_cells(lines[inside[0]].text), _columns(said))
-    rows: list[list[int]] = [] if lines[first].text.startswith("|") else [[n] for n in inside]
-    held = columns
-    for n in inside if not rows else ():
+def _has_header(lines: list[Line], rows: list[list[int]], attributes: str) -> bool:
+    if len(rows) < 2:
+        return False
+    return "header" in attributes or (len(rows[0]) == 1 and lines[rows[0][0] + 1].blank)
+
+
+def _rows(lines: list[Line], inside: list[int], columns: int) -> list[list[int]]:
+    """Group the lines of a table into rows: a row goes on until it has `columns` cells, or as many as the first line."""
+    columns = max(_cells(lines[inside[0]].text), columns)
+    rows: list[list[int]] = []
+    filled = 0  # columns of the row under way
+    for n in inside:
         cells = _cells(lines[n].text)
-        if not rows or (cells and held >= columns):
+        if not rows or (cells and filled >= columns):
             rows.append([n])
-            held = cells
+            filled = cells
         else:
             rows[-1].append(n)
-            held += cells
-    has_header = len(rows) > 1 and ("header" in said or (len(rows[0]) == 1 and lines[inside[0] + 1].blank))
-    for number, row in enumerate(rows):
-        if (span := trimmed(lines, row[0], row[-1] + 1)) is not None:
-            blocks.append(Block("row", span, int(has_header and number == 0)))
-    return at + 1
+            filled += cells
+    return rows
 
 
 def _cells(line: str) -> int:
-    """The columns of the cells that begin in a line of a table."""
-    return sum(int(wide or 1) for wide in _CELL.findall(line))
+    """Return how many columns the cells cover that begin in a line of a table."""
+    return sum(int(width or 1) for width in _CELL.findall(line))
 
 
-def _columns(said: str) -> int:
-    """The columns that a table's attributes tell: cols="1,2", cols=3*."""
-    match = re.search(r"""cols=(?:"([^"]*)"|([^,\]]*))""", said)
+def _columns(attributes: str) -> int:
+    """Return the number of columns that a table's attributes state (cols="1,2", cols=3*); 0 where they state none."""
+    match = re.search(r"""cols=(?:"([^"]*)"|([^,\]]*))""", attributes)
     parts = (match[1] or match[2] or "").split(",") if match else []
     return sum(min(int(times[1]), _COLUMNS) if (times := re.match(r"(\d{1,4})\*", part.strip())) else 1 for part in parts)
 
 
-def _read_fenced(lines: list[Line], at: int, fence: str, blocks: list[Block], *, source: bool) -> int:
-    """A fenced block: code, a quote, a comment; an example, a sidebar or an open block is text."""
+def _read_fenced(source: LineSource, at: int, fence: str, *, is_source: bool) -> int:
+    """Read a fenced block: code, a quote, a comment. An example, a sidebar or an open block holds blocks like any other."""
+    lines = source.lines
     closing = "```" if fence.startswith("```") else fence
     end = next((n for n in range(at + 1, len(lines)) if lines[n].text.rstrip() == closing), None)
     if end is None:
@@ -144,13 +164,10 @@ def _read_fenced(lines: list[Line], at: int, fence: str, blocks: list[Block], *,
     sign = fence[0]
     if sign == "/":
         return end + 1
-    if sign in "-.+`" and (fence != "--" or source):
-        if (span := trimmed(lines, at + 1, end)) is not None:
-            lead = next(n for n in range(at + 1, end) if not lines[n].blank)
-            blocks.append(Block("code", Span(lines[lead].start, span.end)))
+    if sign in "-.+`" and (fence != "--" or is_source):
+        source.add_code(at + 1, end)
         return end + 1
     if sign == "_":
-        if (span := trimmed(lines, at + 1, end)) is not None:
-            blocks.append(Block("quote", span))
+        source.add("quote", at + 1, end)
         return end + 1
     return at + 1

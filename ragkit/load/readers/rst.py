@@ -6,65 +6,48 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from ragkit.core.types import Block, Document, Span
-from ragkit.load.decode import text_of
+from ragkit.core.types import Document
 from ragkit.load.limits import Options
-from ragkit.load.readers.markup import Line, document, indented, items, lines_of, paragraph_end, trimmed
+from ragkit.load.readers.markup import Line, LineSource, indented_end, paragraph_end, read_lines
 
 _RULE = re.compile(r"([!-/:-@\[-`{-~])\1{2,}\s*")
 _ITEM = re.compile(r"\s*(?:[-*+•]|#\.|\(?(?:\d+|[A-Za-z]|[ivxIVX]+)[.)])\s+\S")
 _DIRECTIVE = re.compile(r"\s*\.\. (?:([\w:+.-]+)::|\[(#?[\w-]*|\*)\]\s)")
 _FIELD = re.compile(r":(author|authors|date|title|lang|version|description|keywords):\s*(.+)", re.IGNORECASE)
+_FIELD_NAMES = {"authors": "author", "date": "created"}
 _GRID = re.compile(r"\s*\+[-=+]{3,}\+\s*")
 _SIMPLE = re.compile(r"\s*={2,}(?: +={2,})+\s*")
 _HEADER_ROWS = re.compile(r"\s*:header-rows:\s*(\d{1,3})\s*$")
 _CODE = {"code", "code-block", "sourcecode", "literalinclude", "math", "parsed-literal", "highlight"}
 
+_Style = tuple[str, bool]  # of a heading: the sign of its rule, and whether there is a rule over it too
+_Row = tuple[int, int, bool]  # first line, the line after the last, whether it is a header row
+
 
 def load(path: Path, options: Options) -> Iterator[Document]:
-    """The one Document of an .rst file."""
-    text = text_of(path.read_bytes())
-    yield document(text, *_read(text, lines_of(text)))
+    """Yield the one Document of an .rst file."""
+    yield read_lines(path, _read)
 
 
-def _read(text: str, lines: list[Line]) -> tuple[list[Block], dict[str, Any]]:
-    blocks: list[Block] = []
-    styles: list[tuple[str, bool]] = []
-    meta: dict[str, Any] = {}
+def _read(source: LineSource) -> None:
+    styles: list[_Style] = []  # in the order in which they come: the first is level 1
     at = 0
-    while at < len(lines):
-        line = lines[at]
-        if line.blank:
+    while at < len(source.lines):
+        if source.lines[at].blank:
             at += 1
-        elif (heading := _read_heading(lines, at)) is not None:
-            content, style = heading
+        elif (heading := _heading_at(source.lines, at)) is not None:
+            words, style = heading
             if style not in styles:
                 styles.append(style)
-            span = trimmed(lines, content, content + 1)
-            assert span is not None
-            blocks.append(Block("heading", span, min(styles.index(style) + 1, 6)))
-            at = content + 2
-        elif _GRID.fullmatch(line.text) or _SIMPLE.fullmatch(line.text):
-            at = _read_table(lines, at, blocks)
-        elif match := _DIRECTIVE.match(line.text):
-            at = _read_directive(lines, at, match, blocks)
-        elif line.text.lstrip().startswith(".. "):
-            at = indented(lines, at + 1, line.indent)  # a comment or a target
-        elif match := _FIELD.match(line.text):
-            name = {"authors": "author", "date": "created"}.get(match[1].lower(), match[1].lower())
-            meta.setdefault(name, match[2].strip())
-            at += 1
-        elif _ITEM.match(line.text):
-            at = items(lines, at, blocks, _ITEM)
+            source.add("heading", words, words + 1, min(styles.index(style) + 1, 6))
+            at = words + 2
         else:
-            at = _read_paragraph(lines, at, blocks)
-    return blocks, meta
+            at = _read_block(source, at)
 
 
-def _read_heading(lines: list[Line], at: int) -> tuple[int, tuple[str, bool]] | None:
-    """Where a heading begins at a line: the line of its words, and its style (its rule's sign, overlined or not)."""
+def _heading_at(lines: list[Line], at: int) -> tuple[int, _Style] | None:
+    """Return the line of the words of a heading that begins at a line, and its style; None where no heading begins there."""
 
     def rule(n: int) -> str:
         return lines[n].text[0] if n < len(lines) and _RULE.fullmatch(lines[n].text) else ""
@@ -77,79 +60,93 @@ def _read_heading(lines: list[Line], at: int) -> tuple[int, tuple[str, bool]] | 
     return (at, (sign, False)) if sign and len(lines[at + 1].text.rstrip()) >= min(len(lines[at].text.rstrip()), 4) else None
 
 
-def _read_table(lines: list[Line], at: int, blocks: list[Block]) -> int:
-    """A grid or a simple table: its rows are the stretches between its rules."""
-    first, grid = at, bool(_GRID.fullmatch(lines[at].text))
+def _read_block(source: LineSource, at: int) -> int:
+    """Read what begins at a line that is neither blank nor a heading; return the line after it."""
+    line = source.lines[at]
+    if _GRID.fullmatch(line.text):
+        return _read_table(source, at, _GRID)
+    if _SIMPLE.fullmatch(line.text):
+        return _read_table(source, at, _SIMPLE)
+    if match := _DIRECTIVE.match(line.text):
+        return _read_directive(source, at, match)
+    if line.text.lstrip().startswith(".. "):  # a comment or a target
+        return indented_end(source.lines, at + 1, line.indent)
+    if match := _FIELD.match(line.text):
+        name = match[1].lower()
+        source.meta.setdefault(_FIELD_NAMES.get(name, name), match[2].strip())
+        return at + 1
+    if _ITEM.match(line.text):
+        return source.read_list(at, _ITEM)
+    return _read_paragraph(source, at)
+
+
+def _read_table(source: LineSource, first: int, rule: re.Pattern[str]) -> int:
+    """Read a table: a grid ends at a blank line, a simple one at the first blank line after its second rule."""
+    lines, is_grid = source.lines, rule is _GRID
     rules: list[int] = []
-    while at < len(lines) and (not lines[at].blank if grid else len(rules) < 2 or not lines[at].blank):
-        if (_GRID if grid else _SIMPLE).fullmatch(lines[at].text):
-            rules.append(at)
-        at += 1
-        if not grid and len(rules) >= 2 and (at == len(lines) or lines[at].blank):
-            break
-    span = trimmed(lines, first, at)
-    if span is None or len(rules) < 2:
-        return max(at, first + 1)
-    blocks.append(Block("table", span))
-    if grid:
-        heads = [number for number in rules if "=" in lines[number].text]
-        ranges = [(a + 1, b, bool(heads) and b <= heads[0]) for a, b in pairwise(rules)]
-    else:
-        ranges = [(n, n + 1, len(rules) > 2 and n < rules[1]) for n in range(rules[0] + 1, rules[-1]) if n not in rules]
-    for start, end, is_header in ranges:
-        if (row := trimmed(lines, start, end)) is not None:
-            blocks.append(Block("row", row, int(is_header)))
-    return at
-
-
-def _read_directive(lines: list[Line], at: int, match: re.Match[str], blocks: list[Block]) -> int:
-    end = indented(lines, at + 1, lines[at].indent)
-    name = (match[1] or "").lower()
-    body = at + 1
-    while body < end and re.match(r"\s+:[\w-]+:", lines[body].text):
-        body += 1
-    if match[1] is None:
-        if (span := trimmed(lines, at, end)) is not None:
-            blocks.append(Block("footnote", span))
-    elif name in _CODE:
-        if (span := trimmed(lines, body, end)) is not None:
-            lead = next(lines[n].start for n in range(body, end) if not lines[n].blank)
-            blocks.append(Block("code", Span(lead, span.end)))
-    elif name == "list-table":
-        _read_list_table(lines, at, body, end, blocks)
-    elif name in ("image", "figure"):
-        if (span := trimmed(lines, at, end)) is not None:
-            blocks.append(Block("caption", span))
-    else:  # a note, a table directive, …: what stands in it is text
-        return body if body > at + 1 else at + 1
+    end = first
+    while end < len(lines) and (not lines[end].blank or (not is_grid and len(rules) < 2)):
+        if rule.fullmatch(lines[end].text):
+            rules.append(end)
+        end += 1
+    if len(rules) < 2:
+        return end
+    source.add("table", first, end)
+    for start, stop, is_header in _grid_rows(lines, rules) if is_grid else _simple_rows(rules):
+        source.add("row", start, stop, int(is_header))
     return end
 
 
-def _read_list_table(lines: list[Line], at: int, body: int, end: int, blocks: list[Block]) -> None:
-    """A table written as a list of lists: each item of the outer one is a row."""
-    span = trimmed(lines, body, end)
-    if span is None:
+def _grid_rows(lines: list[Line], rules: list[int]) -> list[_Row]:
+    """Return the stretches between the rules of a grid; those above the first rule of "=" are headers."""
+    head_end = next((number for number in rules if "=" in lines[number].text), -1)
+    return [(above + 1, below, below <= head_end) for above, below in pairwise(rules)]
+
+
+def _simple_rows(rules: list[int]) -> list[_Row]:
+    """Return the lines of a simple table that are no rules; those above the second of three rules are headers."""
+    return [(n, n + 1, len(rules) > 2 and n < rules[1]) for n in range(rules[0] + 1, rules[-1]) if n not in rules]
+
+
+def _read_directive(source: LineSource, at: int, match: re.Match[str]) -> int:
+    lines = source.lines
+    end = indented_end(lines, at + 1, lines[at].indent)
+    body = at + 1
+    while body < end and re.match(r"\s+:[\w-]+:", lines[body].text):  # options of the directive
+        body += 1
+    if match[1] is None:
+        source.add("footnote", at, end)
+        return end
+    name = match[1].lower()
+    if name in _CODE:
+        source.add_code(body, end)
+    elif name == "list-table":
+        _read_list_table(source, at, body, end)
+    elif name in ("image", "figure"):
+        source.add("caption", at, end)
+    else:  # a note, a table directive, …: what stands in it is read like any other text
+        return body
+    return end
+
+
+def _read_list_table(source: LineSource, at: int, body: int, end: int) -> None:
+    """Read a table written as a list of lists: each item of the outer list is a row."""
+    if not source.add("table", body, end):
         return
-    headers = next((int(match[1]) for n in range(at + 1, body) if (match := _HEADER_ROWS.match(lines[n].text))), 0)
-    starts = [n for n in range(body, end) if lines[n].text.lstrip().startswith("* -")]
-    blocks.append(Block("table", span))
+    options = (_HEADER_ROWS.match(line.text) for line in source.lines[at + 1 : body])
+    headers = next((int(option[1]) for option in options if option), 0)
+    starts = [n for n in range(body, end) if source.lines[n].text.lstrip().startswith("* -")]
     for number, (first, last) in enumerate(pairwise([*starts, end])):
-        if (row := trimmed(lines, first, last)) is not None:
-            blocks.append(Block("row", row, int(number < headers)))
+        source.add("row", first, last, int(number < headers))
 
 
-def _read_paragraph(lines: list[Line], at: int, blocks: list[Block]) -> int:
-    """A paragraph, a quote where it is indented, and the literal block that "::" at its end announces."""
-    first, indent = at, lines[at].indent
-    at = paragraph_end(lines, at, lambda n: False)
-    span = trimmed(lines, first, at)
-    assert span is not None
-    blocks.append(Block("quote" if indent else "paragraph", span))
-    if lines[at - 1].text.rstrip().endswith("::"):
-        end = indented(lines, at, indent)
-        code = trimmed(lines, at, end)
-        if code is not None:
-            lead = next(lines[n].start for n in range(at, end) if not lines[n].blank)
-            blocks.append(Block("code", Span(lead, code.end)))
-            return end
-    return at
+def _read_paragraph(source: LineSource, at: int) -> int:
+    """Read a paragraph, which is a quote where it is indented, and the literal block that "::" at its end announces."""
+    indent = source.lines[at].indent
+    end = paragraph_end(source.lines, at)
+    source.add("quote" if indent else "paragraph", at, end)
+    if source.lines[end - 1].text.rstrip().endswith("::"):
+        code_end = indented_end(source.lines, end, indent)
+        if source.add_code(end, code_end):
+            return code_end
+    return end
