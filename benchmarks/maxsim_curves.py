@@ -165,7 +165,7 @@ class Muvera:
         index = MaxSimIndex.open(folder)
         self._draw(index.layout.dims)
         encodings = faiss.read_index(str(folder / "encodings.faiss"))
-        snapshot = index._store.snapshot()
+        snapshot = index._store.reader()
         for candidates in (64, 256, 1024):
 
             def search(query: Any, candidates: int = candidates) -> Any:

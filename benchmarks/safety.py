@@ -90,7 +90,7 @@ def upkeep(folder: Path, documents: int) -> None:
             from ragkit.care.verify import damaged_files
             from ragkit.store.local.files import CheckedFolder
 
-            snapshot = index._store.snapshot()
+            snapshot = index._store.reader()
             folders = [CheckedFolder(segment.folder.path, list(segment.folder.records.values())) for segment in snapshot.segments]
             seconds = min(timed(lambda: _nothing(damaged_files(folders))) for _ in range(3))
             print(f"verify, the vectors: {seconds:.3f} s, {sealed / seconds / 1e9:.2f} GB/s from the page cache")

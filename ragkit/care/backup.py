@@ -22,7 +22,7 @@ from ragkit.store.catalog.copy import copy_catalog
 from ragkit.store.local import source_copies
 from ragkit.store.local.files import CheckedFolder, sync_file, writing
 from ragkit.store.local.locks import Pin, remove_unused
-from ragkit.store.local.reader import Snapshot
+from ragkit.store.local.reader import Reader
 from ragkit.store.local.store import Store
 
 
@@ -45,15 +45,15 @@ def backup(store: Store, target: Path, *, progress: Callable[[Progress], None] |
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with beside(target) as folder:
-            snapshot = _catalog(store, folder)
-            size = _folders(store, snapshot, folder, progress=progress)
-            live = {row.content_hash for row in store.catalog.documents(snapshot.commit.number)}
+            reader = _catalog(store, folder)
+            size = _folders(store, reader, folder, progress=progress)
+            live = {row.content_hash for row in reader.documents()}
             size += source_copies.copy_kept(store.path, folder, live)
             for part in (folder / "segments", folder / "lexical", folder):
                 sync_file(part)
             folder.rename(target)
         sync_file(target.parent)
-    commit = snapshot.commit
+    commit = reader.commit
     return BackupReport(str(target), commit.number, commit.documents, commit.units, size)
 
 
@@ -74,18 +74,18 @@ def beside(target: Path) -> Iterator[Path]:
             remove_unused(folder)
 
 
-def _catalog(store: Store, folder: Path) -> Snapshot:
-    """Copy the catalog; the snapshot of the very commit it was copied at holds every folder that it names."""
+def _catalog(store: Store, folder: Path) -> Reader:
+    """Copy the catalog; the reader of the very commit it was copied at holds every folder that it names."""
     while True:
-        snapshot = store.snapshot()
-        if copy_catalog(store.catalog, folder / "catalog.db", commit=snapshot.commit.number):
-            return snapshot
+        reader = store.reader()
+        if copy_catalog(store.catalog, folder / "catalog.db", commit=reader.commit.number):
+            return reader
 
 
-def _folders(store: Store, snapshot: Snapshot, folder: Path, *, progress: Callable[[Progress], None] | None) -> int:
-    """Copy the snapshot's folders, checked and synced; how many bytes the copy has, its catalog included."""
-    lexical = CheckedFolder(store.path / "lexical" / snapshot.commit.lexical, store.catalog.files(snapshot.commit.lexical))
-    parts = [("lexical", lexical), *(("segments", segment.folder) for segment in snapshot.segments)]
+def _folders(store: Store, reader: Reader, folder: Path, *, progress: Callable[[Progress], None] | None) -> int:
+    """Copy the reader's folders, checked and synced; how many bytes the copy has, its catalog included."""
+    lexical = CheckedFolder(store.path / "lexical" / reader.commit.lexical, store.catalog.files(reader.commit.lexical))
+    parts = [("lexical", lexical), *(("segments", segment.folder) for segment in reader.segments)]
     for parent in ("segments", "lexical"):
         (folder / parent).mkdir()
     done = (folder / "catalog.db").stat().st_size

@@ -30,7 +30,7 @@ from ragkit.recipe.recipe import Recipe
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.local.files import sync_file, writing
 from ragkit.store.local.locks import writer_lock
-from ragkit.store.local.reader import Snapshot
+from ragkit.store.local.reader import Reader
 from ragkit.store.local.store import Store
 from ragkit.store.local.writer import Writer
 from ragkit.store.values import CHUNK, PAGE, DocumentRow, Origin, PageVectors, Prepared, UnitRow
@@ -68,21 +68,21 @@ def export(
     target = Path(os.path.abspath(target))  # noqa: PTH100 - Path.resolve would follow links
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise StorageError(f"{target} is there already and not empty. Name a folder that is not there yet.")
-    snapshot = store.snapshot()
+    reader = store.reader()
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with beside(target) as folder:
-            if snapshot.commit.lexical:  # an index of documents
-                _write_documents(folder, _records(store, snapshot, progress), form=documents)
-            spaces = write_vectors(folder, snapshot, form=vectors)
-            _write_manifest(store, snapshot, folder, spaces)
+            if reader.commit.lexical:  # an index of documents
+                _write_documents(folder, _records(store, reader, progress), form=documents)
+            spaces = write_vectors(folder, reader, form=vectors)
+            _write_manifest(store, reader, folder, spaces)
             for path in (*folder.iterdir(), folder):
                 sync_file(path)
             folder.rename(target)
         sync_file(target.parent)
     dense = sum(told["rows"] for space, told in spaces.items() if space.form == "dense")
     tokens = sum(told["tokens"] for space, told in spaces.items() if space.form == "multi")
-    return ExportReport(str(target), snapshot.commit.documents, snapshot.commit.units, dense, tokens)
+    return ExportReport(str(target), reader.commit.documents, reader.commit.units, dense, tokens)
 
 
 def _write_documents(folder: Path, records: Iterator[dict[str, Any]], *, form: Written) -> None:
@@ -98,28 +98,28 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _write_manifest(store: Store, snapshot: Snapshot, folder: Path, spaces: Mapping[Space, Any]) -> None:
+def _write_manifest(store: Store, reader: Reader, folder: Path, spaces: Mapping[Space, Any]) -> None:
     names = sorted(path.name for path in folder.iterdir())
     settings = {name: store.catalog.setting(name) for name in (*SETTINGS, *PAGE_SETTINGS, "maxsim")}
-    lacking = store.catalog.documents(snapshot.commit.number) if snapshot.commit.lexical else ()
+    lacking = reader.documents() if reader.commit.lexical else ()
     anew = [row.identity for row in lacking if not row.recipe_hash]
     manifest = {
         "ragkit": VERSION,
         **{name: value for name, value in settings.items() if value is not None},
         "spaces": spaces,
         **({ANEW: anew} if anew else {}),
-        "documents": snapshot.commit.documents,
-        "units": snapshot.commit.units,
+        "documents": reader.commit.documents,
+        "units": reader.commit.units,
         "files": {name: sha256(folder / name) for name in names},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
 
 
-def _records(store: Store, snapshot: Snapshot, progress: Callback | None) -> Iterator[dict[str, Any]]:
-    for done, row in enumerate(store.catalog.documents(snapshot.commit.number), start=1):
-        yield _fields(row, store.catalog.document(row), store.catalog.units_of(row.id))
+def _records(store: Store, reader: Reader, progress: Callback | None) -> Iterator[dict[str, Any]]:
+    for done, row in enumerate(reader.documents(), start=1):
+        yield _fields(row, reader.document(row), reader.units_of(row.id))
         if progress is not None:
-            progress(Progress("export", done, snapshot.commit.documents, "documents", row.source))
+            progress(Progress("export", done, reader.commit.documents, "documents", row.source))
 
 
 def _fields(row: DocumentRow, document: Document, units: Sequence[UnitRow]) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def import_documents(store: Store, writer: Writer, parcel: Parcel, *, progress: 
         origin = prepared.origin
         if progress is not None:
             progress(Progress("import", done, parcel.manifest.get("documents"), "documents", origin.source))
-        former = store.catalog.find(origin.identity)
+        former = writer.reader().by_identity(origin.identity)
         made_by = recipe.hash if prepared.complete else ""
         if former is not None and (former.content_hash, former.recipe_hash) == (origin.content_hash, made_by):
             outcomes["unchanged"].append(Outcome(former.source, units=_units(prepared)))
@@ -256,7 +256,9 @@ def _commit(writer: Writer, ready: Sequence[Prepared], recipe: Recipe) -> None:
     # A segment has a row for every unit of its commit, so units without vectors are a commit of their own.
     for bare in (False, True):
         if batch := [one for one in ready if (bool(one.chunks) and one.dense is None and one.multi is None) == bare]:
-            writer.commit("import", batch, recipe_hash=recipe.hash)
+            for prepared in batch:
+                writer.add(prepared)
+            writer.commit("import", recipe_hash=recipe.hash)
 
 
 def _prepared(parcel: Parcel, recipe: Recipe) -> Iterator[Prepared]:

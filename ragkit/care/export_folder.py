@@ -1,4 +1,4 @@
-"""The folder of an export: vectors and documents as files, written from a snapshot and read again. See `ragkit.care.exchange`.
+"""The folder of an export: vectors and documents as files, written from a reader and read again. See `ragkit.care.exchange`.
 
     manifest.json            what it is: recipe, fingerprint, counts, spaces, and the sha256 of each of the other files
     documents.jsonl          a document a line; or documents.parquet, a document a row
@@ -32,7 +32,7 @@ from ragkit.core.errors import Damaged, StorageError
 from ragkit.core.space import Space
 from ragkit.core.types import Floats, Ints
 from ragkit.store.local.files import write_array
-from ragkit.store.local.reader import Snapshot
+from ragkit.store.local.reader import Reader
 from ragkit.store.vectors.multi import MultiStats, write_multi
 from ragkit.store.vectors.multi_layout import DTYPES, UNIT, Layout, Stored
 from ragkit.store.vectors.quantise import LONGEST, ZERO, Loss, signed_rows
@@ -48,40 +48,39 @@ Tokens = tuple[Ints, Stored]
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_vectors(folder: Path, snapshot: Snapshot, *, form: Form) -> dict[Space, dict[str, Any]]:
-    """Write every space of a snapshot; what the manifest says of each."""
-    spaces = sorted({space for segment in snapshot.segments for space in segment.row.spaces})
+def write_vectors(folder: Path, reader: Reader, *, form: Form) -> dict[Space, dict[str, Any]]:
+    """Write every space of a reader; what the manifest says of each."""
     told = {}
-    for space in spaces:
+    for space in reader.spaces():
         write = _write_dense if space.form == "dense" else _write_multi
-        told[space] = {"form": form, **write(folder, snapshot, space, form)}
+        told[space] = {"form": form, **write(folder, reader, space, form)}
     return told
 
 
-def _write_dense(folder: Path, snapshot: Snapshot, space: Space, form: Form) -> dict[str, Any]:
-    dims = next(segment.dense.dims for segment in snapshot.segments if space in segment.row.spaces and segment.dense)
-    count = sum(len(at) for _, at in _held(snapshot, space))
+def _write_dense(folder: Path, reader: Reader, space: Space, form: Form) -> dict[str, Any]:
+    dims = next(segment.dense.dims for segment in reader.segments if space in segment.row.spaces and segment.dense)
+    count = len(reader.keys(space.kind))
     if form == "parquet":
-        parquet.write_dense(folder / f"{space}.parquet", dims, _dense_rows(snapshot, space))
+        parquet.write_dense(folder / f"{space}.parquet", dims, reader.scan_dense(space))
         return {"rows": count, "dims": dims}
     keys = []
     with (folder / f"{space}.npy").open("wb") as file:
         header = {"descr": "<f2", "fortran_order": False, "shape": (count, dims)}
         np.lib.format.write_array_header_1_0(file, header)
-        for some, rows in _dense_rows(snapshot, space):
+        for some, rows in reader.scan_dense(space):
             keys.append(some)
             file.write(np.ascontiguousarray(rows, dtype="<f2").data)
     write_array(folder / f"{space}.keys.npy", np.concatenate([np.empty(0, dtype=np.int64), *keys]))
     return {"rows": count, "dims": dims}
 
 
-def _write_multi(folder: Path, snapshot: Snapshot, space: Space, form: Form) -> dict[str, Any]:
-    readers = [segment.multi for segment in snapshot.segments if space in segment.row.spaces]
+def _write_multi(folder: Path, reader: Reader, space: Space, form: Form) -> dict[str, Any]:
+    readers = [segment.multi for segment in reader.segments if space in segment.row.spaces]
     layout = next(reader.layout for reader in readers if reader is not None)
     keys: list[Ints] = [np.empty(0, dtype=np.int64)]
 
     def parts() -> Iterator[Stored]:
-        for some, stored in _multi_rows(snapshot, space):
+        for some, stored in reader.scan_multi(space):
             keys.append(some)
             yield stored
 
@@ -102,28 +101,6 @@ def _write_multi(folder: Path, snapshot: Snapshot, space: Space, form: Form) -> 
     stats = MultiStats.of(layout, loss, rows=rows, tokens=tokens)
     (folder / f"{space}.json").write_text(json.dumps(asdict(stats), indent=1) + "\n")
     return {"rows": rows, "tokens": tokens}
-
-
-def _held(snapshot: Snapshot, space: Space) -> Iterator[tuple[Any, npt.NDArray[np.intp]]]:
-    """The segments with a space, and the positions of their visible rows."""
-    for at, segment in enumerate(snapshot.segments):
-        if space in segment.row.spaces:
-            yield segment, np.flatnonzero(snapshot.live(at))
-
-
-def _dense_rows(snapshot: Snapshot, space: Space) -> Iterator[Rows]:
-    for segment, positions in _held(snapshot, space):
-        for start in range(0, len(positions), ROWS):
-            some = positions[start : start + ROWS]
-            yield np.asarray(segment.keys)[some], segment.dense.rows(some)
-
-
-def _multi_rows(snapshot: Snapshot, space: Space) -> Iterator[Tokens]:
-    for segment, positions in _held(snapshot, space):
-        done = 0
-        for stored in segment.multi.stored(positions) if len(positions) else ():
-            yield np.asarray(segment.keys)[positions[done : done + len(stored)]], stored
-            done += len(stored)
 
 
 def sha256(path: Path) -> str:

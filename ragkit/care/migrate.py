@@ -37,6 +37,7 @@ from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.catalog.swap import replace_contents
 from ragkit.store.local import source_copies
 from ragkit.store.local.files import CheckedFolder, sync_file, writing
+from ragkit.store.local.rewrite import change_recipe
 from ragkit.store.local.store import Store
 from ragkit.store.local.writer import Writer
 from ragkit.store.values import Change
@@ -186,7 +187,7 @@ def reparse_mimes(old: Recipe, new: Recipe) -> tuple[str, ...]:
 def keep_sources(store: Store) -> tuple[str, ...]:
     """Copy the files of all documents into the index, as far as they are there as they were read; what is not, by document."""
     missing = []
-    for row in store.catalog.documents(store.catalog.latest().number):
+    for row in store.reader().documents():
         if row.path is None or row.path != row.identity:
             continue
         try:
@@ -202,12 +203,12 @@ def rewrite(store: Store, writer: Writer, old: Recipe, new: Recipe, stored: Mapp
     former = store.recall, store.layouts
     store.recall, store.layouts = new.store.recall, layouts_of(new)
     try:
-        writer.commit(
-            "rebuild",
+        change_recipe(
+            writer,
             recipe_hash=new.hash,
-            merge=rows,
-            dims=dims,
             settings=stored,
+            rewrite_rows=rows,
+            dims=dims,
             reparse_mimes=reparse_mimes(old, new),
         )
     except BaseException:
@@ -263,12 +264,12 @@ def _begun(path: Path, stored: Mapping[str, Any]) -> bool:
 
 def _fill(store: Store, staged: Store, writer: Writer, ingest: Ingest) -> tuple[str, ...]:
     """Bring the staged index to what the index holds now, whatever of it was there already; the pages that could not be seen."""
-    number = store.catalog.latest().number
-    identities = {row.identity for row in store.catalog.documents(number)}
-    gone = [row.id for row in staged.catalog.documents(staged.catalog.latest().number) if row.identity not in identities]
-    if gone:
-        writer.commit("delete", delete=gone)
-    report = ingest.run_stored(store.catalog, store.catalog.documents(number), replaces=False, total=len(identities))
+    reader = store.reader()
+    identities = {row.identity for row in reader.documents()}
+    if gone := [row.id for row in writer.reader().documents() if row.identity not in identities]:
+        writer.delete(gone)
+        writer.commit("delete")
+    report = ingest.run_stored(reader, reader.documents(), replaces=False, total=len(identities))
     if report.failed:
         shown = "; ".join(f"{one.source}: {one.reason}" for one in report.failed[:3])
         raise StorageError(
@@ -280,12 +281,12 @@ def _fill(store: Store, staged: Store, writer: Writer, ingest: Ingest) -> tuple[
 
 
 def _swap(store: Store, staged: Store, old: Recipe, new: Recipe, stored: Mapping[str, Any]) -> None:
-    snapshot = staged.snapshot()
+    reader = staged.reader()
     lexical = uuid.uuid4().hex
-    records = staged.catalog.files(snapshot.commit.lexical)
+    records = staged.catalog.files(reader.commit.lexical)
     with writing(store.path):
-        _link(CheckedFolder(staged.path / "lexical" / snapshot.commit.lexical, records), store.path / "lexical" / lexical)
-        for segment in snapshot.segments:
+        _link(CheckedFolder(staged.path / "lexical" / reader.commit.lexical, records), store.path / "lexical" / lexical)
+        for segment in reader.segments:
             _link(segment.folder, store.path / "segments" / segment.row.id)
         for parent in ("lexical", "segments"):
             sync_file(store.path / parent)
@@ -298,7 +299,7 @@ def _swap(store: Store, staged: Store, old: Recipe, new: Recipe, stored: Mapping
         settings=stored,
         reparse_mimes=reparse_mimes(old, new),
     )
-    del snapshot
+    del reader
     replace_contents(store.catalog, staged.catalog, change)
     store.refresh()
 

@@ -34,6 +34,7 @@ from ragkit.store.catalog.salvage import (
 )
 from ragkit.store.local import source_copies
 from ragkit.store.local.files import CheckedFolder, writing
+from ragkit.store.local.rewrite import replace_damaged
 from ragkit.store.local.segment import Salvaged, Segment
 from ragkit.store.local.store import Store
 from ragkit.store.local.writer import Writer
@@ -110,7 +111,7 @@ def _mend(
     strays = _quarantine_strays(store, commit)
     damaged = _damaged_segments(store, progress)
     saved = {row.id: _salvage(store, row) for row in damaged}
-    whole = store.intact()
+    whole = store.reader(degraded=True)
     holders: list[Segment | Salvaged] = [*whole.segments, *(one for one in saved.values() if one is not None)]
     lost += tombstone_orphans(catalog, {id for one in holders for id in np.unique(one.documents).tolist()})
     held = np.concatenate([np.asarray(one.keys) for one in holders]) if holders else np.empty(0, dtype=np.int64)
@@ -119,12 +120,12 @@ def _mend(
     if bare:
         lacking &= _documents_in(store, damaged, otherwise=lacking)
     lacking |= short_of_units(catalog)
-    documents = list(catalog.known_documents(sorted(lacking)).values())
+    documents = whole.find(sorted(lacking), by="id")
     again = embed(writer, documents).updated if documents and embed is not None else ()
     dead = store.catalog.deleted_documents(catalog.latest().number).tolist()
     lost += drop_documents(catalog, lacking - set(dead), reason=VECTORS_LOST)
     rebuild_lexical = _words_differ(store)
-    writer.commit("repair", salvaged=saved, rebuild_lexical=rebuild_lexical)
+    replace_damaged(writer, salvaged=saved, rebuild_lexical=rebuild_lexical)
     return RepairReport(
         problems=problems,
         lexical=rebuild_lexical or whole.lexical is None,
@@ -138,8 +139,8 @@ def _mend(
 
 def _words_differ(store: Store) -> bool:
     """Whether the lexical index cannot be read, or holds other units than the catalog: those of documents that were lost."""
-    lexical = store.intact().lexical
-    keys = store.catalog.unit_keys(store.catalog.latest().number, kind=CHUNK)
+    reader = store.reader(degraded=True)
+    lexical, keys = reader.lexical, reader.unit_keys(kind=CHUNK)
     return lexical is None or not np.array_equal(np.sort(lexical.rows()[0]), keys)
 
 

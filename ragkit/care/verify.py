@@ -122,17 +122,16 @@ def _unknown_folders(store: Store) -> Iterator[Finding]:
 def _disagreements(store: Store) -> Iterator[str]:
     """Whether catalog, segments and lexical generation hold the same units, and the counters are ahead of all of them."""
     try:
-        snapshot = store.snapshot()
-        number = snapshot.commit.number
-        units, pages = (store.catalog.unit_keys(number, kind=kind) for kind in (CHUNK, PAGE))
-        keys, seen = (snapshot.keys(kind) for kind in (CHUNK, PAGE))
-        if not snapshot.commit.lexical:  # a MaxSimIndex: a document is a key
-            owners = sorted(int(row.source) for row in store.catalog.documents(number))
-            if owners != keys.tolist() or len(owners) != snapshot.commit.documents:
+        reader = store.reader()
+        units, pages = (reader.unit_keys(kind=kind) for kind in (CHUNK, PAGE))
+        keys, seen = (reader.keys(kind) for kind in (CHUNK, PAGE))
+        if not reader.commit.lexical:  # a MaxSimIndex: a document is a key
+            owners = sorted(int(row.source) for row in reader.documents())
+            if owners != keys.tolist() or len(owners) != reader.commit.documents:
                 yield f"the catalog has {len(owners)} keys and the segments {len(keys)}, and they are not the same"
             return
-        assert snapshot.lexical is not None  # only an intact snapshot goes without
-        lexical, versions = snapshot.lexical.rows()
+        assert reader.lexical is not None  # only a degraded reader goes without
+        lexical, versions = reader.lexical.rows()
     except StorageError as error:
         yield str(error).partition(" Run: ")[0]
         return
@@ -141,13 +140,13 @@ def _disagreements(store: Store) -> Iterator[str]:
         yield f"the catalog has {len(units)} units and the segments {len(keys)}, and they are not the same"
     if not np.array_equal(seen, pages):
         yield f"the catalog has {len(pages)} pages and the segments {len(seen)}, and they are not the same"
-    if not np.array_equal(np.sort(lexical[~np.isin(versions, snapshot.deleted)]), units):
+    if not np.array_equal(np.sort(lexical[~np.isin(versions, reader.deleted)]), units):
         yield f"the catalog has {len(units)} units and the lexical generation {len(lexical)}, and they are not the same"
-    if len(units) + len(pages) != snapshot.commit.units:
-        yield f"the last commit counted {snapshot.commit.units} units, the catalog has {len(units) + len(pages)}"
-    documents = sum(1 for _ in store.catalog.documents(number))
-    if documents != snapshot.commit.documents:
-        yield f"the last commit counted {snapshot.commit.documents} documents, the catalog has {documents}"
+    if len(units) + len(pages) != reader.commit.units:
+        yield f"the last commit counted {reader.commit.units} units, the catalog has {len(units) + len(pages)}"
+    documents = sum(1 for _ in reader.documents())
+    if documents != reader.commit.documents:
+        yield f"the last commit counted {reader.commit.documents} documents, the catalog has {documents}"
     for id in incomplete(store.catalog):
         yield f"{store.catalog.path}: text, pages or units of document {id} are gone"
     yield from spent_counters(store.catalog)

@@ -53,7 +53,9 @@ from ragkit.search.rerank import refine
 from ragkit.search.retrieve import rank, search
 from ragkit.search.similar import Duplicate
 from ragkit.store.catalog.catalog import Catalog
-from ragkit.store.local.reader import Snapshot
+from ragkit.store.catalog.documents import versions
+from ragkit.store.local.reader import Reader
+from ragkit.store.local.rewrite import compact
 from ragkit.store.local.store import Store
 from ragkit.store.local.writer import Writer
 from ragkit.store.values import CHUNK, PAGE, DocumentRow, Failure, UnitRow
@@ -85,7 +87,7 @@ class Index:
         self._chunker = chunker
         self._followed: Mapping[str, Any] | None = None  # the stored recipe that `recipe` was read from
         self._following = threading.Lock()
-        self._columns = FieldColumns(lambda after: catalog.versions(after=after))
+        self._columns = FieldColumns(lambda after: versions(catalog, after=after))
 
     # Opening
 
@@ -261,19 +263,22 @@ class Index:
         """
         references = [str(reference)] if isinstance(reference, (str, Path)) else [str(one) for one in reference]
         with self._store.writer(timeout=lock_timeout) as writer:
-            rows = {row.id: row for name in references for row in self._named(name) or self._catalog.within(name)}
-            rows |= {} if filters is None else {row.id: row for row in self.documents(filters)}
-            failed = [one.identity for one in self._catalog.failures() if {one.identity, one.source} & set(references)]
-            self._catalog.clear_failures(failed)
-            if rows:
-                writer.commit("delete", delete=sorted(rows), recipe_hash=self.recipe.hash)
+            reader = writer.reader()
+            ids = {row.id for name in references for row in self._named(name, reader) or reader.find([name], by="file")}
+            ids |= set() if filters is None else {row.id for row in self._documents(reader, filters)}
+            failures = self._store.reader().failures()
+            writer.forgive(failure.identity for failure in failures if {failure.identity, failure.source} & set(references))
+            writer.delete(ids)
+            del reader  # it would hold back what the commit retires
+            writer.commit("delete", recipe_hash=self.recipe.hash)
+            if ids:
                 self._store.remove_copies()
-        return len(rows)
+        return len(ids)
 
     def compact(self, *, lock_timeout: float = LOCK_TIMEOUT) -> None:
         """Rewrite all segments as one, without deleted rows. Searching goes on meanwhile; answers do not change."""
         with self._store.writer(timeout=lock_timeout) as writer:
-            writer.commit("compact", recipe_hash=self.recipe.hash, merge=True)
+            compact(writer, recipe_hash=self.recipe.hash)
             self._store.remove_copies()
 
     def rebuild(
@@ -314,8 +319,8 @@ class Index:
         self._models.replace(plan.encoder, plan.page_encoder)
         return replace(report, to_parse=sum(row.mime in reparse_mimes(plan.old, plan.new) for row in self.documents()))
 
-    def _named(self, reference: str) -> list[DocumentRow]:
-        rows = self._catalog.resolve(reference)
+    def _named(self, reference: str, reader: Reader) -> list[DocumentRow]:
+        rows = reader.find([reference], by="reference")
         exact = [row for row in rows if row.identity in (reference, f"id:{reference}")]
         if len(exact) == 1:
             return exact
@@ -429,12 +434,11 @@ class Index:
         given = [vector] if vector is not None and one else vector
         if refinement.rerank is not None and not questions.spoken:
             raise ValueError("rerank orders hits by the words of a question, and a picture has none: leave rerank out")
-        snapshot, vectors, options = self._asked(questions, options, given=given, multi=refinement.by_maxsim)
+        reader, vectors, options = self._asked(questions, options, given=given, multi=refinement.by_maxsim)
         allowed = None if filters is None else self._columns.allowed(filters, passages=True)
         found = search(
-            snapshot,
-            self._catalog,
-            wanted=passage_test(filters, self._catalog),
+            reader,
+            wanted=passage_test(filters, reader),
             queries=vectors,
             explain=self._explainer(questions, vectors),
             k=max(k, candidates) if refinement.active else k,
@@ -449,10 +453,10 @@ class Index:
                 constant=RRF if rrf is None else rrf,
                 group_by=group_by,
                 min_score=min_score,
-                rows=partial(snapshot.known_rows, kind=PAGE if set(options.spaces) <= set(PAGE_SPACES) else CHUNK),
+                rows=partial(reader.known_rows, kind=PAGE if set(options.spaces) <= set(PAGE_SPACES) else CHUNK),
             )
             answers: list[list[Hits]] = [found] if refinement.phrasings else [[hits] for hits in found]
-            scorers = [partial(_maxsim, snapshot, vectors.chunks, at) for at in range(len(queries))]
+            scorers = [partial(_maxsim, reader, vectors.chunks, at) for at in range(len(queries))]
             texts = questions.texts[: len(queries)]
             found = [refined(text, hits, maxsim=by) for text, hits, by in zip(texts, answers, scorers, strict=True)]
         return found[0] if one else found
@@ -467,7 +471,7 @@ class Index:
                 raise ValueError(
                     f"unit {hit.key} was not found by MaxSim{f' in {space}' if space else ''}, but by {', '.join(found)}"
                 )
-            return self._explained(self._store.snapshot(), questions, vectors, number, found[chosen].key or hit.key)
+            return self._explained(self._store.reader(), questions, vectors, number, found[chosen].key or hit.key)
 
         return why
 
@@ -513,24 +517,24 @@ class Index:
         _check_k(k)
         options = self._options(mode, dims, min_score, group_by, weights, rrf, exact)
         questions = _one_asked(query)
-        snapshot, vectors, options = self._asked(questions, options)
+        reader, vectors, options = self._asked(questions, options)
         allowed = None if filters is None else self._columns.allowed(filters, passages=True)
-        wanted = passage_test(filters, self._catalog)
-        [(ranked, _)] = rank(snapshot, self._catalog, queries=vectors, k=k, allowed=allowed, options=options, wanted=wanted)
+        wanted = passage_test(filters, reader)
+        [(ranked, _)] = rank(reader, queries=vectors, k=k, allowed=allowed, options=options, wanted=wanted)
         multi = vectors.pages.multi
         reading = partial(
             read_hits,
-            catalog=self._catalog,
+            reader=reader,
             scale=options.scale,
             explain=partial(self._explainer(questions, vectors), 0),
-            locate=None if multi is None else partial(snapshot.explain_multi, multi[0]),
+            locate=None if multi is None else partial(reader.explain_multi, multi[0]),
         )
-        return self._stream(snapshot, ranked, reading)
+        return self._stream(reader, ranked, reading)
 
-    def _stream(self, snapshot: Snapshot, ranked: Sequence[Candidate], reading: Callable[..., list[Hit]]) -> Iterator[Hit]:
+    def _stream(self, reader: Reader, ranked: Sequence[Candidate], reading: Callable[..., list[Hit]]) -> Iterator[Hit]:
         for start in range(0, len(ranked), STREAMED):
             yield from reading(ranked[start : start + STREAMED], first=start + 1)
-        del snapshot  # held until here, so that nothing it sees was purged before it was read
+        del reader  # held until here, so that nothing it sees was purged before it was read
 
     # Without blocking an event loop: each call runs in a thread
 
@@ -583,14 +587,14 @@ class Index:
 
     def _asked(
         self, queries: Asked, options: SearchOptions, *, given: Any = None, multi: bool = False
-    ) -> tuple[Snapshot, Queries, SearchOptions]:
+    ) -> tuple[Reader, Queries, SearchOptions]:
         """One commit, the queries' vectors by the very models that its vectors are of, should those change meanwhile, and the
         options without the spaces that cannot answer such queries."""
         if queries.images is not None:
             options = answerable(options, queries, texts=self.encoder, pages=self.page_encoder)
         multi = multi or Space.MULTI in options.spaces
         while True:
-            snapshot = self._view(degraded=options.degraded)
+            reader = self._view(degraded=options.degraded)
             recipe = self.recipe
             if not set(options.available) <= set(self.spaces):  # the recipe may have changed since
                 options = replace(options, available=tuple(space for space in options.available if space in self.spaces))
@@ -602,7 +606,7 @@ class Index:
                 pages = self._encode_page_queries(queries, known=chunks if given is None and items == queries.items else None)
             if self.recipe is recipe:
                 vectors = Queries(queries.texts, chunks, pages)
-                return snapshot, vectors, _as_embedded(options, vectors)
+                return reader, vectors, _as_embedded(options, vectors)
 
     def _encode_page_queries(self, queries: Asked, *, known: Encoding | None) -> Encoding:
         """The queries as the encoder of pages has them; `known` where the texts' encoder, if it is the same, had them already."""
@@ -614,18 +618,18 @@ class Index:
             return known
         return encode_queries(encoder, queries.items, task=stage.task, dims=stage.dims)
 
-    def _view(self, *, degraded: bool = False) -> Snapshot:
+    def _view(self, *, degraded: bool = False) -> Reader:
         """The newest commit; where it changed the recipe, the index goes by the new one from here on."""
-        snapshot = self._store.intact() if degraded else self._store.snapshot()
+        reader = self._store.reader(degraded=degraded)
         with self._following:
-            if snapshot.recipe != self._followed:
-                recipe = Recipe.model_validate(snapshot.recipe)
+            if reader.recipe != self._followed:
+                recipe = Recipe.model_validate(reader.recipe)
                 if recipe != self.recipe:
                     self.recipe = recipe
                     self._store.recall, self._store.layouts = recipe.store.recall, layouts_of(recipe)
                     self._models.forget()
-                self._followed = snapshot.recipe
-        return snapshot
+                self._followed = reader.recipe
+        return reader
 
     def _encode_queries(self, queries: Sequence[Query]) -> Encoding:
         stage = self.recipe.encode
@@ -653,9 +657,9 @@ class Index:
         """The k best hits in one document, by the row that `documents()` or `find()` gave: names may be shared, rows are not."""
         _check_k(k)
         questions = _one_asked(query)
-        snapshot, vectors, options = self._asked(questions, SearchOptions(mode=mode, available=self._available(mode)))
+        reader, vectors, options = self._asked(questions, SearchOptions(mode=mode, available=self._available(mode)))
         allowed, why = np.array([row.id], dtype=np.int64), self._explainer(questions, vectors)
-        return search(snapshot, self._catalog, queries=vectors, k=k, allowed=allowed, options=options, explain=why)[0]
+        return search(reader, queries=vectors, k=k, allowed=allowed, options=options, explain=why)[0]
 
     def similar(self, reference: str | int, k: int = 10, *, filters: Filters | None = None, dims: int | None = None) -> list[Hit]:
         """The documents most like one in the index, each by its best unit; the document itself is left out.
@@ -663,21 +667,20 @@ class Index:
         `reference` is a source or id, compared by the mean direction of its units, or the key of one unit.
         """
         _check_k(k)
-        snapshot = self._store.snapshot()
-        units = self._units_named(reference, snapshot)
+        reader = self._store.reader()
+        units = self._units_named(reference, reader)
         if not units:
             return []
         kind = CHUNK if any(unit.kind == CHUNK for unit in units) else PAGE
         units = [unit for unit in units if unit.kind == kind]
-        space, known = Space.of(kind, "dense"), snapshot.known_rows([unit.key for unit in units])
+        space, known = Space.of(kind, "dense"), reader.known_rows([unit.key for unit in units])
         if not known and (kind == PAGE or space in self.spaces):
             raise ValueError(f"{reference!r} has no vector to compare, in {space}")
         options = SearchOptions(mode=space, available=self.spaces, dims=self._checked_dims(dims), group_by="document")
         vector = mean_vector(np.stack([known[key] for key in sorted(known)]))
         mine = units[0].document
         return search(
-            snapshot,
-            self._catalog,
+            reader,
             queries=Queries([""], *([Encoding(), Encoding(dense=vector)] if kind == PAGE else [Encoding(dense=vector)])),
             k=k,
             allowed=None if filters is None else self._columns.allowed(filters),
@@ -685,19 +688,15 @@ class Index:
             wanted=lambda unit: unit.document != mine,
         )[0]
 
-    def _units_named(self, reference: str | int, snapshot: Snapshot) -> list[UnitRow]:
-        """The units of a document by source or id, or the one of a key; ValueError where the snapshot sees none."""
+    def _units_named(self, reference: str | int, reader: Reader) -> list[UnitRow]:
+        """The units of a document by source or id, or the one of a key; ValueError where the reader sees none."""
         if isinstance(reference, int):
-            row, _ = self.unit(reference)
-            units = [unit for unit in self._catalog.units_of(row.id) if unit.key == reference]
-        else:
-            rows = self._named(reference)
-            if not rows:
-                raise ValueError(f"{self.path} has no document {reference!r}. See: ragkit list {self.path}")
-            units = self._catalog.units_of(rows[0].id)
-        if not all(snapshot.sees(unit.document) for unit in units):
-            raise ValueError(f"{reference!r} was replaced while it was looked up; ask again")
-        return units
+            unit, _ = self._unit(reference, reader)
+            return [unit]
+        rows = self._named(reference, reader)
+        if not rows:
+            raise ValueError(f"{self.path} has no document {reference!r}. See: ragkit list {self.path}")
+        return reader.units_of(rows[0].id)
 
     def near_duplicates(self, threshold: float = 0.95) -> Iterator[Duplicate]:
         """Every pair of units with a cosine of at least `threshold`, exact, by the keys of the pair."""
@@ -706,10 +705,10 @@ class Index:
         return self._near_duplicates(threshold)
 
     def _near_duplicates(self, threshold: float) -> Iterator[Duplicate]:
-        snapshot = self._store.snapshot()
-        for first, second, score in snapshot.near_duplicates(threshold):
+        reader = self._store.reader()
+        for first, second, score in reader.near_duplicates(threshold):
             pair = [Candidate(key, score, (Reason(Space.DENSE, 1, score),)) for key in (first, second)]
-            yield Duplicate(score, *read_hits(pair, self._catalog, scale="cosine"))
+            yield Duplicate(score, *read_hits(pair, reader, scale="cosine"))
 
     def as_retriever(self, k: int = 10, **options: Any) -> Retriever:
         """The index with its search settings fixed, for an application to call: mode, filters, rerank, ... as in `search`."""
@@ -725,27 +724,26 @@ class Index:
         """Why MaxSim scores a unit as it does, by the key of a hit: per token of the query, the token of the unit, or the patch
         of the page, that it matched best and its share. The shares sum to the score exactly. ValueError for an index without
         such multi-vectors, or a unit that is gone."""
-        questions, (unit, _) = _one_asked(query), self._unit(key)
+        questions, (unit, _) = _one_asked(query), self._unit(key, self._store.reader())
         mode = Space.of(unit.kind, "multi")
         available = self._available(mode)
         if unit.kind == PAGE and Space.PAGE_MULTI not in available:
             raise ValueError(
                 "the model that saw the pages of this index keeps no multi-vectors of them, so nothing can be explained"
             )
-        snapshot, vectors, _ = self._asked(questions, SearchOptions(mode=mode, available=available))
-        return self._explained(snapshot, questions, vectors, 0, key)
+        reader, vectors, _ = self._asked(questions, SearchOptions(mode=mode, available=available))
+        return self._explained(reader, questions, vectors, 0, key)
 
-    def _explained(self, snapshot: Snapshot, questions: Asked, vectors: Queries, number: int, key: int) -> Explanation:
+    def _explained(self, reader: Reader, questions: Asked, vectors: Queries, number: int, key: int) -> Explanation:
         from ragkit.search.explain import Patchless, explain, explain_page, query_spans
 
-        unit, row = self._unit(key)
-        text, cited = questions.texts[number], citation(self._catalog, row, unit)
+        unit, row = self._unit(key, reader)
+        text, cited = questions.texts[number], citation(reader, row, unit)
         multi = (vectors.chunks if unit.kind == CHUNK else vectors.pages).multi
         assert multi is not None
         if unit.page is None:
             return explain(
-                snapshot,
-                self._catalog,
+                reader,
                 self.encoder,
                 self.recipe,
                 query=text,
@@ -756,7 +754,7 @@ class Index:
             )
         encoder, [box] = self.page_encoder, cited.boxes
         assert encoder is not None
-        winners, shares = snapshot.explain_multi(multi[number], key)
+        winners, shares = reader.explain_multi(multi[number], key)
         return explain_page(
             winners,
             shares,
@@ -772,77 +770,79 @@ class Index:
 
     def documents(self, filters: Filters | None = None) -> Iterator[DocumentRow]:
         """The documents, or those that match a filter, oldest version first, streamed, without their texts."""
-        return self._documents(self._store.snapshot(), filters)
+        return self._documents(self._store.reader(), filters)
 
-    def _documents(self, snapshot: Snapshot, filters: Filters | None) -> Iterator[DocumentRow]:
+    def _documents(self, reader: Reader, filters: Filters | None) -> Iterator[DocumentRow]:
         if filters is None:
-            return self._catalog.documents(snapshot.commit.number)
+            return reader.documents()
         allowed = self._columns.allowed(filters)
-        return self._visible(snapshot, allowed)
+        return self._visible(reader, allowed)
 
-    def _visible(self, snapshot: Snapshot, ids: Ints) -> Iterator[DocumentRow]:
-        """The document versions of the ids, ascending, that a snapshot sees."""
-        seen = np.setdiff1d(ids, snapshot.deleted, assume_unique=True)
+    def _visible(self, reader: Reader, ids: Ints) -> Iterator[DocumentRow]:
+        """The document versions of the ids, ascending, that a reader sees."""
+        seen = np.setdiff1d(ids, reader.deleted, assume_unique=True)
         for start in range(0, len(seen), LISTED):
-            rows = self._catalog.known_documents(seen[start : start + LISTED].tolist())
-            yield from (rows[id] for id in sorted(rows) if rows[id].added <= snapshot.commit.number)
+            yield from reader.find(seen[start : start + LISTED].tolist(), by="id")
 
     def stored(self, filters: Filters | None = None) -> Iterator[StoredDocument]:
         """The documents, or those that match a filter, with their texts and vectors, all of one commit, streamed."""
-        snapshot = self._store.snapshot()  # held, so that nothing it sees is purged before it is read
-        rows = self._documents(snapshot, filters)
+        reader = self._store.reader()  # held, so that nothing it sees is purged before it is read
+        rows = self._documents(reader, filters)
         while batch := list(islice(rows, STREAMED)):
-            texts = self._catalog.passages([(row.id, Span(0, row.characters)) for row in batch])
-            vectors = snapshot.rows_of(np.array([row.id for row in batch], dtype=np.int64))
+            texts = reader.passages([(row.id, Span(0, row.characters)) for row in batch])
+            vectors = reader.rows_of(np.array([row.id for row in batch], dtype=np.int64))
             for row, (text, _) in zip(batch, texts, strict=True):
                 yield StoredDocument(row, text, vectors.get(row.id))
 
     def document(self, reference: str) -> Document:
         """A document whole, by source, id or path; ValueError where there is none."""
-        rows = self._named(reference)
+        reader = self._store.reader()
+        rows = self._named(reference, reader)
         if not rows:
             raise ValueError(f"{self.path} has no document {reference!r}. See: ragkit list {self.path}")
-        return self._catalog.document(rows[0])
+        return reader.document(rows[0])
 
     def unit(self, key: int) -> tuple[DocumentRow, Citation]:
         """The document and citation of a unit by its key, as a hit carries it; ValueError where it is gone."""
-        unit, row = self._unit(key)
-        return row, citation(self._catalog, row, unit)
+        reader = self._store.reader()
+        unit, row = self._unit(key, reader)
+        return row, citation(reader, row, unit)
 
     def page_key(self, key: int) -> int | None:
         """The page that a unit is on, by their keys: itself, or the one that has most of a chunk. Of it `explain` says where a
         query matches. None where no multi-vectors were made of that page."""
-        unit, row = self._unit(key)
+        reader = self._store.reader()
+        unit, row = self._unit(key, reader)
         if Space.PAGE_MULTI not in self.spaces:
             return None
         if unit.kind == PAGE:
             return key
-        pages = self._catalog.pages(row.id, unit.span)
+        pages = reader.pages(row.id, unit.span)
         most = max(pages, key=lambda one: (shared(one.span, unit.span), -one.number), default=None)
-        return next((one.key for one in self._catalog.units_of(row.id) if most is not None and one.page == most.number), None)
+        return next((one.key for one in reader.units_of(row.id) if most is not None and one.page == most.number), None)
 
-    def _unit(self, key: int) -> tuple[UnitRow, DocumentRow]:
-        unit = self._catalog.known_units([key]).get(key) if -(2**63) <= key < 2**63 else None
-        row = None if unit is None else self._catalog.known_documents([unit.document]).get(unit.document)
-        if unit is None or row is None or row.deleted is not None:
+    def _unit(self, key: int, reader: Reader) -> tuple[UnitRow, DocumentRow]:
+        unit = reader.known_units([key]).get(key) if -(2**63) <= key < 2**63 else None
+        rows = [] if unit is None else reader.find([unit.document], by="id")
+        if unit is None or not rows:
             raise ValueError(f"{self.path} has no unit {key}; it may have been deleted or replaced since")
-        return unit, row
+        return unit, rows[0]
 
     def pages(self, row: DocumentRow) -> list[Page]:
         """The pages of a document, with words and boxes."""
-        return self._catalog.pages(row.id)
+        return self._store.reader().pages(row.id)
 
     def text(self, row: DocumentRow, span: Span) -> str:
         """A span of a document's text; reads only the part it needs."""
-        return self._catalog.text(row.id, span)
+        return self._store.reader().text(row.id, span)
 
     def cite(self, row: DocumentRow, span: Span) -> Citation:
         """The citation of any span of a document."""
-        return cite(row.source, span, self._catalog.pages(row.id, span))
+        return cite(row.source, span, self._store.reader().pages(row.id, span))
 
     def find(self, reference: str) -> list[DocumentRow]:
         """The documents a source, id or path names: none, one, or several where roots share a name."""
-        return self._catalog.resolve(reference)
+        return self._store.reader().find([reference], by="reference")
 
     def verify(self, *, progress: Callback | None = None) -> list[Finding]:
         """Compare every checksum, and catalog, segments and lexical index with each other. Empty where the index is whole."""
@@ -859,7 +859,7 @@ class Index:
         from ragkit.care.repair import repair
 
         def again(writer: Writer, rows: Sequence[DocumentRow]) -> AddReport:
-            return self._ingest(writer, AddOptions(progress=progress)).run_stored(self._catalog, rows, replaces=True)
+            return self._ingest(writer, AddOptions(progress=progress)).run_stored(writer.reader(), rows, replaces=True)
 
         given = self.recipe.encode.model.startswith(PREFIX)
         how = again if embed and not given else None
@@ -899,7 +899,7 @@ class Index:
 
     def failures(self) -> list[Failure]:
         """The documents that failed when they were last added, with their reasons."""
-        return self._catalog.failures()
+        return self._store.reader().failures()
 
     def status(self) -> Status:
         """What became of all that was added: documents by kind and language, failures by reason, files gone from the disk."""
@@ -909,31 +909,25 @@ class Index:
 
     def stats(self) -> Stats:
         """Counts, bytes on disk by part, the recipe, and per segment the structure and its measured recall."""
-        snapshot = self._store.snapshot()
-        multi = sum(segment.bytes_of(Space.MULTI) for segment in snapshot.segments)
-        pages = sum(segment.row.bytes for segment in snapshot.segments if segment.kind == PAGE)
-        parts = {
-            "catalog": sum(path.stat().st_size for path in self.path.glob("catalog.db*")),
-            "vectors": sum(segment.row.bytes for segment in snapshot.segments) - multi - pages,
-            "lexical": sum(record.size for record in self._catalog.files(snapshot.commit.lexical)),
-            **({"multi": multi} if self.recipe.multi else {}),
-            **({"pages": pages} if self.recipe.pages else {}),
-        }
+        reader = self._store.reader()
+        stored = reader.stats()
+        absent = {"multi" if not self.recipe.multi else "", "pages" if not self.recipe.pages else ""}
+        parts = {name: size for name, size in stored.bytes_by_part.items() if name not in absent}
         return Stats(
             path=str(self.path),
-            commit=snapshot.commit.number,
-            documents=snapshot.commit.documents,
-            units=snapshot.commit.units,
-            segments=len(snapshot.segments),
+            commit=reader.commit.number,
+            documents=reader.commit.documents,
+            units=reader.commit.units,
+            segments=stored.segments,
             bytes=sum(parts.values()),
             bytes_by_part=parts,
             model=self.recipe.encode.model,
             recipe=self.recipe.model_dump(),
-            dense=tuple(snapshot.dense_stats()),
-            multi=tuple(snapshot.multi_stats()),
-            page_dense=tuple(snapshot.dense_stats(kind=PAGE)),
-            page_multi=tuple(snapshot.multi_stats(kind=PAGE)),
-            failures=len(self.failures()),
+            dense=stored.dense,
+            multi=stored.multi,
+            page_dense=stored.page_dense,
+            page_multi=stored.page_multi,
+            failures=len(reader.failures()),
         )
 
 
@@ -963,10 +957,10 @@ def _without_multi(options: SearchOptions) -> SearchOptions:
     return replace(options, available=tuple(space for space in options.available if space not in (Space.MULTI, *PAGE_SPACES)))
 
 
-def _maxsim(snapshot: Snapshot, vectors: Encoding, at: int, keys: list[int]) -> dict[int, float]:
+def _maxsim(reader: Reader, vectors: Encoding, at: int, keys: list[int]) -> dict[int, float]:
     """The MaxSim scores of units for the query at a position."""
     assert vectors.multi is not None
-    found, scores = snapshot.multi_scores(vectors.multi[at], np.array(keys, dtype=np.int64))
+    found, scores = reader.multi_scores(vectors.multi[at], np.array(keys, dtype=np.int64))
     return dict(zip(found.tolist(), scores.tolist(), strict=True))
 
 

@@ -28,7 +28,8 @@ from ragkit.core.errors import NotAnIndex, RecipeMismatch
 from ragkit.core.types import Document, Ints
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.local.locks import writer_lock
-from ragkit.store.local.reader import Snapshot
+from ragkit.store.local.reader import Reader
+from ragkit.store.local.rewrite import compact
 from ragkit.store.local.store import Store
 from ragkit.store.values import CHUNK, Commit, Origin, Prepared
 from ragkit.store.vectors import maxsim
@@ -129,7 +130,7 @@ class MaxSimIndex:
         """How many keys there are, those not committed yet included."""
         with self._lock:
             known = self._committed(self._deleted | set(self._added))
-            return self._store.snapshot().commit.documents - len(known) + len(self._added)
+            return self._store.reader().commit.documents - len(known) + len(self._added)
 
     def __repr__(self) -> str:
         coarse = f", coarse={self.layout.coarse}" if self.layout.coarse else ""
@@ -168,12 +169,10 @@ class MaxSimIndex:
         with self._lock, self._store.writer(timeout=lock_timeout) as writer:
             known = self._committed(self._deleted, writer.latest)
             replaced = {key: known[key] for key in self._added if key in known}
-            prepared = [_prepared(key, row, replaced.get(key)) for key, row in self._added.items()]
-            gone = [version for key, version in known.items() if key not in replaced]
-            if prepared or gone:
-                commit = writer.commit("add" if prepared else "delete", prepared, delete=gone)
-            else:
-                commit = self._store.snapshot().commit
+            for key, row in self._added.items():
+                writer.add(_prepared(key, row, replaced.get(key)))
+            writer.delete(version for key, version in known.items() if key not in replaced)
+            commit = writer.commit("add" if self._added else "delete")
             self._added, self._deleted, self._known = {}, set(), (0, {})
             return commit.number
 
@@ -181,7 +180,7 @@ class MaxSimIndex:
         """Commit, and rewrite all segments as one without deleted rows. No score changes."""
         self.commit(lock_timeout=lock_timeout)
         with self._store.writer(timeout=lock_timeout) as writer:
-            writer.commit("compact", merge=True)
+            compact(writer)
 
     def _committed(self, keys: set[int], latest: Commit | None = None) -> dict[int, int]:
         """The live version of each key that the catalog has; what is known as of the `latest` commit is not looked up again."""
@@ -189,8 +188,10 @@ class MaxSimIndex:
         if latest is None or number != latest.number:
             known = {}
         if unknown := keys - known.keys():
-            number, found = self._store.catalog.live_ids(map(_identity, unknown))
-            versions = {int(identity.removeprefix("key:")): id for identity, id in found}
+            reader = self._store.reader()
+            number = reader.commit.number
+            rows = reader.find(map(_identity, unknown), by="identity")
+            versions = {int(row.identity.removeprefix("key:")): row.id for row in rows}
             known = (self._known[1] if number == self._known[0] else {}) | {key: versions.get(key) for key in unknown}
             self._known = (number, known)
         return {key: id for key in keys if (id := known.get(key)) is not None}
@@ -240,8 +241,8 @@ class MaxSimIndex:
         queries = [np.asarray(one, dtype=np.float32) for one in queries]
         among = None if allowed is None else np.unique(np.array(_keys(allowed, distinct=False), dtype=np.int64))
         with self._lock:
-            snapshot, fresh, hidden = self._store.snapshot(), dict(self._added), np.array(sorted(self._deleted), dtype=np.int64)
-        found = snapshot.search_multi(queries, k, keys=among, without=hidden, threads=threads, candidates=candidates)
+            reader, fresh, hidden = self._store.reader(), dict(self._added), np.array(sorted(self._deleted), dtype=np.int64)
+        found = reader.search_multi(queries, k, keys=among, without=hidden, threads=threads, candidates=candidates)
         if fresh:
             items = _items(fresh, self.layout)
             mask = None if among is None else np.isin(items.keys, among)
@@ -253,19 +254,19 @@ class MaxSimIndex:
         """Which of an item's vectors each query token matched best, and its share; KeyError for a key that is not there."""
         with self._lock:
             fresh, gone = self._added.get(key), key in self._deleted
-            snapshot: Snapshot = self._store.snapshot()
+            reader: Reader = self._store.reader()
         rows = np.asarray(query, dtype=np.float32)
         if fresh is not None:
             return Shares(*maxsim.explain(rows, _items({key: fresh}, self.layout), 0))
         if gone:
             raise KeyError(key)
-        return Shares(*snapshot.explain_multi(rows, key))
+        return Shares(*reader.explain_multi(rows, key))
 
     # Looking inside
 
     def stats(self) -> list[dict[str, Any]]:
         """Per committed segment: rows, how many are live, tokens, dims, precision, how many coarse vectors."""
-        return list(self._store.snapshot().multi_stats())
+        return list(self._store.reader().multi_stats())
 
     def export(self, target: str | Path, *, vectors: Form = "npy") -> ExportReport:
         """Write what is committed, keys and vectors, to the new folder `target`, as "npy" or "parquet": see docs/exchange.md."""

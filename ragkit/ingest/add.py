@@ -37,7 +37,7 @@ from ragkit.ingest.page_images import NOT_SEEN, PageReader
 from ragkit.ingest.pages import textless_pages
 from ragkit.ingest.prune import pruned_roots
 from ragkit.ingest.report import load_warnings, printable
-from ragkit.ingest.reuse import Twin, alike, stored_pages, twins
+from ragkit.ingest.reuse import Twin, alike, same_content, stored_pages, twins
 from ragkit.ingest.write import COMMIT_BYTES, COMMIT_SECONDS, COMMIT_UNITS, as_prepared
 from ragkit.load import (
     Parser,
@@ -52,8 +52,8 @@ from ragkit.load import (
 )
 from ragkit.load.language import language_of
 from ragkit.recipe.recipe import Recipe
-from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.local import source_copies
+from ragkit.store.local.reader import Reader
 from ragkit.store.local.store import Store
 from ragkit.store.local.writer import Writer
 from ragkit.store.values import CHUNK, PAGE, DocumentRow, Failure, Origin, PageVectors, origin_of
@@ -84,7 +84,6 @@ class Ingest:
         """page_encoder: of the recipe's stage `pages`, where it has one. former: the index that is being rebuilt; same_texts: its
         recipe's hash, where the vectors of its texts may be taken over; same_pages: those of its pages may, cut to fewer dims."""
         self._store = store
-        self._catalog: Catalog = store.catalog
         self._writer = writer
         self._recipe = recipe
         self._encoder = encoder
@@ -113,7 +112,7 @@ class Ingest:
         self._encoded = 0
         self._total: int | None = None
         self._more = 0  # records beyond the first of each file, which nobody counted
-        self._failed_before = by_file(one.identity for one in self._catalog.failures())
+        self._failed_before = by_file(one.identity for one in writer.reader().failures())
         self._bad_records = 0
         self._reading: dict[Path, FileState] = {}
         self._broken: set[str] = set()
@@ -133,7 +132,7 @@ class Ingest:
         """The files that failed before, once more. Records from Python cannot be asked for again, and are skipped."""
         started = time.monotonic()
         sources = {}
-        for failure in self._catalog.failures():
+        for failure in self._writer.reader().failures():
             if (source := source_of(failure)) is not None:
                 sources[source.path] = source
             else:
@@ -159,8 +158,8 @@ class Ingest:
         seconds = time.monotonic() - started
         return AddReport(**fields, truncated=self._truncated, pages=self._pages, blank=self._blank, seconds=seconds)
 
-    def run_stored(self, source: Catalog, rows: Iterable[DocumentRow], *, replaces: bool, total: int = 0) -> AddReport:
-        """Documents that a catalog holds, chunked and encoded anew, not parsed: each a new version of itself in this index
+    def run_stored(self, source: Reader, rows: Iterable[DocumentRow], *, replaces: bool, total: int = 0) -> AddReport:
+        """Documents that a reader sees, chunked and encoded anew, not parsed: each a new version of itself in this index
         where `replaces`, else of the one that has its identity here, unless that is the same already."""
         started = time.monotonic()
         self._total = total or None
@@ -175,7 +174,7 @@ class Ingest:
     def _prune(self, roots: Sequence[Path]) -> None:
         """Delete what lies beneath the roots in the index and not on the disk. What was only not asked for stays."""
         for root in roots:
-            beneath = [row for row in self._catalog.beneath(root) if row.identity not in self._seen]
+            beneath = [row for row in self._writer.reader().find([str(root)], by="beneath") if row.identity not in self._seen]
             gone = [row for row in beneath if self._is_gone(row)]
             if gone and not self._seen_beneath(root):
                 raise StorageError(
@@ -183,7 +182,8 @@ class Ingest:
                     f"If the disk is not mounted, mount it; if they shall go: ragkit delete INDEX SOURCE..."
                 )
             if gone:
-                self._writer.commit("prune", delete=[row.id for row in gone], recipe_hash=self._recipe.hash)
+                self._writer.delete(row.id for row in gone)
+                self._writer.commit("prune", recipe_hash=self._recipe.hash)
                 self._outcomes["pruned"] += [Outcome(row.source, units=row.units) for row in gone]
 
     def _seen_beneath(self, root: Path) -> bool:
@@ -300,7 +300,7 @@ class Ingest:
             self._encode_pool()
             self._commit()
         self._seen.add(identity)
-        return self._catalog.find(identity)
+        return self._writer.reader().by_identity(identity)
 
     def _count(self, targets: Sequence[str | Path | Source]) -> None:
         """How many documents there will be, where files are documents."""
@@ -335,7 +335,7 @@ class Ingest:
             self._fail(identity, source.name, "", problem)
             return False
         if found.digest:
-            found = replace(found, former=self._catalog.find(identity))
+            found = replace(found, former=self._writer.reader().by_identity(identity))
             if self._settled(found.former, found.digest, given):
                 return False
         self._reading[source.path] = found
@@ -367,14 +367,14 @@ class Ingest:
 
     def _forgive(self, identity: str) -> None:
         """Forget that a file, or a record in it, failed before: it is judged anew."""
-        self._catalog.clear_failures(self._failed_before.get(identity, []))
+        self._writer.forgive(self._failed_before.get(identity, []))
 
     def _from_records(self, records: Iterable[Any]) -> Iterator[Item]:
         if isinstance(records, (Document, Mapping)):
             records = [records]
         if isinstance(records, Sized):
             self._total = len(records)
-        self._catalog.clear_failures([one for one in self._failed_before if one.startswith("record:")])
+        self._writer.forgive(one for one in self._failed_before if one.startswith("record:"))
         for number, one in enumerate(records):
             if isinstance(one, (str, Path)):
                 raise TypeError(f"item {number} is a {type(one).__name__} among documents; add paths and documents apart")
@@ -499,12 +499,13 @@ class Ingest:
 
     def _twins(self, pool: Sequence[Item]) -> list[Twin | None]:
         """Documents that have the vectors already: in this index, or in the one that is being rebuilt."""
-        known = twins(self._store, [item.wanted for item in pool], recipe_hash=self._recipe.hash)
-        former = self._former_store
-        if former is None or self._same_texts is None:
+        multi = self._layout is not None
+        known = twins(self._writer.reader(), [item.wanted for item in pool], recipe_hash=self._recipe.hash, multi=multi)
+        if self._former_store is None or self._same_texts is None:
             return known
-        before = [replace(item.wanted, former=former.catalog.find(item.origin.identity)) for item in pool]
-        there = twins(former, before, recipe_hash=self._same_texts)
+        former = self._former_store.reader()
+        before = [replace(item.wanted, former=former.by_identity(item.origin.identity)) for item in pool]
+        there = twins(former, before, recipe_hash=self._same_texts, multi=CHUNK in self._former_store.layouts)
         return [now or then for now, then in zip(known, there, strict=True)]
 
     # Page images
@@ -573,10 +574,11 @@ class Ingest:
 
     def _had_pages(self, item: Item) -> bool:
         """Whether the index that is being rebuilt, if one is, holds page images of the document."""
-        row = None if self._former_store is None else self._former_store.catalog.find(item.origin.identity)
-        if row is None or self._former_store is None:
+        if self._former_store is None:
             return False
-        return any(unit.kind == PAGE for unit in self._former_store.catalog.units_of(row.id))
+        former = self._former_store.reader()
+        row = former.by_identity(item.origin.identity)
+        return row is not None and any(unit.kind == PAGE for unit in former.units_of(row.id))
 
     def _same_file(self, item: Item) -> Path | None:
         """Where the bytes of a document still are: its file, or the copy that the index keeps."""
@@ -588,12 +590,13 @@ class Ingest:
     def _known_pages(self, item: Item) -> PageVectors | None:
         """The page vectors of a live document of the same bytes and recipe, or of this one in the index that is being rebuilt."""
         digest, pages = item.origin.content_hash, item.document.pages
-        same = self._catalog.by_content({digest}, recipe_hash=self._recipe.hash).get(digest, [])
-        found = next((one for row in same if (one := stored_pages(self._store, row, pages)) is not None), None)
-        former = self._former_store
-        if found is not None or former is None or not self._same_pages:
+        reader = self._writer.reader()
+        same = same_content(reader, {digest}, recipe_hash=self._recipe.hash).get(digest, [])
+        found = next((one for row in same if (one := stored_pages(reader, row, pages)) is not None), None)
+        if found is not None or self._former_store is None or not self._same_pages:
             return found
-        row = former.catalog.find(item.origin.identity)
+        former = self._former_store.reader()
+        row = former.by_identity(item.origin.identity)
         if row is not None and not self._had_pages(item):
             return PageVectors((), (), None, ())  # they were looked at, and none was wanted
         kept = None if row is None else stored_pages(former, row, pages)
@@ -734,17 +737,18 @@ class Ingest:
     def _commit(self) -> None:
         ready, self._ready = self._ready, []
         self._committed = time.monotonic()
-        if not ready:
-            return
         if self._recipe.store.keep_sources:
             for item in ready:
                 self._keep_source(item)
-        self._writer.commit("add", [as_prepared(item) for item in ready], recipe_hash=self._recipe.hash)
+        for item in ready:
+            self._writer.add(as_prepared(item))
+        self._writer.commit("add", recipe_hash=self._recipe.hash)
         for item in ready:
             outcome = Outcome(item.origin.source, units=item.units, warnings=item.warnings, duplicate_of=item.duplicate_of)
             self._finish("added" if item.replaces is None else "updated", outcome)
             item.seen = None  # a pool holds its documents longer than their pictures' vectors should take room
-        self._report("write", self._done, self._total, "documents")
+        if ready:
+            self._report("write", self._done, self._total, "documents")
 
     def _keep_source(self, item: Item) -> None:
         """A copy of the document's file, before the commit that cites it; of files of their own, which can be shown."""
@@ -764,7 +768,7 @@ class Ingest:
 
     def _fail(self, identity: str, source: str, digest: str, reason: str) -> None:
         identity, source, reason = printable(identity), printable(source), printable(reason)
-        self._catalog.record_failure(Failure(identity, source, digest, reason))
+        self._writer.fail(Failure(identity, source, digest, reason))
         self._finish("failed", Outcome(source, reason=reason))
 
     def _finish(self, kind: str, outcome: Outcome) -> None:

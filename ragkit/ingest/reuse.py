@@ -6,15 +6,14 @@ document, its vectors are taken from there, exactly as they are stored, and noth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ragkit.core.errors import Damaged
 from ragkit.core.types import Chunk, Document, Floats, Ints, Page, Span
-from ragkit.store.catalog.catalog import Catalog
-from ragkit.store.local.store import Store
+from ragkit.store.local.reader import Reader
 from ragkit.store.values import CHUNK, PAGE, DocumentRow, PageVectors
 from ragkit.store.vectors.multi_layout import Stored
 
@@ -38,48 +37,58 @@ class Twin:
     multi: Sequence[Stored | None]
 
 
-def twins(store: Store, wanted: Sequence[Wanted], *, recipe_hash: str) -> list[Twin | None]:
-    """For each document its twin in the index, or None where it must be embedded."""
+def twins(reader: Reader, wanted: Sequence[Wanted], *, recipe_hash: str, multi: bool) -> list[Twin | None]:
+    """Return for each document its twin among those of a reader, or None where it must be embedded. multi: whether the reader's
+    chunks have multi-vectors, too."""
+    if reader.missing:  # what is left of a damaged index may lack vectors
+        return [None] * len(wanted)
     try:
-        return list(_twins(store, wanted, recipe_hash))
+        return list(_twins(reader, wanted, recipe_hash, multi))
     except Damaged:  # what cannot be read is embedded anew; `ragkit verify` tells of the damage
         return [None] * len(wanted)
 
 
-def _twins(store: Store, wanted: Sequence[Wanted], recipe_hash: str) -> Iterator[Twin | None]:
-    catalog = store.catalog
-    same = catalog.by_content({one.content_hash for one in wanted if one.chunks}, recipe_hash=recipe_hash)
+def same_content(reader: Reader, hashes: Iterable[str], *, recipe_hash: str) -> dict[str, list[DocumentRow]]:
+    """Return the documents made by a recipe from contents with the given hashes, by hash, oldest first."""
+    rows: dict[str, list[DocumentRow]] = {}
+    for row in reader.find(sorted(hashes), by="content"):
+        if row.recipe_hash == recipe_hash:
+            rows.setdefault(row.content_hash, []).append(row)
+    return rows
+
+
+def _twins(reader: Reader, wanted: Sequence[Wanted], recipe_hash: str, multi: bool) -> Iterator[Twin | None]:
+    same = same_content(reader, {one.content_hash for one in wanted if one.chunks}, recipe_hash=recipe_hash)
     chosen: list[DocumentRow | None] = []
     for one in wanted:
         former = [one.former] if one.former is not None and one.former.recipe_hash == recipe_hash else []
         candidates = [*former, *same.get(one.content_hash, ())] if one.chunks else []
-        chosen.append(next((row for row in candidates if _alike(catalog, row, one)), None))
+        chosen.append(next((row for row in candidates if _alike(reader, row, one)), None))
     ids = sorted({row.id for row in chosen if row is not None})
-    dense, multi = _stored(store, np.array(ids, dtype=np.int64))
+    stored_dense, stored_multi = _stored(reader, np.array(ids, dtype=np.int64))
     for one, row in zip(wanted, chosen, strict=True):
         count = len(one.chunks)
-        rows, tokens = (None, None) if row is None else (dense.get(row.id), multi.get(row.id))
+        rows, tokens = (None, None) if row is None else (stored_dense.get(row.id), stored_multi.get(row.id))
         found = [len(kind) for kind in (rows, tokens) if kind is not None]
-        whole = set(found) == {count} and (CHUNK not in store.layouts or tokens is not None)
+        whole = set(found) == {count} and (not multi or tokens is not None)
         none = [None] * count
         yield Twin(row, none if rows is None else rows, none if tokens is None else tokens) if row and whole else None
 
 
-def _stored(store: Store, ids: Ints) -> tuple[dict[int, Sequence[Floats]], dict[int, list[Stored]]]:
+def _stored(reader: Reader, ids: Ints) -> tuple[dict[int, Sequence[Floats]], dict[int, list[Stored]]]:
     """What is stored of document versions, dense and multi-vectors."""
     if len(ids) == 0:
         return {}, {}
-    snapshot = store.snapshot()
-    return {id: list(rows) for id, rows in snapshot.rows_of(ids).items()}, snapshot.multi_of(ids)
+    return {id: list(rows) for id, rows in reader.rows_of(ids).items()}, reader.multi_of(ids)
 
 
-def stored_pages(store: Store, row: DocumentRow, pages: Sequence[Page]) -> PageVectors | None:
+def stored_pages(reader: Reader, row: DocumentRow, pages: Sequence[Page]) -> PageVectors | None:
     """What is stored of the page images of a live document version, of which these are the pages; None where there is nothing,
     or not all."""
     try:
-        units = [unit for unit in store.catalog.units_of(row.id) if unit.kind == PAGE]
-        snapshot, ids = store.snapshot(), np.array([row.id], dtype=np.int64)
-        dense, multi = snapshot.rows_of(ids, kind=PAGE).get(row.id), snapshot.multi_of(ids, kind=PAGE).get(row.id)
+        units = [unit for unit in reader.units_of(row.id) if unit.kind == PAGE]
+        ids = np.array([row.id], dtype=np.int64)
+        dense, multi = reader.rows_of(ids, kind=PAGE).get(row.id), reader.multi_of(ids, kind=PAGE).get(row.id)
     except Damaged:  # seen anew; `ragkit verify` tells of the damage
         return None
     known = {page.number: page for page in pages}
@@ -96,10 +105,10 @@ def alike(first: Wanted, second: Wanted) -> bool:
     return same_text and first.chunks == second.chunks
 
 
-def _alike(catalog: Catalog, row: DocumentRow, one: Wanted) -> bool:
+def _alike(reader: Reader, row: DocumentRow, one: Wanted) -> bool:
     """Whether a stored document has the title, chunks and text of one at hand; the text is read last."""
     text = one.document.text
     if (row.title, row.characters) != (one.document.title, len(text)) or row.units < len(one.chunks):
         return False
-    chunks = tuple(Chunk(unit.span, unit.headings) for unit in catalog.units_of(row.id) if unit.kind == CHUNK)
-    return chunks == one.chunks and catalog.text(row.id, Span(0, row.characters)) == text
+    chunks = tuple(Chunk(unit.span, unit.headings) for unit in reader.units_of(row.id) if unit.kind == CHUNK)
+    return chunks == one.chunks and reader.text(row.id, Span(0, row.characters)) == text

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ragkit.core.types import Box, Citation, CitedBox, Floats, Hit, Page, Span
-from ragkit.store.catalog.catalog import Catalog
+from ragkit.store.local.reader import Reader
 from ragkit.store.values import DocumentRow, UnitRow
 
 HIDDEN = "hidden"  # the field of a document's metadata that holds the text which its pages hide
@@ -134,9 +134,9 @@ def shared(first: Span, second: Span) -> int:
     return max(0, min(first.end, second.end) - max(first.start, second.start))
 
 
-def citation(catalog: Catalog, document: DocumentRow, unit: UnitRow) -> Citation:
+def citation(reader: Reader, document: DocumentRow, unit: UnitRow) -> Citation:
     """The citation of a unit of a stored document."""
     if unit.page is not None:
-        size = catalog.page_sizes([(document.id, unit.page)])[document.id, unit.page]
+        size = reader.page_sizes([(document.id, unit.page)])[document.id, unit.page]
         return cite_page(document.source, unit.span, unit.page, size)
-    return cite(document.source, unit.span, catalog.pages(document.id, unit.span))
+    return cite(document.source, unit.span, reader.pages(document.id, unit.span))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragkit.core.types import Block, Citation, Hit, Span
 from ragkit.search.cite import cite, cite_page
-from ragkit.store.catalog.catalog import Catalog
+from ragkit.store.catalog.documents import CommittedDocuments
 from ragkit.store.values import UnitRow
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class CatalogReader:
     """What a hit reads more of its document with, and asks why it was found. A copy of a hit shares it; a pickled hit goes
     without."""
 
-    catalog: Catalog
+    documents: CommittedDocuments
     why: Callable[[Hit, str | None], Explanation] | None = None
 
     def explain(self, hit: Hit, space: str | None) -> Explanation:
@@ -35,7 +35,7 @@ class CatalogReader:
     def neighbours(self, hit: Hit, *, before: int, after: int) -> Hit:
         """From the start of the unit `before` places earlier to the end of the one `after` places later."""
         unit = self._unit(hit)
-        units = [one for one in self.catalog.units_of(unit.document) if one.kind == unit.kind]
+        units = [one for one in self.documents.units_of(unit.document) if one.kind == unit.kind]
         units.sort(key=lambda one: (one.span.start, one.key))
         at = next(position for position, one in enumerate(units) if one.key == unit.key)
         near = units[max(at - before, 0) : at + after + 1]
@@ -46,7 +46,7 @@ class CatalogReader:
     def page(self, hit: Hit) -> Hit:
         """The whole text of the pages the hit stands on; a document without pages leaves the hit as it is."""
         unit = self._unit(hit)
-        pages = [] if unit.page is not None else self.catalog.pages(unit.document, hit.span)
+        pages = [] if unit.page is not None else self.documents.pages(unit.document, hit.span)
         if not pages:
             return hit
         start, end = min(hit.span.start, pages[0].span.start), max(hit.span.end, pages[-1].span.end)
@@ -55,21 +55,21 @@ class CatalogReader:
     def section(self, hit: Hit) -> Hit:
         """The section the hit begins in, its heading and subsections included; a document without headings is one section."""
         unit = self._unit(hit)
-        row = self.catalog.documents_by_id([unit.document])[unit.document]
-        headings = [block for block in self.catalog.blocks(unit.document) if block.kind == "heading"]
+        row = self.documents.documents_by_id([unit.document])[unit.document]
+        headings = [block for block in self.documents.blocks(unit.document) if block.kind == "heading"]
         return self._widened(hit, unit, section_of(hit.span, headings, row.characters))
 
     def _pages(self, hit: Hit, document: int, near: Sequence[UnitRow]) -> Hit:
         """Pages one after the other, each cited as a whole."""
         numbers = [one.page for one in near if one.page is not None]
-        sizes = self.catalog.page_sizes([(document, number) for number in numbers])
+        sizes = self.documents.page_sizes([(document, number) for number in numbers])
         span = Span(near[0].span.start, near[-1].span.end)
         boxes = [box for one in numbers for box in cite_page(hit.source, span, one, sizes[document, one]).boxes]
-        text = self.catalog.text(document, span)
+        text = self.documents.text(document, span)
         return replace(hit, text=text, citation=Citation(hit.source, span, tuple(numbers), tuple(boxes)))
 
     def _unit(self, hit: Hit) -> UnitRow:
-        known = self.catalog.known_units([hit.key])
+        known = self.documents.known_units([hit.key])
         if not known:
             raise ValueError(
                 f"{hit.document_id} was replaced or deleted since unit {hit.key} was found, so there is no more of it to read"
@@ -77,7 +77,7 @@ class CatalogReader:
         return known[hit.key]
 
     def _widened(self, hit: Hit, unit: UnitRow, span: Span) -> Hit:
-        [(text, pages)] = self.catalog.passages([(unit.document, span)])
+        [(text, pages)] = self.documents.passages([(unit.document, span)])
         return replace(hit, text=text, citation=cite(hit.source, span, pages))
 
     def __deepcopy__(self, memo: Any) -> CatalogReader:

@@ -29,8 +29,7 @@ from ragkit.encode.contract import Encoder, TokenEncoder
 from ragkit.recipe.recipe import Recipe
 from ragkit.search.explanation import Explanation, Match
 from ragkit.search.heat import Relevance, evidence_boxes, relevance, vector_boxes
-from ragkit.store.catalog.catalog import Catalog
-from ragkit.store.local.reader import Snapshot
+from ragkit.store.local.reader import Reader
 from ragkit.store.values import DocumentRow
 from ragkit.store.vectors.pool import token_clusters
 
@@ -62,8 +61,7 @@ class _Source:
 
 
 def explain(
-    snapshot: Snapshot,
-    catalog: Catalog,
+    reader: Reader,
     encoder: Encoder,
     recipe: Recipe,
     *,
@@ -74,9 +72,9 @@ def explain(
     row: DocumentRow,
 ) -> Explanation:
     """The score of a unit for a query with the multi-vector `vectors` (q, d); `row` is the unit's document."""
-    winners, shares = snapshot.explain_multi(vectors, key)
+    winners, shares = reader.explain_multi(vectors, key)
     own = query_spans(encoder, query, count=len(vectors))
-    source = _source(catalog, encoder, recipe, key=key, row=row, span=cited.span)
+    source = _source(reader, encoder, recipe, key=key, row=row, span=cited.span)
     theirs = _unit_spans(encoder, recipe, source)
     matches = []
     for at, (winner, share) in enumerate(zip(winners.tolist(), shares.tolist(), strict=True)):
@@ -102,7 +100,7 @@ def explain_page(
     """The score of a page's picture, by cells.
 
         vectors = encoder.encode_query([query]).multi[0]
-        winners, shares = snapshot.explain_multi(vectors, key)                   # in the space of pages
+        winners, shares = reader.explain_multi(vectors, key)                   # in the space of pages
         patches = the unit's, as its vectors were stored: `encoder.patches(*image.size)`, or what `fewer_patches` made of it
         explain_page(winners, shares, query=query, query_spans=query_spans(encoder, query, count=len(vectors)), patches=patches,
                      key=key, cited=Citation(source, page.span, (page.number,)), page_size=(page.width, page.height))
@@ -134,14 +132,14 @@ def page_evidence(found: Relevance, number: int, size: tuple[float, float]) -> t
     )
 
 
-def _source(catalog: Catalog, encoder: Encoder, recipe: Recipe, *, key: int, row: DocumentRow, span: Span) -> _Source:
+def _source(reader: Reader, encoder: Encoder, recipe: Recipe, *, key: int, row: DocumentRow, span: Span) -> _Source:
     stage = recipe.encode
     if stage.late_chunking:
-        return _Source("", catalog.text(row.id, Span(0, row.characters)), 0, span)
-    text, header = catalog.text(row.id, span), ""
+        return _Source("", reader.text(row.id, Span(0, row.characters)), 0, span)
+    text, header = reader.text(row.id, span), ""
     if stage.contextual_headers:
-        chunk = Chunk(span, catalog.units([key])[key].headings)
-        [headed] = headed_texts(catalog.document(row), [chunk], count_tokens=encoder.count_tokens, limit=stage.max_tokens)
+        chunk = Chunk(span, reader.units([key])[key].headings)
+        [headed] = headed_texts(reader.document(row), [chunk], count_tokens=encoder.count_tokens, limit=stage.max_tokens)
         header = headed.removesuffix(text)
     return _Source(header, text, span.start, Span(0, len(header) + len(text)))
 

@@ -13,7 +13,7 @@ from ragkit.core.space import PAGE_SPACES, Space
 from ragkit.core.types import Ints, Reason
 from ragkit.search.cite import shared
 from ragkit.search.request import SearchOptions
-from ragkit.store.catalog.catalog import Catalog
+from ragkit.store.local.reader import Reader
 from ragkit.store.values import UnitRow
 
 RRF = 15.0  # for answers to several phrasings; the paper's 60 is worse on both collections tried (docs/decisions/0004-fusion.md)
@@ -83,7 +83,7 @@ def fuse(
 def chunks_on_pages(
     ranked: Mapping[Space, Ranked],
     given: Mapping[Space, npt.NDArray[np.float64]],
-    catalog: Catalog,
+    reader: Reader,
     *,
     wanted: Callable[[UnitRow], bool] | None = None,
 ) -> dict[int, int]:
@@ -96,12 +96,12 @@ def chunks_on_pages(
     pages = {key for space in PAGE_SPACES if space in ranked for key in ranked[space][0].tolist()}
     if not texts or not pages:
         return {}
-    rows = catalog.known_units(pages)
+    rows = reader.known_units(pages)
     by_document: dict[int, list[UnitRow]] = {}
     for row in rows.values():
         by_document.setdefault(row.document, []).append(row)
     order = [one.key for one in fuse(texts, given)]
-    chunks = catalog.known_units(order)
+    chunks = reader.known_units(order)
     found: dict[int, int] = {}
     for chunk in (chunks[key] for key in order if key in chunks):
         shares = {page.key: shared(page.span, chunk.span) for page in by_document.get(chunk.document, ())}

@@ -13,14 +13,14 @@ from ragkit.search.explain import page_evidence
 from ragkit.search.explanation import Explanation
 from ragkit.search.fuse import Candidate
 from ragkit.search.heat import relevance
-from ragkit.store.catalog.catalog import Catalog
+from ragkit.store.local.reader import Reader
 from ragkit.store.values import UnitRow
 from ragkit.store.vectors.tiles import Scores
 
 
 def read_hits(
     candidates: Sequence[Candidate],
-    catalog: Catalog,
+    reader: Reader,
     *,
     scale: str,
     first: int = 1,
@@ -32,13 +32,13 @@ def read_hits(
     locate: the winning vectors and shares of a page by its key, where MaxSim found it: the reason has the boxes of most of them,
     and a page is cited by them, without them as a whole.
     """
-    units = catalog.units([one.key for one in candidates])
+    units = reader.units([one.key for one in candidates])
     found = [units[one.key] for one in candidates]
-    documents = catalog.documents_by_id({unit.document for unit in found})
-    passages = catalog.passages([(unit.document, unit.span) for unit in found])
-    reader = CatalogReader(catalog, explain)
-    seen = units | catalog.units(_pages_seen(candidates) - units.keys())
-    sizes = catalog.page_sizes([(unit.document, unit.page) for unit in seen.values() if unit.page is not None])
+    documents = reader.documents_by_id({unit.document for unit in found})
+    passages = reader.passages([(unit.document, unit.span) for unit in found])
+    expander = CatalogReader(reader.unlocked(), explain)
+    seen = units | reader.units(_pages_seen(candidates) - units.keys())
+    sizes = reader.page_sizes([(unit.document, unit.page) for unit in seen.values() if unit.page is not None])
     hits = []
     for rank, (candidate, unit, (text, pages)) in enumerate(zip(candidates, found, passages, strict=True), start=first):
         document = documents[unit.document]
@@ -66,7 +66,7 @@ def read_hits(
                 meta=document.meta,
                 via=via,
                 whole=document.units == 1,
-                reader=reader,
+                reader=expander,
             )
         )
     return hits

@@ -17,11 +17,11 @@ from typing import Any
 
 from ragkit.core.types import Span
 from ragkit.search.filters import UNIT_FIELDS, Filters, field_value, fields_of, matches, parse
-from ragkit.store.catalog.catalog import Catalog
+from ragkit.store.local.reader import Reader
 from ragkit.store.values import DocumentRow, UnitRow
 
 
-def passage_test(filters: Filters | None, catalog: Catalog) -> Callable[[UnitRow], bool] | None:
+def passage_test(filters: Filters | None, reader: Reader) -> Callable[[UnitRow], bool] | None:
     """Whether a passage satisfies a filter; None where the filter speaks of documents alone."""
     tree = None if filters is None else parse(filters)
     if tree is None or not fields_of(tree) & UNIT_FIELDS:
@@ -30,24 +30,24 @@ def passage_test(filters: Filters | None, catalog: Catalog) -> Callable[[UnitRow
 
     def satisfied(unit: UnitRow) -> bool:
         if unit.document not in rows:
-            rows.update(catalog.documents_by_id([unit.document]))
-        return _holds(tree, unit, rows[unit.document], catalog)
+            rows.update(reader.documents_by_id([unit.document]))
+        return _holds(tree, unit, rows[unit.document], reader)
 
     return satisfied
 
 
-def _holds(tree: tuple[Any, ...], unit: UnitRow, row: DocumentRow, catalog: Catalog) -> bool:
+def _holds(tree: tuple[Any, ...], unit: UnitRow, row: DocumentRow, reader: Reader) -> bool:
     if tree[0] in ("and", "or", "not"):
-        verdicts = (_holds(child, unit, row, catalog) for child in tree[1])
+        verdicts = (_holds(child, unit, row, reader) for child in tree[1])
         if tree[0] == "or":
             return any(verdicts)
         return bool(all(verdicts) != (tree[0] == "not"))
     op, field, target = tree
-    value = _value(unit, field, catalog) if field in UNIT_FIELDS else field_value(row, field)
+    value = _value(unit, field, reader) if field in UNIT_FIELDS else field_value(row, field)
     return bool(matches(op, value, target))
 
 
-def _value(unit: UnitRow, field: str, catalog: Catalog) -> Any:
+def _value(unit: UnitRow, field: str, reader: Reader) -> Any:
     """A passage's kind, its headings, outermost first, or the number or label of the page that it begins on, or is the image of;
     None where it has none."""
     if field == "hit.headings":
@@ -55,8 +55,8 @@ def _value(unit: UnitRow, field: str, catalog: Catalog) -> Any:
     if field == "hit.kind":
         return unit.kind
     if unit.page is not None:  # a page image, which may have no text to find it by
-        return unit.page if field == "hit.page" else catalog.page(unit.document, unit.page).label
-    pages = catalog.pages(unit.document, Span(unit.span.start, unit.span.start + 1)) or catalog.pages(unit.document, unit.span)
+        return unit.page if field == "hit.page" else reader.page(unit.document, unit.page).label
+    pages = reader.pages(unit.document, Span(unit.span.start, unit.span.start + 1)) or reader.pages(unit.document, unit.span)
     if not pages:
         return None
     return pages[0].number if field == "hit.page" else pages[0].label

@@ -29,8 +29,7 @@ from ragkit.search.fuse import DEPTH, Candidate, Ranked, chunks_on_pages, fuse, 
 from ragkit.search.hits import read_hits
 from ragkit.search.queries import Queries
 from ragkit.search.request import SearchOptions
-from ragkit.store.catalog.catalog import Catalog
-from ragkit.store.local.reader import Snapshot
+from ragkit.store.local.reader import Reader
 from ragkit.store.values import UnitRow
 
 LIKELY = 512  # units that MaxSim scores exactly, at least, of those that coarse vectors rank first; and so many times the depth:
@@ -38,8 +37,7 @@ TIMES = 16  # measured in docs/decisions/coarse-vectors.md
 
 
 def search(
-    snapshot: Snapshot,
-    catalog: Catalog,
+    reader: Reader,
     *,
     queries: Queries,
     k: int,
@@ -50,19 +48,18 @@ def search(
 ) -> list[Hits]:
     """Hits per query, best first: `rank`, and then one reading of the catalog for each. explain: what hits keep to tell why
     they were found, by the number of the query."""
-    ranked = rank(snapshot, catalog, queries=queries, k=k, allowed=allowed, options=options, wanted=wanted)
+    ranked = rank(reader, queries=queries, k=k, allowed=allowed, options=options, wanted=wanted)
     results = []
     for number, (chosen, missing) in enumerate(ranked):
         why = None if explain is None else partial(explain, number)
         multi = queries.pages.multi
-        locate = None if multi is None else partial(snapshot.explain_multi, multi[number])
-        results.append(Hits(read_hits(chosen, catalog, scale=options.scale, explain=why, locate=locate), missing=missing))
+        locate = None if multi is None else partial(reader.explain_multi, multi[number])
+        results.append(Hits(read_hits(chosen, reader, scale=options.scale, explain=why, locate=locate), missing=missing))
     return results
 
 
 def rank(
-    snapshot: Snapshot,
-    catalog: Catalog,
+    reader: Reader,
     *,
     queries: Queries,
     k: int,
@@ -80,14 +77,14 @@ def rank(
     results: list[tuple[list[Candidate], tuple[str, ...]]] = [([], ())] * len(queries.texts)
     open_queries = list(range(len(queries.texts)))
     while open_queries:
-        ranked = _candidates(snapshot, queries, open_queries, depth, allowed, options)
+        ranked = _candidates(reader, queries, open_queries, depth, allowed, options)
         unfinished = []
         for q, spaces in zip(open_queries, ranked, strict=True):
             lost: list[str] | None = [] if options.degraded else None
-            chosen, below = _chosen(spaces, catalog, k=k, options=options, wanted=wanted, lost=lost)
+            chosen, below = _chosen(spaces, reader, k=k, options=options, wanted=wanted, lost=lost)
             exhausted = all(len(keys) < depth for keys, _ in spaces.values())
             if len(chosen) == k or exhausted or below:
-                results[q] = chosen, (*snapshot.missing, *(lost or ()))
+                results[q] = chosen, (*reader.missing, *(lost or ()))
             else:
                 unfinished.append(q)
         open_queries, depth = unfinished, depth * 4  # grouping swallowed candidates: look deeper
@@ -95,7 +92,7 @@ def rank(
 
 
 def _candidates(
-    snapshot: Snapshot,
+    reader: Reader,
     queries: Queries,
     rows: Sequence[int],
     depth: int,
@@ -109,17 +106,17 @@ def _candidates(
         vectors = queries.pages if space in PAGE_SPACES else queries.chunks
         found: list[Ranked]
         if space == Space.LEXICAL:
-            found = [snapshot.search_lexical(queries.texts[row], depth, allowed=allowed) for row in rows]
+            found = [reader.search_lexical(queries.texts[row], depth, allowed=allowed) for row in rows]
         elif space.scale == "cosine":
             assert vectors.dense is not None
             asked = vectors.dense[list(rows)]
             dims = options.dims if options.dims is not None and options.dims < asked.shape[1] else None
-            found = [*snapshot.search_dense(asked, depth, kind=kind, allowed=allowed, dims=dims, exact=options.exact)]
+            found = [*reader.search_dense(asked, depth, kind=kind, allowed=allowed, dims=dims, exact=options.exact)]
         else:
             assert vectors.multi is not None
             asked_multi = [vectors.multi[row] for row in rows]
             candidates = None if options.exact else max(LIKELY, TIMES * depth)
-            found = [*snapshot.search_multi(asked_multi, depth, kind=kind, allowed=allowed, candidates=candidates)]
+            found = [*reader.search_multi(asked_multi, depth, kind=kind, allowed=allowed, candidates=candidates)]
         for spaces, one in zip(ranked, found, strict=True):
             spaces[space] = one
     return ranked
@@ -127,7 +124,7 @@ def _candidates(
 
 def _chosen(
     spaces: Mapping[Space, Ranked],
-    catalog: Catalog,
+    reader: Reader,
     *,
     k: int,
     options: SearchOptions,
@@ -136,20 +133,20 @@ def _chosen(
 ) -> tuple[list[Candidate], bool]:
     """The k best, and whether candidates fell below the least score: then a deeper search finds no more.
 
-    `lost`, where given, takes what of the candidates is damaged in the catalog, and of the others is chosen.
+    `lost`, where given, takes what of the candidates is damaged in the reader, and of the others is chosen.
     """
     if lost is not None:
-        damaged = _damaged(list(dict.fromkeys(key for keys, _ in spaces.values() for key in keys.tolist())), catalog)
+        damaged = _damaged(list(dict.fromkeys(key for keys, _ in spaces.values() for key in keys.tolist())), reader)
         lost += [f"unit {key}: {problem}" for key, problem in damaged.items()]
         spaces = {space: _without(ranked, damaged) for space, ranked in spaces.items()}
     given = shares(spaces, options)
-    stands_for = chunks_on_pages(spaces, given, catalog, wanted=wanted)
+    stands_for = chunks_on_pages(spaces, given, reader, wanted=wanted)
     found = fuse(spaces, given, stands_for=stands_for)
     candidates = found if options.min_score is None else [one for one in found if one.score >= options.min_score]
     below = len(candidates) < len(found)
     if options.group_by is None and wanted is None:
         return candidates[:k], below
-    units = catalog.units([one.key for one in candidates])
+    units = reader.units([one.key for one in candidates])
     chosen: list[Candidate] = []
     seen: set[int] = set()
     for candidate in candidates:
@@ -168,13 +165,13 @@ def _without(ranked: Ranked, keys: Collection[int]) -> Ranked:
     return ranked[0][kept], ranked[1][kept]
 
 
-def _damaged(keys: Sequence[int], catalog: Catalog) -> dict[int, str]:
-    """Those of the keys that cannot be read from the catalog, and what is wrong with each; halved until they are found."""
+def _damaged(keys: Sequence[int], reader: Reader) -> dict[int, str]:
+    """Those of the keys that cannot be read from the reader, and what is wrong with each; halved until they are found."""
     try:
-        read_hits([Candidate(key, 0.0, ()) for key in keys], catalog, scale="")
+        read_hits([Candidate(key, 0.0, ()) for key in keys], reader, scale="")
     except Damaged as error:
         middle = len(keys) // 2
-        return _damaged(keys[:middle], catalog) | _damaged(keys[middle:], catalog) if middle else {keys[0]: str(error)}
+        return _damaged(keys[:middle], reader) | _damaged(keys[middle:], reader) if middle else {keys[0]: str(error)}
     return {}
 
 

@@ -138,7 +138,21 @@ class Change:
     segments: Sequence[tuple[SegmentRow, Sequence[FileRecord]]] = ()
     retired_segments: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)  # that change with it; with a recipe, all documents get its hash
+    failures: Sequence[Failure] = ()  # documents that could not be added
+    forgiven: Sequence[str] = ()  # identities whose failures are forgotten
     reparse_mimes: Sequence[str] = ()  # media types that the new recipe would parse otherwise: their documents get no hash
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """What a commit takes on disk: segments, bytes by part, and per segment of each space how its vectors are stored."""
+
+    segments: int
+    bytes_by_part: Mapping[str, int]  # "catalog", "vectors", "lexical", "multi", "pages"
+    dense: tuple[Mapping[str, Any], ...]
+    multi: tuple[Mapping[str, Any], ...]
+    page_dense: tuple[Mapping[str, Any], ...]
+    page_multi: tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)

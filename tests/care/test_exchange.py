@@ -93,7 +93,7 @@ def test_multi_vectors_come_back_bit_for_bit(tmp_path: Path, precision: str, for
 
 def _stored(index: Index) -> dict[tuple[str, int], Any]:
     """The token vectors of every unit as they lie on disk, by document and the unit's place in it."""
-    snapshot = index._store.snapshot()
+    snapshot = index._store.reader()
     found = {}
     for row in index.documents():
         for at, one in enumerate(snapshot.multi_of(np.array([row.id]))[row.id]):
@@ -129,7 +129,7 @@ def test_every_kind_of_index_comes_back(tmp_path: Path, settings: Any, added: An
 
 def _rows(index: Index) -> dict[str, Any]:
     """The dense vectors of every document, by its name; None for one that has none."""
-    rows = index._store.snapshot().rows_of(np.array([row.id for row in index.documents()], dtype=np.int64))
+    rows = index._store.reader().rows_of(np.array([row.id for row in index.documents()], dtype=np.int64))
     return {row.source: rows.get(row.id) for row in index.documents()}
 
 

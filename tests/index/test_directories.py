@@ -121,7 +121,7 @@ def test_copied_vectors_are_those_that_embedding_gives(index: Index, encoder: Co
 
 def vectors(index: Index) -> Mapping[str, Any]:
     ids = {row.id: row.source for row in index.documents()}
-    rows = index._store.snapshot().rows_of(np.array(sorted(ids), dtype=np.int64))
+    rows = index._store.reader().rows_of(np.array(sorted(ids), dtype=np.int64))
     return {ids[document]: found for document, found in rows.items()}
 
 

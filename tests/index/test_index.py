@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -368,13 +369,22 @@ def test_a_second_writer_is_told_who_writes(index: Index) -> None:
 
 def test_a_reader_keeps_its_snapshot_while_a_writer_replaces_everything(index: Index) -> None:
     with Index.open(index.path) as reader:
-        snapshot = reader._store.snapshot()
+        snapshot = reader._store.reader()
         before = [keys.tolist() for keys, _ in snapshot.search_dense(_query("fish"), 50)]
         lexical = snapshot.search_lexical("fish", 50)[0].tolist()
+        rows = snapshot.find(list(NOTES), by="reference")
+        texts = [snapshot.document(row).text for row in rows]
+        units = [unit for row in rows for unit in snapshot.units_of(row.id)]
+        passages = [snapshot.passages([(unit.document, unit.span)])[0][0] for unit in units]
         index.add([record(name, "Entirely different words.") for name in NOTES])
         index.add([record(name, "Different again.") for name in NOTES])
         assert [keys.tolist() for keys, _ in snapshot.search_dense(_query("fish"), 50)] == before
         assert snapshot.search_lexical("fish", 50)[0].tolist() == lexical
+        assert [asdict(row) for row in snapshot.find(list(NOTES), by="reference")] == [asdict(row) for row in rows]
+        assert [snapshot.document(row).text for row in rows] == texts
+        assert [snapshot.passages([(unit.document, unit.span)])[0][0] for unit in units] == passages
+        assert list(map(asdict, snapshot.units([unit.key for unit in units]).values())) == list(map(asdict, units))
+        assert (len(list(snapshot.documents())), snapshot.failures()) == (snapshot.commit.documents, [])
         assert {hit.text for hit in reader.search("fish", 50, mode="dense")} == {"Different again."}
 
 

@@ -43,9 +43,9 @@ def naive(query: Floats, items: dict[int, Floats]) -> dict[int, float]:
 
 def assert_snapshot_of_the_catalog(store: Store) -> None:
     """A writer moves its snapshot without reading the catalog; it must come to what a reader finds there."""
-    own = store.snapshot()
+    own = store.reader()
     other = Store(store.path, Catalog(store.path / "catalog.db"), recall=store.recall, layouts=store.layouts)
-    read = other.snapshot()
+    read = other.reader()
     assert own.commit == read.commit
     assert own.recipe == read.recipe
     assert own.deleted.tolist() == read.deleted.tolist()
@@ -250,7 +250,7 @@ def test_two_writers_in_turn_never_share_a_version(tmp_path: Path) -> None:
             writer = (one, two)[key % 2]
             writer.add([key], [item(key)])
             writer.commit()
-        _, live = Catalog(tmp_path / "v" / "catalog.db").live_ids([f"key:{key}" for key in range(6)])
+        live = one._store.reader().find([f"key:{key}" for key in range(6)], by="identity")
         ids = [id for _, id in live]
         assert len(set(ids)) == 6
         assert sorted(one.search(item(9), k=9)[0].tolist()) == list(range(6))

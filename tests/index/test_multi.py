@@ -58,7 +58,7 @@ def tolerance(index: Index, query: str) -> float:
         return 1e-5 if index.recipe.multi.precision == "float32" else 1e-2
     vectors = ENCODER.encode_query([query]).multi
     assert vectors is not None
-    [segment] = index._store.snapshot().segments
+    [segment] = index._store.reader().segments
     assert segment.multi is not None
     assert segment.multi.items.quantiser is not None
     return error_bound(vectors[0], segment.multi.items.quantiser, segment.multi.loss)
@@ -483,13 +483,13 @@ def test_a_search_by_coarse_vectors_does_not_look_at_all(coarse_index: Index, mo
 def test_the_command_line_looks_at_all_when_asked_to(coarse_index: Index, monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
     monkeypatch.setattr(retrieve, "TIMES", 2)
     candidates: list[int | None] = []
-    real = reader.Snapshot.search_multi
+    real = reader.Reader.search_multi
 
-    def search_multi(self: reader.Snapshot, *given: Any, **settings: Any) -> Any:
+    def search_multi(self: reader.Reader, *given: Any, **settings: Any) -> Any:
         candidates.append(settings["candidates"])
         return real(self, *given, **settings)
 
-    monkeypatch.setattr(reader.Snapshot, "search_multi", search_multi)
+    monkeypatch.setattr(reader.Reader, "search_multi", search_multi)
     asked = ["search", str(coarse_index.path), "otters", "--mode", "multi", "--json", *(["--exact"] if exact else [])]
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output

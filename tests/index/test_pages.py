@@ -137,9 +137,9 @@ def test_fewer_vectors_of_a_page_find_and_explain_it_still(settings: dict[str, A
         assert math.isclose(explanation.score, hit.score, rel_tol=1e-6)
         assert explanation.relevance is not None
         assert math.isclose(explanation.relevance.score, hit.score, rel_tol=1e-6)
-        most = small._catalog.units([hit.key])[hit.key].patches.tokens.max()
+        most = small._store.reader().units([hit.key])[hit.key].patches.tokens.max()
         [whole] = index.search("green", 1, mode="page.multi")
-        assert most < index._catalog.units([whole.key])[whole.key].patches.tokens.max() / 3
+        assert most < index._store.reader().units([whole.key])[whole.key].patches.tokens.max() / 3
         [box] = hit.boxes
         left, top, right, bottom = box.box
         assert 32 <= left < right <= 208  # the square is from 60 to 180, and a cell 28 wide
@@ -276,7 +276,7 @@ def test_fewer_dims_are_compared_in_pages_too(index: Index, mode: str) -> None:
     query = encoder.encode_query(["red"]).dense
     assert query is not None
     short = query[0, :8] / np.linalg.norm(query[0, :8])
-    snapshot = index._store.snapshot()
+    snapshot = index._store.reader()
     hits = index.search("red", 100, mode=mode, dims=8)
     assert len(hits) > 2
     for hit in hits:
@@ -482,7 +482,7 @@ def test_fewer_dims_of_pages_are_cut_and_more_are_seen_again(
         wide = {
             hit.key: row
             for hit in index.search("red", 10, mode="page.dense")
-            for row in index._store.snapshot().known_rows([hit.key], kind="page").values()
+            for row in index._store.reader().known_rows([hit.key], kind="page").values()
         }
         tokens = [(hit.pages, hit.score) for hit in index.search("red", 10, mode="page.multi")]
         pages = counting(sees, monkeypatch)
@@ -492,7 +492,7 @@ def test_fewer_dims_of_pages_are_cut_and_more_are_seen_again(
         assert index.recipe.pages.dims == 16
         found = index.search("red", 10, mode="page.dense")
         assert pages_of(found[:1]) == [("signals.pdf", 1)]
-        narrow = index._store.snapshot().known_rows([hit.key for hit in found], kind="page")
+        narrow = index._store.reader().known_rows([hit.key for hit in found], kind="page")
         cut = sorted((row[:16] / np.linalg.norm(row[:16])).round(2).tolist() for row in wide.values())
         np.testing.assert_allclose(sorted(row.round(2).tolist() for row in narrow.values()), cut, atol=0.011)
         assert [(hit.pages, hit.score) for hit in index.search("red", 10, mode="page.multi")] == tokens

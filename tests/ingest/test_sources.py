@@ -238,7 +238,8 @@ def test_late_chunking_keeps_each_chunks_vector_from_its_document(tmp_path: Path
     with Index.open(tmp_path / "late", model=encoder, chunk_tokens=24, late_chunking=True) as index:
         index.add([{"id": "a", "text": text}, {"id": "b", "text": "Another document. It is short."}, {"id": "c", "text": ""}])
         hits = sorted((hit for hit in index.search("x", 99, mode="dense") if hit.document_id == "a"), key=lambda hit: hit.span)
-        rows = index._store.snapshot().rows([hit.key for hit in hits])
+        known = index._store.reader().known_rows([hit.key for hit in hits])
+        rows = np.stack([known[hit.key] for hit in hits])
         expected = late_chunk(encoder, text, [hit.span for hit in hits], window=index.recipe.encode.max_tokens)
         np.testing.assert_allclose(rows, expected, atol=1e-3)  # rows are kept in float16
         naive = encoder.encode_document([hit.text for hit in hits]).dense
@@ -265,7 +266,7 @@ def test_contextual_headers_are_embedded_and_neither_cited_nor_searched_by_words
         assert hit.text == hit.span.of(document.text)
         assert "Animals" not in hit.text
         assert hit.headings == ("Animals", "Beavers")
-        [stored] = index._store.snapshot().rows([hit.key])
+        [stored] = index._store.reader().known_rows([hit.key]).values()
         expected = encoder.encode_document([f"Animals\n{hit.text}"]).dense
         assert expected is not None
         np.testing.assert_allclose(stored, expected[0], atol=1e-3)

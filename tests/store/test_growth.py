@@ -55,7 +55,7 @@ def _same_answers(grown: Index, fresh: Index) -> None:
 def test_single_additions_leave_few_segments_and_the_same_answers(tmp_path: Path) -> None:
     grown, fresh = _grown(tmp_path, SINGLE)
     assert grown.stats().segments <= 2
-    assert grown._store.snapshot().lexical.segments <= 12
+    assert grown._store.reader().lexical.segments <= 12
     _same_answers(grown, fresh)
     for index in (grown, fresh):
         index.close()
@@ -78,7 +78,7 @@ def test_a_thousand_single_additions_search_no_slower_than_twice_a_fresh_build(t
     _same_answers(grown, fresh)
     for mode in ("dense", "lexical", "hybrid"):
         ratios = [_seconds(grown, mode) / _seconds(fresh, mode) for _ in range(3)]
-        print(f"{mode}: {min(ratios):.2f} of a fresh build's time; {grown._store.snapshot().lexical.segments} lexical segments")
+        print(f"{mode}: {min(ratios):.2f} of a fresh build's time; {grown._store.reader().lexical.segments} lexical segments")
         assert min(ratios) <= 2
     for index in (grown, fresh):
         index.close()

@@ -71,7 +71,8 @@ def write_commit(database: Database, change: Change) -> Commit:
             "units": before.units + sum(len(new.units) for new in change.documents) - sum(row["units"] for row in ended),
         }
         insert_rows(connection, s.commits, [commit_row(change.number, change.kind, change.lexical, **totals)])
-        clear_failures(connection, [new.origin.identity for new in change.documents])
+        clear_failures(connection, [*change.forgiven, *(new.origin.identity for new in change.documents)])
+        record_failures(connection, change.failures)
     return Commit(change.number, change.lexical, **totals)
 
 

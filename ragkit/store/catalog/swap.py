@@ -53,7 +53,7 @@ def replace_contents(catalog: Catalog, staged: Catalog, change: Change) -> None:
 
 
 def _documents(staged: Catalog, commit: int) -> Iterator[list[dict[str, Any]]]:
-    ids = [row.id for row in staged.documents(commit)]
+    ids = [row.id for row in staged.documents(commit).every_document()]
     for batch in in_batches(ids, BATCH):
         yield [dict(row) for row in _of(staged, s.documents, s.documents.c.id.in_(batch))]
 

@@ -1,31 +1,44 @@
-"""What a search sees of a local store: one commit."""
+"""Read one commit of a local store: its vectors, words, documents, failures and counts. Nothing else is read beside it."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from operator import itemgetter
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from ragkit.core.arrays import top_k
+from ragkit.core.space import Space
 from ragkit.core.types import Floats, Ints
 from ragkit.encode.external import PREFIX
+from ragkit.store.catalog.catalog import Catalog, FailureRows
+from ragkit.store.catalog.documents import CommittedDocuments
 from ragkit.store.local.locks import Pin
 from ragkit.store.local.segment import Mask, Segment
-from ragkit.store.values import CHUNK, Change, Commit
+from ragkit.store.values import CHUNK, PAGE, Change, Commit, DocumentRow, Failure, StoreStats
 from ragkit.store.vectors.lexical import LexicalReader
 from ragkit.store.vectors.multi import MultiReader
 from ragkit.store.vectors.multi_layout import Stored
 from ragkit.store.vectors.near_duplicates import near_duplicates
 from ragkit.store.vectors.tiles import Scores
 
+ROWS = 4096  # dense rows read together
+Ranked: TypeAlias = tuple[Ints, npt.NDArray[Any]]  # keys (n,) int64 and scores (n,), best first
 
-class Snapshot:
-    """What one search sees: the segments, the lexical generation and the deletions of one commit."""
+
+class Reader(CommittedDocuments):
+    """One commit. Immutable, and safe for any number of threads.
+
+    While it lives, its folders are locked: no writer removes them, nor purges the documents that it sees. An index without
+    a lexical generation has nothing to lock for its documents; theirs may be purged, but not their vectors.
+    """
 
     def __init__(
         self,
+        catalog: Catalog,
         commit: Commit,
         segments: Sequence[Segment],
         lexical: LexicalReader | None,
@@ -35,25 +48,42 @@ class Snapshot:
         recipe: Mapping[str, Any] | None = None,
         live: Sequence[Mask] | None = None,
     ) -> None:
-        """live: per segment the rows that `deleted` leaves visible, where they are known."""
+        """live: the visible rows of each segment, where they are known; by default those that `deleted` leaves."""
+        super().__init__(catalog, commit.number)
+        self._catalog = catalog
         self.commit = commit
         self.recipe = recipe  # what made its vectors
         self.segments = tuple(segments)
-        self.lexical = lexical  # None where it is damaged, which only `Store.intact` lets pass, and where there never was one
-        self.missing = tuple(missing)  # what `Store.intact` left out
+        self.lexical = lexical  # None in an index without documents, and where it is damaged and the reader is degraded
+        self.missing = tuple(missing)  # what a degraded reader leaves out
         self.deleted = deleted  # document versions, ascending
         self._lexical_pin = lexical_pin
         self._live = [~np.isin(segment.documents, deleted) for segment in segments] if live is None else list(live)
+        self._failures: FailureRows = ()
 
     @property
     def lost(self) -> str:
-        """What tells that the catalog has lost the row of a segment: its commit counted other vectors than there are. Nothing
-        where all are there, or where units may come without."""
+        """Describe a missing segment row, or return "". The commit's unit count must equal the number of live vectors.
+
+        Not where vectors come from outside, since units may come without them there.
+        """
         if self.recipe is not None and self.recipe["encode"]["model"].startswith(PREFIX):
             return ""
         counted = self.commit.documents if self.recipe is None else self.commit.units
-        found = sum(int(np.count_nonzero(live)) for live in self._live)
-        return "" if found == counted else f"its last commit counted {counted} units, and its segments hold {found}"
+        rows = sum(int(np.count_nonzero(live)) for live in self._live)
+        return "" if rows == counted else f"its last commit counted {counted} units, and its segments hold {rows}"
+
+    def unlocked(self) -> CommittedDocuments:
+        """Return the documents of this commit without its locks: they may be purged once no reader sees them."""
+        return CommittedDocuments(self._catalog, self.commit.number)
+
+    # The next readers of the same store
+
+    def with_failures(self, failures: FailureRows) -> Reader:
+        """Return the same commit with these failures."""
+        reader = copy.copy(self)
+        reader._failures = failures
+        return reader
 
     def after(
         self,
@@ -64,47 +94,94 @@ class Snapshot:
         fresh: Sequence[Segment],
         lexical: LexicalReader | None,
         pin: Pin | None,
-    ) -> Snapshot:
-        """What the next commit sees: this snapshot and what the commit changed, with nothing read from the catalog. live: see
-        `live_without`."""
+    ) -> Reader:
+        """Return the next commit: this one and what `change` did, reading nothing from the catalog. live: see `live_without`."""
         kept = [pair for pair in zip(self.segments, live, strict=True) if pair[0].row.id not in change.retired_segments]
         kept += [(segment, np.ones(segment.row.rows, dtype=np.bool_)) for segment in fresh]
         segments, masks = [segment for segment, _ in kept], [mask for _, mask in kept]
         deleted = np.union1d(self.deleted, np.array(change.deleted_documents, dtype=np.int64))
-        return Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, recipe=self.recipe, live=masks)
+        return Reader(
+            self._catalog, commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, recipe=self.recipe, live=masks
+        )
+
+    def without(self, purged: Ints) -> Reader:
+        """Return the same commit once these deleted versions, of which no segment holds rows, are purged from the catalog."""
+        reader = copy.copy(self)
+        reader.deleted = np.setdiff1d(self.deleted, purged, assume_unique=True)
+        return reader
 
     def live_without(self, deleted: Sequence[int]) -> list[Mask]:
-        """Which rows of each segment are visible once these document versions are deleted, too."""
+        """Return the visible rows of each segment once these document versions are deleted, too."""
         if not deleted:
             return self._live
         dead = np.array(deleted, dtype=np.int64)
         return [live & ~np.isin(segment.documents, dead) for segment, live in zip(self.segments, self._live, strict=True)]
 
-    def without(self, purged: Ints) -> Snapshot:
-        """The same where these deleted versions, of which no segment holds rows, are gone from the catalog."""
-        deleted = np.setdiff1d(self.deleted, purged, assume_unique=True)
-        return Snapshot(
-            self.commit, self.segments, lexical=self.lexical, lexical_pin=self._lexical_pin, deleted=deleted,
-            recipe=self.recipe, live=self._live,
-        )  # fmt: skip
-
-    def sees(self, document: int) -> bool:
-        """Whether a document version, which the catalog has, was not deleted as of this commit."""
-        at = int(np.searchsorted(self.deleted, document))
-        return at == len(self.deleted) or int(self.deleted[at]) != document
-
     def live(self, position: int) -> Mask:
-        """Which rows of the segment at a position are visible, (n,) bool."""
+        """Return the visible rows of the segment at a position, (n,) bool."""
         return self._live[position]
 
     def _of(self, kind: str) -> Iterator[tuple[Segment, Mask]]:
-        """The segments of a kind of units, each with its visible rows."""
+        """Yield the segments of a kind of units, each with its visible rows."""
         return (pair for pair in zip(self.segments, self._live, strict=True) if pair[0].kind == kind)
 
     def keys(self, kind: str) -> Ints:
-        """The keys of all visible units of a kind that have vectors, ascending, (n,) int64."""
+        """Return the keys of all visible units of a kind that have vectors, ascending, (n,) int64."""
         rows = [np.asarray(segment.keys)[live] for segment, live in self._of(kind)]
         return np.sort(np.concatenate(rows)) if rows else np.empty(0, dtype=np.int64)
+
+    # Documents, failures, counts
+
+    def documents(self) -> Iterator[DocumentRow]:
+        """Yield the documents by id, streamed in short reads, without their texts."""
+        return self.every_document()
+
+    def failures(self) -> list[Failure]:
+        """Return the documents that failed when they were last added, by source."""
+        return self._catalog.failures_of(self._failures)
+
+    def stats(self) -> StoreStats:
+        """Return bytes on disk by part, and what each segment holds."""
+        parts = {
+            "catalog": sum(path.stat().st_size for path in self._catalog.path.parent.glob("catalog.db*")),
+            "vectors": sum(segment.row.bytes for segment in self.segments),
+            "lexical": sum(record.size for record in self._catalog.files(self.commit.lexical)),
+            "multi": sum(segment.bytes_of(Space.MULTI) for segment in self.segments),
+            "pages": sum(segment.row.bytes for segment in self.segments if segment.kind == PAGE),
+        }
+        parts["vectors"] -= parts["multi"] + parts["pages"]
+        return StoreStats(
+            segments=len(self.segments),
+            bytes_by_part=parts,
+            dense=tuple(self.dense_stats()),
+            multi=tuple(self.multi_stats()),
+            page_dense=tuple(self.dense_stats(kind=PAGE)),
+            page_multi=tuple(self.multi_stats(kind=PAGE)),
+        )
+
+    # Vectors and words
+
+    def spaces(self) -> list[Space]:
+        """Return the spaces of which there are vectors, sorted."""
+        return sorted({space for segment in self.segments for space in segment.row.spaces})
+
+    def scan_dense(self, space: Space) -> Iterator[tuple[Ints, Floats]]:
+        """Yield the visible dense rows of a space in parts, in no order: keys (n,) int64 and rows (n, d) float32."""
+        for segment, live in self._of(space.kind):
+            if segment.dense is not None:
+                positions = np.flatnonzero(live)
+                for start in range(0, len(positions), ROWS):
+                    part = positions[start : start + ROWS]
+                    yield np.asarray(segment.keys)[part], segment.dense.rows(part)
+
+    def scan_multi(self, space: Space) -> Iterator[tuple[Ints, Stored]]:
+        """Yield the visible multi-vectors of a space in parts, in no order: keys (n,) int64 and n multi-vectors as stored."""
+        for segment, live in self._of(space.kind):
+            positions = np.flatnonzero(live)
+            done = 0
+            for stored in segment.multi.stored(positions) if segment.multi is not None and len(positions) else ():
+                yield np.asarray(segment.keys)[positions[done : done + len(stored)]], stored
+                done += len(stored)
 
     def search_dense(
         self,
@@ -115,12 +192,12 @@ class Snapshot:
         allowed: Ints | None = None,
         dims: int | None = None,
         exact: bool = False,
-    ) -> list[tuple[Ints, Floats]]:
-        """The k best units of a kind per query over all segments: keys and cosines, best first, ties by key.
+    ) -> list[Ranked]:
+        """Return the k best units of a kind per query over all segments: keys and cosines, best first, ties by key.
 
-        queries (q, d) unit rows. `allowed` are the document versions to answer from, ascending; None is all of them.
+        queries (q, d) unit rows. allowed: the document versions to answer from, ascending; None is all of them.
         """
-        found: list[list[tuple[Ints, Floats]]] = [[] for _ in queries]
+        found: list[list[Ranked]] = [[] for _ in queries]
         for segment, live in self._of(kind):
             if segment.dense is None:
                 continue
@@ -130,8 +207,8 @@ class Snapshot:
                 found[row].append((np.asarray(segment.keys[at], dtype=np.int64), score))
         return [_best(parts, k) for parts in found]
 
-    def search_lexical(self, query: str, k: int, *, allowed: Ints | None = None) -> tuple[Ints, Floats]:
-        """The k best units by BM25: keys and scores, best first, ties by key."""
+    def search_lexical(self, query: str, k: int, *, allowed: Ints | None = None) -> Ranked:
+        """Return the k best units by BM25: keys and scores, best first, ties by key."""
         if self.lexical is None:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
         if allowed is not None:
@@ -150,73 +227,66 @@ class Snapshot:
         without: Ints | None = None,
         threads: int | None = None,
         candidates: int | None = None,
-    ) -> list[tuple[Ints, Scores]]:
-        """The k best units of a kind per query by MaxSim over all segments: keys and scores, best first, ties by key.
+    ) -> list[Ranked]:
+        """Return the k best units of a kind per query by MaxSim over all segments: keys and scores, best first, ties by key.
 
-        queries (q, d) each. `allowed` are document versions, ascending, as in `search_dense`; `keys` units to answer from,
-        `without` units not to. candidates: score only so many units exactly, those that the coarse vectors rank first, where
+        queries (q, d) each. allowed: document versions, ascending, as in `search_dense`; keys: units to answer from; without:
+        units not to answer from. candidates: score only so many units exactly, those that the coarse vectors rank first, where
         there are coarse vectors and enough units that this saves work; None scores all.
         """
-        found: list[list[tuple[Ints, Scores]]] = [[] for _ in queries]
-        likely: list[list[tuple[Ints, Scores]]] = [[] for _ in queries]
-        masks = []
-        for segment, live in self._of(kind):
-            mask = live if allowed is None else live & np.isin(segment.documents, allowed)
-            mask = mask if keys is None else mask & np.isin(segment.keys, keys)
-            masks.append(mask if without is None or len(without) == 0 else mask & ~np.isin(segment.keys, without))
-        wanted = 0 if candidates is None else max(candidates, k)
-        saves = wanted and sum(int(np.count_nonzero(mask)) for mask in masks) > 2 * wanted
-        for (segment, _), mask in zip(self._of(kind), masks, strict=True):
-            if segment.multi is not None:
-                coarse = segment.multi.coarse if saves else None
-                into, reader, depth = (found, segment.multi, k) if coarse is None else (likely, coarse, wanted)
-                for parts, part in zip(into, reader.search(queries, depth, allowed=mask, threads=threads), strict=True):
-                    parts.append(part)
-        for query, parts, ranked in zip(queries, found, likely, strict=True):
-            if ranked:
-                parts.append(self.multi_scores(query, _best(ranked, wanted)[0]))
-        return [_best(parts, k) for parts in found]
+        segments = [
+            (segment, _narrowed(segment, live, allowed=allowed, keys=keys, without=without)) for segment, live in self._of(kind)
+        ]
+        depth = 0 if candidates is None else max(candidates, k)
+        saves = depth and sum(int(np.count_nonzero(mask)) for _, mask in segments) > 2 * depth
+        exact: list[list[Ranked]] = [[] for _ in queries]
+        coarse: list[list[Ranked]] = [[] for _ in queries]
+        for segment, mask in segments:
+            if (multi := segment.multi) is None:
+                continue
+            ranked = multi.coarse.search(queries, depth, allowed=mask, threads=threads) if saves and multi.coarse else None
+            found = multi.search(queries, k, allowed=mask, threads=threads) if ranked is None else ranked
+            for parts, part in zip(exact if ranked is None else coarse, found, strict=True):
+                parts.append(part)
+        for query, parts, likely in zip(queries, exact, coarse, strict=True):
+            if likely:
+                parts.append(self.multi_scores(query, _best(likely, depth)[0]))
+        return [_best(parts, k) for parts in exact]
 
-    def multi_scores(self, query: Floats, keys: Ints) -> tuple[Ints, Scores]:
-        """Those of the keys (n,) that are visible and have multi-vectors, with their MaxSim scores, best first."""
-        parts: list[tuple[Ints, Scores]] = []
+    def multi_scores(self, query: Floats, keys: Ints) -> Ranked:
+        """Return those of the keys (n,) that are visible and have multi-vectors, with their MaxSim scores, best first."""
+        parts: list[Ranked] = []
         for multi, positions in self._multi_positions(keys):
             parts.append((multi.items.keys[positions], multi.scores_of([query], positions)[0]))
         return _best(parts, len(keys))
 
     def explain_multi(self, query: Floats, key: int) -> tuple[Ints, Scores]:
-        """Per query token, the unit's token that matched best and its share, (q,) each; KeyError for a unit not visible."""
+        """Return, per query token, the unit's token that matched best and its share, (q,) each; KeyError if it is not visible."""
         for multi, positions in self._multi_positions(np.array([key], dtype=np.int64)):
             return multi.explain(query, int(positions[0]))
         raise KeyError(key)
 
     def _multi_positions(self, keys: Ints) -> Iterator[tuple[MultiReader, Ints]]:
-        """The segments that hold visible rows of some of the keys, and where."""
+        """Yield the segments that hold visible rows of some of the keys, and their positions."""
         for segment, live in zip(self.segments, self._live, strict=True):
             multi = segment.multi
             positions = np.flatnonzero(np.isin(segment.keys, keys) & live)
             if multi is not None and len(positions):
                 yield multi, positions
 
-    def rows(self, keys: Iterable[int]) -> Floats:
-        """The stored dense vectors of visible units, (n, d) float32; KeyError for a key that is not visible."""
-        wanted = list(keys)
-        found = self.known_rows(wanted)
-        return np.stack([found[key] for key in wanted])
-
     def known_rows(self, keys: Iterable[int], *, kind: str | None = None) -> dict[int, Floats]:
-        """The stored dense vectors, (d,) float32 each, of those units, of one kind or of all, that are visible and have one."""
-        wanted = list(keys)
+        """Return the stored dense vectors, (d,) float32 each, of the units, of one kind or all, that are visible and have one."""
+        keys = list(keys)
         found: dict[int, Floats] = {}
         for segment, live in zip(self.segments, self._live, strict=True):
             if segment.dense is not None and kind in (None, segment.kind):
-                positions = np.flatnonzero(np.isin(segment.keys, wanted) & live)
+                positions = np.flatnonzero(np.isin(segment.keys, keys) & live)
                 rows = segment.dense.rows(positions)
                 found.update(zip(np.asarray(segment.keys)[positions].tolist(), rows, strict=True))
         return found
 
     def rows_of(self, documents: Ints, *, kind: str = CHUNK) -> dict[int, Floats]:
-        """The stored dense vectors, (n, d) float32 in the order of the keys, of visible document versions that have any."""
+        """Return the stored dense vectors, (n, d) float32 in the order of the keys, of visible versions that have any."""
         parts: dict[int, list[tuple[int, Floats]]] = {}
         for segment, live in self._of(kind):
             if segment.dense is not None:
@@ -224,47 +294,45 @@ class Snapshot:
                 owners, keys = np.asarray(segment.documents)[at].tolist(), np.asarray(segment.keys)[at].tolist()
                 for owner, key, row in zip(owners, keys, segment.dense.rows(at), strict=True):
                     parts.setdefault(owner, []).append((key, row))
-        return {owner: np.stack([row for _, row in sorted(rows, key=lambda one: one[0])]) for owner, rows in parts.items()}
-
-    def dense_rows(self) -> tuple[Ints, npt.NDArray[np.float16]]:
-        """Every visible chunk's dense vector: keys (n,) and rows (n, d) float16, in no order; (0, 0) where there are none."""
-        keys, rows = [np.empty(0, dtype=np.int64)], []
-        for segment, live in self._of(CHUNK):
-            if segment.dense is not None and live.any():
-                at = np.flatnonzero(live)
-                keys.append(np.asarray(segment.keys)[at])
-                rows.append(segment.dense.rows(at).astype(np.float16))
-        return np.concatenate(keys), np.concatenate(rows) if rows else np.empty((0, 0), dtype=np.float16)
+        return {owner: np.stack([row for _, row in sorted(rows, key=itemgetter(0))]) for owner, rows in parts.items()}
 
     def multi_of(self, documents: Ints, *, kind: str = CHUNK) -> dict[int, list[Stored]]:
-        """The stored multi-vectors, one by one in the order of the keys, of visible document versions that have any."""
+        """Return the stored multi-vectors, one by one in the order of the keys, of visible document versions that have any."""
         parts: dict[int, list[tuple[int, Stored]]] = {}
         for segment, live in self._of(kind):
             if segment.multi is not None:
                 for at in np.flatnonzero(np.isin(segment.documents, documents) & live).tolist():
                     rows = Stored.join(list(segment.multi.stored(np.array([at]))))
                     parts.setdefault(int(segment.documents[at]), []).append((int(segment.keys[at]), rows))
-        return {owner: [row for _, row in sorted(rows, key=lambda one: one[0])] for owner, rows in parts.items()}
+        return {owner: [row for _, row in sorted(rows, key=itemgetter(0))] for owner, rows in parts.items()}
 
     def near_duplicates(self, threshold: float) -> Iterator[tuple[int, int, float]]:
-        """Pairs of visible chunks with a cosine of at least `threshold`: key, larger key, cosine."""
+        """Yield the pairs of visible chunks with a cosine of at least `threshold`: key, larger key, cosine."""
         parts = [(segment.dense, segment.keys, live) for segment, live in self._of(CHUNK) if segment.dense]
         return near_duplicates(parts, threshold)
 
     def dense_stats(self, *, kind: str = CHUNK) -> Iterator[dict[str, Any]]:
-        """Per segment of a kind: its rows, how many are live, and how its dense vectors are searched."""
+        """Yield, per segment of a kind, its rows, how many are live, and how its dense vectors are searched."""
         for segment, live in self._of(kind):
             if segment.dense is not None:
                 yield {"segment": segment.row.id, "rows": segment.row.rows, "live": int(live.sum()), **segment.dense.describe()}
 
     def multi_stats(self, *, kind: str = CHUNK) -> Iterator[dict[str, Any]]:
-        """Per segment of a kind: its rows, how many are live, and how its multi-vectors are stored."""
+        """Yield, per segment of a kind, its rows, how many are live, and how its multi-vectors are stored."""
         for segment, live in self._of(kind):
             if segment.multi is not None:
                 yield {"segment": segment.row.id, "live": int(live.sum()), **segment.multi.describe()}
 
 
-def _best(parts: Sequence[tuple[Ints, npt.NDArray[Any]]], k: int) -> tuple[Ints, npt.NDArray[Any]]:
+def _narrowed(segment: Segment, live: Mask, *, allowed: Ints | None, keys: Ints | None, without: Ints | None) -> Mask:
+    """Return the visible rows of a segment that may answer, (n,) bool."""
+    mask = live if allowed is None else live & np.isin(segment.documents, allowed)
+    mask = mask if keys is None else mask & np.isin(segment.keys, keys)
+    return mask if without is None or len(without) == 0 else mask & ~np.isin(segment.keys, without)
+
+
+def _best(parts: Sequence[Ranked], k: int) -> Ranked:
+    """Return the k best of several rankings, ties by key."""
     if not parts:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
     keys = np.concatenate([part[0] for part in parts])

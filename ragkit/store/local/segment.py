@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,7 @@ from ragkit.store.local.locks import Pin
 from ragkit.store.values import SegmentRow
 from ragkit.store.vectors.dense import DenseReader
 from ragkit.store.vectors.multi import COARSE, MultiReader
+from ragkit.store.vectors.multi_layout import Layout
 
 Mask = npt.NDArray[np.bool_]
 
@@ -93,6 +94,15 @@ class Segment:
         self.folder.verify(name)
         column: Ints = map_array(path)
         return column
+
+
+@dataclass(frozen=True, slots=True)
+class VectorFormats:
+    """How vectors are written: the recall that compressed dense ones must reach, and by kind of units how multi-vectors lie on
+    disk, where there are any."""
+
+    recall: float
+    layouts: Mapping[str, Layout]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
-"""Where vectors live: segments and lexical generations on disk, the commit that makes them visible, and snapshots.
+"""Where an index lives on this machine: segments and lexical generations on disk, the commit that makes them visible, readers.
 
-This is the narrow seam between Index and storage: write a batch, delete documents, search a space within a snapshot and
-a filter. The catalog alone decides what is visible. The commit, in order:
+This is the narrow seam between an index and its storage: see `ragkit.store.protocol`. The catalog alone decides what is
+visible. The commit, in order:
 
     1. reserve keys and document ids in a transaction of their own
     2. write the segment's files to a new folder; sync files, folder and segments/
@@ -9,7 +9,7 @@ a filter. The catalog alone decides what is visible. The commit, in order:
     4. one SQL transaction: insert documents, pages, units, segment and checksums; end the lives of what they replace
 
 Before 4 the new folders are garbage, which only the holder of LOCK removes; after 4 they are live. Folders that a commit
-retires go when no snapshot holds them.
+retires go when no reader holds them.
 """
 
 from __future__ import annotations
@@ -22,25 +22,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ragkit.core.errors import Damaged, IndexLocked, RagkitError, StorageError
-from ragkit.core.types import Ints
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.catalog.checksums import leave_sums
 from ragkit.store.catalog.commit import create as create_catalog
 from ragkit.store.local import source_copies
 from ragkit.store.local.files import CheckedFolder, FileRecord, sync_file, writing
-from ragkit.store.local.locks import Pin, remove_unused, writer_lock
-from ragkit.store.local.reader import Snapshot
-from ragkit.store.local.segment import Mask, Segment
+from ragkit.store.local.garbage import sweep
+from ragkit.store.local.locks import Pin, writer_lock
+from ragkit.store.local.reader import Reader
+from ragkit.store.local.segment import Mask, Segment, VectorFormats
 from ragkit.store.local.writer import Writer
-from ragkit.store.values import Change, Commit, SegmentRow
+from ragkit.store.values import Change, Commit, Prepared, SegmentRow
 from ragkit.store.vectors.lexical import LexicalReader, write_generation
 from ragkit.store.vectors.multi_layout import Layout
 
 AHEAD = 256  # ids reserved at once for rows that are no units
-FORGET = 16  # folders gone before the catalog forgets them, where no text is to be forgotten with them
 
 
 class Store:
@@ -66,8 +63,9 @@ class Store:
         self.id_source = id_source or catalog
         self._lock = threading.Lock()
         self._writing = threading.Lock()
-        self._snapshot: Snapshot | None = None
-        self._intact: Snapshot | None = None
+        self._reader: Reader | None = None
+        self._state: int | None = None  # of the catalog, when the reader's failures were read
+        self._intact: Reader | None = None
         self._wrote = self._thorough = False  # since it was opened: anything at all; all of it
         self._recorded: tuple[int, set[str]] = (0, set())  # the folders of which the catalog has records, as of a commit
         self._ahead = (0, 0)  # document ids that were reserved and not given out yet
@@ -91,7 +89,7 @@ class Store:
 
     def close(self) -> None:
         with self._lock:
-            self._snapshot = self._intact = None
+            self._reader = self._intact = None
         if self._wrote and self.id_source is self.catalog:
             self._leave_sums()
         self.catalog.close()
@@ -103,20 +101,36 @@ class Store:
             leave_sums(self.catalog, thorough=self._thorough)
             self._wrote = self._thorough = False
 
-    def snapshot(self) -> Snapshot:
-        """The newest commit, opened. Cheap when nothing was committed since the last call."""
+    def setting(self, name: str) -> Any:
+        """Return a setting, decoded from JSON; None where it was never set."""
+        return self.catalog.setting(name)
+
+    def reader(self, *, degraded: bool = False) -> Reader:
+        """Return the newest commit. Cheap when nothing was committed since the last call.
+
+        degraded: without what is damaged, which `missing` names; every byte is read when it is opened. Damaged otherwise.
+        """
+        return self._intact_reader() if degraded else self._newest_reader()
+
+    def _newest_reader(self) -> Reader:
         with self._lock:
             while True:
-                commit = self.catalog.latest()
-                if self._snapshot is not None and self._snapshot.commit == commit:
-                    return self._snapshot
-                fresh = self._open(commit)
-                if fresh is not None:
-                    self._snapshot = fresh
+                head = self.catalog.head(self._state)
+                reader = self._reader
+                if reader is None or reader.commit != head.commit:
+                    reader = self._open(head.commit)
+                if reader is not None:
+                    if head.failures is not None:
+                        reader = reader.with_failures(head.failures)
+                    elif reader is not self._reader:  # it was opened without them
+                        self._state = None
+                        continue
+                    self._reader, self._state = reader, head.state
+                    return reader
 
-    def _open(self, commit: Commit) -> Snapshot | None:
-        """The commit's snapshot, or None where a newer commit overtook it and its folders may be going."""
-        known = {segment.row.id: segment for segment in self._snapshot.segments} if self._snapshot else {}
+    def _open(self, commit: Commit) -> Reader | None:
+        """Open a commit; None where a newer one overtook it and its folders may be going."""
+        known = {segment.row.id: segment for segment in self._reader.segments} if self._reader else {}
         rows = self.catalog.segments(commit.number)
         try:
             pin = Pin(self.path / "lexical" / commit.lexical) if commit.lexical else None
@@ -126,7 +140,7 @@ class Store:
             recipe = self.catalog.setting("recipe")
             if self.catalog.latest().number != commit.number:
                 return None
-            fresh = Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, recipe=recipe)
+            fresh = Reader(self.catalog, commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, recipe=recipe)
             if lost := fresh.lost:
                 raise Damaged(f"{self.catalog.path} is damaged: {lost}. Run: {self.repair_command}")
             return fresh
@@ -137,18 +151,18 @@ class Store:
                 raise Damaged(f"{error.filename} is missing. Run: {self.repair_command}") from error
             raise
 
-    def intact(self) -> Snapshot:
-        """The newest commit without what is damaged, which `missing` names. Every byte is read when it is opened."""
+    def _intact_reader(self) -> Reader:
         with self._lock:
             while True:
-                commit = self.catalog.latest()
-                if self._intact is not None and self._intact.commit == commit:
-                    return self._intact
-                fresh = self._open_intact(commit)
-                if self.catalog.latest() == commit:
+                head = self.catalog.head(None)
+                if self._intact is None or self._intact.commit != head.commit:
+                    fresh = self._open_intact(head.commit)
+                    if self.catalog.latest() != head.commit:
+                        continue
                     self._intact = fresh
+                return self._intact if head.failures is None else self._intact.with_failures(head.failures)
 
-    def _open_intact(self, commit: Commit) -> Snapshot:
+    def _open_intact(self, commit: Commit) -> Reader:
         missing, segments = [], []
         known = {segment.row.id: segment for segment in self._intact.segments} if self._intact else {}
         for row in self.catalog.segments(commit.number):
@@ -169,7 +183,9 @@ class Store:
         if doubtful:
             missing.append(f"{doubtful} documents: their rows in the catalog are damaged")
         recipe = self.catalog.setting("recipe")
-        fresh = Snapshot(commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, missing=missing, recipe=recipe)
+        fresh = Reader(
+            self.catalog, commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, missing=missing, recipe=recipe
+        )
         if not missing and (lost := fresh.lost):
             fresh.missing = (lost,)
         return fresh
@@ -196,9 +212,17 @@ class Store:
                 self._wrote = True
                 latest = None if mending else self.catalog.latest()
                 if latest is not None:
-                    self._remove_unused(latest)
+                    self._sweep(latest)
                 try:
-                    yield Writer(self, latest)
+                    yield Writer(
+                        self.path,
+                        self.catalog,
+                        latest,
+                        formats=lambda: VectorFormats(self.recall, self.layouts),
+                        reserve=self._reserve,
+                        reader=self._reader_of,
+                        on_commit=self._advance,
+                    )
                 finally:
                     self._settle()
         finally:
@@ -207,7 +231,11 @@ class Store:
     def remove_copies(self) -> None:
         """Remove the copies of files that no live document has."""
         if (self.path / source_copies.FOLDER).is_dir():
-            source_copies.remove_unused(self.path, self.catalog.contents())
+            source_copies.remove_unused(self.path, {row.content_hash for row in self.reader().documents()})
+
+    def refresh(self) -> None:
+        """Move this process's own reader forward, and remove what no reader holds any more."""
+        self._sweep(self.reader().commit)
 
     def _settle(self) -> None:
         """Empty SQLite's log. A broken frame there ends it, for SQLite, and commits behind it would be gone without a word; so
@@ -215,89 +243,63 @@ class Store:
         with suppress(StorageError):
             self.catalog.settle()
 
-    def _remove_unused(self, latest: Commit) -> None:
-        """Remove folders that the latest commit does not see and nobody reads; then the rows of dead documents.
+    def _reserve(self, prepared: Sequence[Prepared], units: int) -> tuple[int, int]:
+        """Return the first of as many fresh document ids, and of `units` fresh keys.
 
-        Where no text goes with them, the catalog forgets FORGET folders at a time: that takes a transaction.
+        For rows under their caller's own keys, ids are reserved AHEAD at a time, which saves small commits a transaction and a
+        sync each; those left when the process ends are never given out.
         """
-        opened = self._opened(latest)
-        rows = self.catalog.segments(latest.number) if opened is None else [segment.row for segment in opened.segments]
-        live = {row.id for row in rows} | ({latest.lexical} - {""})
-        with writing(self.path):
-            folders = [*(self.path / "segments").iterdir(), *(self.path / "lexical").iterdir()]
-        number, recorded = self._recorded
-        if number != latest.number:
-            recorded = self.catalog.folders()
-        kept = set(live)
-        if {folder.name for folder in folders} - recorded:
-            # A commit that failed at its sync may have left its frames in the write-ahead log, and a crash of the machine
-            # would revive them, without their folders. This writes over them.
-            self.catalog.reserve(documents=1, units=1)
-        for folder in folders:
-            with writing(folder):
-                if folder.name not in live and folder.is_dir() and not remove_unused(folder):
-                    kept.add(folder.name)
-        # All that is recorded and not there, so that what a crash kept this from forgetting is forgotten now.
-        gone = sorted(recorded - kept)
-        if len(gone) >= (1 if latest.lexical else FORGET):
-            # Without lexical generations no folder stands for a commit, and a snapshot once opened reads nothing more here.
-            before = 0 if latest.lexical else latest.number
-            purged = self.catalog.forget(gone, commits_before=before, keep=self._still_in_segments(latest))
-            with self._lock:
-                if opened := self._opened(latest):
-                    self._snapshot = opened.without(purged)
-            recorded = recorded.difference(gone)
-        self._recorded = (latest.number, recorded)
+        if any(item.key is None for item in prepared):
+            return self.id_source.reserve(documents=len(prepared), units=units)
+        first, stop = self._ahead
+        if stop - first < len(prepared):
+            first, _ = self.id_source.reserve(documents=len(prepared) + AHEAD, units=0)
+            stop = first + len(prepared) + AHEAD
+        self._ahead = (first + len(prepared), stop)
+        return first, 0
 
-    def _opened(self, commit: Commit) -> Snapshot | None:
-        """The commit's snapshot, where it is this process's own already."""
-        snapshot = self._snapshot
-        return snapshot if snapshot is not None and snapshot.commit == commit else None
+    def _reader_of(self, commit: Commit | None) -> Reader:
+        """Open a commit that is known to be the newest; for None, what is intact."""
+        return self.reader(degraded=True) if commit is None else self._current(commit) or self.reader()
 
-    def _still_in_segments(self, commit: Commit) -> Ints:
-        """Deleted document versions of which a live segment still holds rows: their tombstones must stay."""
-        opened = self._opened(commit)
-        if len(self.catalog.deleted_documents(commit.number) if opened is None else opened.deleted) == 0:
-            return np.empty(0, dtype=np.int64)
-        snapshot = opened or self.snapshot()
-        dead = [np.asarray(segment.documents)[~snapshot.live(at)] for at, segment in enumerate(snapshot.segments)]
-        return np.unique(np.concatenate(dead)) if dead else np.empty(0, dtype=np.int64)
+    def _current(self, commit: Commit) -> Reader | None:
+        """Return the commit's reader, where it is this process's own already."""
+        reader = self._reader
+        return reader if reader is not None and reader.commit == commit else None
 
-    def advance(self, change: Change, commit: Commit, live: Sequence[Mask]) -> None:
-        """Move this process's own snapshot to the commit that it just made, and remove what no snapshot holds any more. live: see
-        `Snapshot.live_without`."""
+    def _advance(self, change: Change, commit: Commit, live: Sequence[Mask]) -> None:
+        """Move this process's own reader to the commit that it just made, and remove what no reader holds any more. live: see
+        `Reader.live_without`."""
+        self._thorough |= change.kind == "compact"
         number, recorded = self._recorded
         if number == commit.number - 1:
             self._recorded = (commit.number, (recorded | {row.id for row, _ in change.segments} | {commit.lexical}) - {""})
-        with self._lock, suppress(OSError, StorageError):  # what cannot be opened here is told by `snapshot`
-            base = self._snapshot
+        with self._lock, suppress(OSError, StorageError):  # what cannot be opened here is reported by `reader`
+            base = self._reader
             if base is not None and base.commit.number == commit.number - 1 and not change.settings:
-                self._snapshot = self._after(base, change, commit, live)
+                self._reader, self._state = self._after(base, change, commit, live), None
             del base
-        self._remove_unused(self.as_of(commit).commit)
+        self._sweep(self._reader_of(commit).commit)
 
-    def as_of(self, commit: Commit) -> Snapshot:
-        """The snapshot of a commit that is known to be the newest."""
-        return self._opened(commit) or self.snapshot()
-
-    def _after(self, base: Snapshot, change: Change, commit: Commit, live: Sequence[Mask]) -> Snapshot:
+    def _after(self, base: Reader, change: Change, commit: Commit, live: Sequence[Mask]) -> Reader:
         pin = Pin(self.path / "lexical" / commit.lexical) if commit.lexical else None
-        fresh = [self._open_segment(row, files) for row, files in sorted(change.segments, key=lambda one: one[0].id)]
+        fresh = [self._open_segment(row, files) for row, files in sorted(change.segments, key=lambda pair: pair[0].id)]
         lexical = self._open_lexical(commit, change.lexical_files) if commit.lexical else None
         return base.after(change, commit, live=live, fresh=fresh, lexical=lexical, pin=pin)
 
-    def refresh(self) -> None:
-        """Move this process's own snapshot forward, and remove what no snapshot holds any more."""
-        self._remove_unused(self.snapshot().commit)
-
-    def reserve_documents(self, count: int) -> int:
-        """The first of as many fresh document ids, for rows that are no units. They are reserved AHEAD at a time, which saves
-        small commits a transaction and a sync each; those left when the process ends are never given out."""
-        first, stop = self._ahead
-        if stop - first < count:
-            first, _ = self.id_source.reserve(documents=count + AHEAD, units=0)
-            stop = first + count + AHEAD
-        self._ahead = (first + count, stop)
-        return first
-
-
+    def _sweep(self, latest: Commit) -> None:
+        """Remove what the latest commit does not see and nobody reads. For the writer alone."""
+        number, recorded = self._recorded
+        swept = sweep(
+            self.path,
+            self.catalog,
+            latest,
+            self._current(latest),
+            recorded=recorded if number == latest.number else self.catalog.folders(),
+            open_reader=self.reader,
+        )
+        if swept.purged is not None:
+            with self._lock:
+                if reader := self._current(latest):
+                    self._reader = reader.without(swept.purged)
+        self._recorded = (latest.number, swept.recorded)
