@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ragkit.core.errors import RagkitError
-from ragkit.core.types import AddReport, Citation, Floats, Hit, Span
+from ragkit.core.types import AddReport, Citation, Floats, Hit, Json, Span
 from ragkit.encode import load_encoder
 from ragkit.encode.contract import Encoder
 from ragkit.index.index import Index
-from ragkit.search.cite import box_fields, citation_fields, cite_page, without_hidden
+from ragkit.search.cite import cite_page
+from ragkit.search.hit_json import HitFields, box_fields
 from ragkit.search.lookup import StoredDocument
 
 CITATION = "citation"  # the key under which evidence travels in metadata
@@ -58,25 +59,25 @@ def split_page_id(name: str) -> tuple[str, int] | None:
     return None if match is None else (match["document"], int(match["number"]))
 
 
-def evidence(hit: Hit) -> dict[str, Any]:
-    """Where the hit stands and why it was found, as JSON holds it: citation, title, headings, kind, key, score, scale, spaces,
-    and where on the page its picture was found."""
+def evidence(hit: Hit) -> Json:
+    """Return where a hit stands and why it was found, as a JSON object: citation, title, headings, kind, key, score, scale, the
+    rank in each space, and where on the page its picture was found."""
+    return _evidence(hit, HitFields.of(hit))
+
+
+def metadata(hit: Hit) -> Json:
+    """Return the document's metadata, with the evidence under "citation". Text that its pages hide is counted, and left out."""
+    fields = HitFields.of(hit)
+    return {**fields.meta, CITATION: _evidence(hit, fields)}
+
+
+def _evidence(hit: Hit, fields: HitFields) -> Json:
     return {
-        **citation_fields(hit.citation),
-        "title": hit.title,
-        "headings": list(hit.headings),
-        "kind": hit.kind,
-        "key": hit.key,
-        "score": hit.score,
-        "scale": hit.scale,
-        "found_by": {str(reason.space): reason.rank for reason in hit.via},
+        **fields.citation.model_dump(),
+        **fields.model_dump(include={"title", "headings", "kind", "key", "score", "scale"}),
+        "found_by": {reason.space: reason.rank for reason in fields.via},
         "seen": box_fields(hit.image_boxes),
     }
-
-
-def metadata(hit: Hit) -> dict[str, Any]:
-    """The document's metadata, with the evidence under "citation". Text that its pages hide is counted, and left out."""
-    return {**without_hidden(hit.meta), CITATION: evidence(hit)}
 
 
 def needs_citation(hit: Hit) -> bool:

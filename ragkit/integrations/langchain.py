@@ -22,7 +22,8 @@ from ragkit.core.types import Floats, Hit, Ints
 from ragkit.encode.contract import Encoder, EncoderCard, Encoding
 from ragkit.index.index import Index
 from ragkit.integrations import common
-from ragkit.search.cite import citation_fields, without_hidden
+from ragkit.search.cite import without_hidden
+from ragkit.search.hit_json import citation_fields
 
 try:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun

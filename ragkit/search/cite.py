@@ -7,12 +7,11 @@ into a box while they fill it: along a line, or down a vertical one, never acros
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from ragkit.core.types import Box, Citation, CitedBox, Floats, Hit, Page, Span
+from ragkit.core.types import Box, Citation, CitedBox, Floats, Page, Span
 from ragkit.store.local.reader import Reader
 from ragkit.store.values import DocumentRow, UnitRow
 
@@ -75,25 +74,6 @@ def cite_page(source: str, span: Span, number: int, size: tuple[float, float]) -
     return Citation(source, span, (number,), (CitedBox(number, Box(0.0, 0.0, width, height), width, height),))
 
 
-def citation_fields(citation: Citation) -> dict[str, Any]:
-    """A citation as JSON holds it. Boxes are in points and, beside them, in fractions of the page."""
-    return {
-        "text": str(citation),
-        "source": citation.source,
-        "pages": list(citation.pages),
-        "span": [citation.span.start, citation.span.end],
-        "boxes": box_fields(citation.boxes),
-    }
-
-
-def box_fields(boxes: Sequence[CitedBox]) -> list[dict[str, Any]]:
-    """Boxes as JSON holds them: in points and in fractions of the page."""
-    return [
-        {"page": one.page, "points": [round(v, 2) for v in one.box], "relative": [round(v, 5) for v in one.relative]}
-        for one in boxes
-    ]
-
-
 def hidden_pages(meta: Mapping[str, Any]) -> tuple[int, ...]:
     """The pages on which a document hides text from its readers, as its loader found them; see docs/pdf.md."""
     return tuple(dict.fromkeys(int(one["page"]) for one in meta[HIDDEN])) if _hides(meta) else ()
@@ -109,24 +89,6 @@ def _hides(meta: Mapping[str, Any]) -> bool:
     told = meta.get(HIDDEN)
     pages = isinstance(told, list) and all(isinstance(one, Mapping) and isinstance(one.get("page"), int) for one in told)
     return pages and isinstance(meta.get("hidden_characters"), int)
-
-
-def hit_fields(hit: Hit) -> dict[str, Any]:
-    """A hit as JSON holds it. Text that its document hides is counted, and left out: who reads JSON may be a model."""
-    return {
-        "rank": hit.rank,
-        "score": hit.score,
-        "scale": hit.scale,
-        "key": hit.key,
-        "kind": hit.kind,
-        "text": hit.text,
-        "document_id": hit.document_id,
-        "title": hit.title,
-        "headings": list(hit.headings),
-        "citation": citation_fields(hit.citation),
-        "meta": without_hidden(hit.meta),
-        "via": [{**asdict(reason), "boxes": box_fields(reason.boxes)} for reason in hit.via],
-    }
 
 
 def shared(first: Span, second: Span) -> int:

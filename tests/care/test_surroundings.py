@@ -18,7 +18,7 @@ import pytest
 from ragkit import Index
 from ragkit.core.errors import IndexLocked, StorageError
 from ragkit.store.catalog.catalog import Catalog
-from tests.apps.cli.test_cli import run, run_json
+from tests.apps.cli.running import run, run_json
 from tests.care.damage import answers
 from tests.conftest import NOTES, record
 
@@ -114,10 +114,10 @@ def test_a_disk_that_goes_away_and_comes_back(tmp_path: Path) -> None:
         index.add([record(name) for name in NOTES])
     disk.rename(tmp_path / "elsewhere")
     disk.mkdir()  # the empty place where it was mounted
-    assert "no index" in run("search", disk / "library", "otters", code=1)
+    assert "no index" in run("search", disk / "library", "otters", code=1, process=True)
     shutil.rmtree(disk)
     (tmp_path / "elsewhere").rename(disk)
-    assert run_json("search", disk / "library", "otters")
+    assert run_json("search", disk / "library", "otters", process=True)
 
 
 def test_a_disk_that_goes_away_while_it_is_open(index: Index, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_mount_that_is_lost_while_the_index_is_open(tmp_path: Path) -> None:
                     change()
             with pytest.raises(StorageError):
                 index.backup(tmp_path / "backup")
-            assert "no index" in run("search", disk / "library", "otters", code=1)
+            assert "no index" in run("search", disk / "library", "otters", code=1, process=True)
             assert list(disk.iterdir()) == []
             subprocess.run(mount, check=True)
             assert answers(index) == before

@@ -22,7 +22,7 @@ from ragkit.apps.show import evidence
 from ragkit.core.errors import EncodeError, FingerprintMismatch, RecipeMismatch, StorageError
 from ragkit.core.types import Citation, Hit, Reason, Span
 from ragkit.search import retrieve
-from ragkit.search.cite import box_fields, hit_fields
+from ragkit.search.hit_json import box_fields, hit_fields
 from ragkit.search.rerank import fuse_answers
 from ragkit.store.vectors.multi import MultiReader
 from ragkit.testing import HashEncoder

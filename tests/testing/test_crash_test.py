@@ -9,11 +9,11 @@ import pytest
 
 from ragkit import Index
 from ragkit.testing import crash_test
-from tests.apps.cli.test_cli import run_json
+from tests.apps.cli.running import run_json
 
 
 def test_killed_processes_lose_nothing(tmp_path: Path) -> None:
-    report = run_json("selfcheck", "--crash", "5", "--folder", tmp_path)
+    report = run_json("selfcheck", "--crash", "5", "--folder", tmp_path, process=True)
     assert report["killed"] + report["finished"] == 5
     assert report["changes"] > 0
     assert report["problems"] == []

@@ -12,24 +12,29 @@ from ragkit.apps.cli.options import (
     FAILED,
     PARTLY,
     AsJson,
+    Device,
     IndexPath,
-    add_progress,
-    app,
+    Password,
+    Quiet,
     keywords,
     open_index,
     print_json,
     say,
     with_recipe,
 )
+from ragkit.apps.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from ragkit.core.types import AddReport
-
+    from ragkit.core.types import AddReport, Json
+    from ragkit.index.index import Index
 
 SHOWN = 10  # skipped files named one by one
+Workers = Annotated[int, typer.Option(min=1, help="Parsing processes.")]
+Limit = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="What one document may cost (docs/limits.md); may be repeated.")
+]
 
 
-@app.command()
 @with_recipe
 def add(
     index: IndexPath,
@@ -41,17 +46,17 @@ def add(
         list[str] | None,
         typer.Option(help="Heed files of this name too, with rules as in .gitignore; may be repeated. .ragkitignore always is."),
     ] = None,
-    password: Annotated[str | None, typer.Option(envvar="RAGKIT_PASSWORD", help="For encrypted documents.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Parsing processes.")] = 1,
-    limit: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="What one document may cost (docs/limits.md); may be repeated.")
-    ] = None,
+    password: Password = None,
+    workers: Workers = 1,
+    limit: Limit = None,
     prune: Annotated[
         bool, typer.Option("--prune", help="Then delete documents whose files beneath these sources are gone.")
     ] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
-    cache: Annotated[Path | None, typer.Option(help="A file of embeddings made before; made if it is not there.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    device: Device = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="A file that keeps embeddings, to use them again; created if there is none.")
+    ] = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
     **settings: Any,
 ) -> None:
@@ -59,11 +64,13 @@ def add(
     from ragkit.ingest.collect import paths_of
     from ragkit.load import IGNORE_FILES, Limits
 
-    paths_of(sources)  # what is not there is told before anything is made or loaded for it
+    paths_of(sources)  # a missing file is an error before an index is created or a model loaded for it
     limits = Limits.parse(limit or ())
-    how = keywords(settings)
-    with open_index(index, device=device, cache=cache, **how) as opened, add_progress(quiet=quiet or as_json) as callback:
-        report = opened.add(
+    with (
+        open_index(index, device=device, cache=cache, **keywords(settings)) as library,
+        progress_bar("adding", quiet=quiet or as_json, adding=True) as progress,
+    ):
+        report = library.add(
             sources,
             include=include or (),
             exclude=exclude or (),
@@ -72,73 +79,74 @@ def add(
             limits=limits,
             workers=workers,
             prune=prune,
-            progress=callback,
+            progress=progress,
         )
     _print_report(report, as_json=as_json)
     if report.failed:
         raise typer.Exit(PARTLY)
 
 
-@app.command()
 def retry(
     index: IndexPath,
-    password: Annotated[str | None, typer.Option(envvar="RAGKIT_PASSWORD", help="For encrypted documents.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Parsing processes.")] = 1,
-    limit: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="What one document may cost (docs/limits.md); may be repeated.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    password: Password = None,
+    workers: Workers = 1,
+    limit: Limit = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Try again what failed, as `ragkit status` lists it: with a password, more time, or the missing package installed."""
     from ragkit.load import Limits
 
     limits = Limits.parse(limit or ())
-    with open_index(index, create=False) as opened, add_progress(quiet=quiet or as_json) as callback:
-        report = opened.retry(password=password, workers=workers, limits=limits, progress=callback)
+    with (
+        open_index(index, create=False) as library,
+        progress_bar("adding", quiet=quiet or as_json, adding=True) as progress,
+    ):
+        report = library.retry(password=password, workers=workers, limits=limits, progress=progress)
     _print_report(report, as_json=as_json)
     if report.failed:
         raise typer.Exit(PARTLY)
 
 
-@app.command()
+def _print_report(report: AddReport, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_report_fields(report))
+        return
+    written = (*report.added, *report.updated)
+    print(f"{report.counts}  ({sum(outcome.units for outcome in written)} units in {report.seconds:.1f} s)")
+    for outcome in report.failed:
+        say(f"  failed   {outcome.source}: {outcome.reason}")
+    for outcome in report.pruned:
+        say(f"  pruned   {outcome.source}")
+    for outcome in report.skipped[:SHOWN]:
+        say(f"  skipped  {outcome.source}: {outcome.reason}")
+    if len(report.skipped) > SHOWN:
+        say(f"  skipped  … and {len(report.skipped) - SHOWN} more; --json lists them all")
+    for source, warning in [(outcome.source, warning) for outcome in written for warning in outcome.warnings]:
+        say(f"  warning  {source}: {warning}")
+
+
+def _report_fields(report: AddReport) -> Json:
+    kinds = ("added", "updated", "unchanged", "failed", "pruned", "skipped")
+    outcomes = {kind: [asdict(outcome) for outcome in getattr(report, kind)] for kind in kinds}
+    counts = {"truncated": report.truncated, "pages": report.pages, "blank": report.blank}
+    return {**outcomes, **counts, "seconds": round(report.seconds, 3)}
+
+
 def status(index: IndexPath, as_json: AsJson = False) -> None:
-    """What became of all that was added: counts by kind and language, failures with their reasons, files that are gone."""
+    """Say what became of all that was added: counts by kind and language, failures with their reasons, files that are gone."""
     from ragkit.care.status import lines
 
-    with open_index(index, create=False) as opened:
-        found = opened.status()
+    with open_index(index, create=False) as library:
+        status = library.status()
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(status))
     else:
-        print("\n".join(lines(found, index)))
-    if found.failures:
+        print("\n".join(lines(status, index)))
+    if status.failures:
         raise typer.Exit(PARTLY)
 
 
-def _print_report(report: AddReport, *, as_json: bool) -> None:
-    kinds = ("added", "updated", "unchanged", "failed", "pruned", "skipped")
-    if as_json:
-        outcomes = {kind: [asdict(one) for one in getattr(report, kind)] for kind in kinds}
-        counts = {"truncated": report.truncated, "pages": report.pages, "blank": report.blank}
-        print_json({**outcomes, **counts, "seconds": round(report.seconds, 3)})
-        return
-    units = sum(one.units for one in (*report.added, *report.updated))
-    print(f"{report.counts}  ({units} units in {report.seconds:.1f} s)")
-    for one in report.failed:
-        say(f"  failed   {one.source}: {one.reason}")
-    for one in report.pruned:
-        say(f"  pruned   {one.source}")
-    for one in report.skipped[:SHOWN]:
-        say(f"  skipped  {one.source}: {one.reason}")
-    if len(report.skipped) > SHOWN:
-        say(f"  skipped  … and {len(report.skipped) - SHOWN} more; --json lists them all")
-    for one in (*report.added, *report.updated):
-        for warning in one.warnings:
-            say(f"  warning  {one.source}: {warning}")
-
-
-@app.command()
 def delete(
     index: IndexPath,
     references: Annotated[
@@ -147,46 +155,41 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete documents, and forget what failed under these names."""
-    with open_index(index, create=False) as opened:
-        failed = len(opened.failures())
-        count = opened.delete(references)
-        forgotten = failed - len(opened.failures())
+    with open_index(index, create=False) as library:
+        failed = len(library.failures())
+        deleted = library.delete(references)
+        forgotten = failed - len(library.failures())
     if as_json:
-        print_json({"deleted": count, "forgotten": forgotten})
+        print_json({"deleted": deleted, "forgotten": forgotten})
     else:
-        print(f"deleted {count}" + (f", forgot {forgotten} that failed" if forgotten else ""))
-    if not count and not forgotten:
-        say(f"nothing by {'that name' if len(references) == 1 else 'those names'} is in the index; see: ragkit list {index}")
+        print(f"deleted {deleted}" + (f", forgot {forgotten} that failed" if forgotten else ""))
+    if not deleted and not forgotten:
+        names = "that name" if len(references) == 1 else "those names"
+        say(f"nothing by {names} is in the index; see: ragkit list {index}")
         raise typer.Exit(FAILED)
 
 
-@app.command("list")
 def list_(
     index: IndexPath,
     failed: Annotated[bool, typer.Option("--failed", help="Those that could not be added, and why.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the documents."""
-    with open_index(index, create=False) as opened:
-        if failed:
-            rows: list[dict[str, Any]] = [{"source": one.source, "reason": one.reason} for one in opened.failures()]
-            lines = [f"{row['source']}: {row['reason']}" for row in rows]
-        else:
-            rows = [
-                {
-                    "source": row.source,
-                    "title": row.title,
-                    "mime": row.mime,
-                    "units": row.units,
-                    "characters": row.characters,
-                    "meta": dict(row.meta),
-                    "root": row.root,
-                }
-                for row in opened.documents()
-            ]
-            lines = [f"{row['source']}\t{row['units']} units\t{row['title']}" for row in rows]
+    with open_index(index, create=False) as library:
+        rows = _failures(library) if failed else _documents(library)
     if as_json:
         print_json(rows)
-    else:
-        for line in lines:
-            print(line)
+        return
+    for row in rows:
+        print(f"{row['source']}: {row['reason']}" if failed else f"{row['source']}\t{row['units']} units\t{row['title']}")
+
+
+def _failures(library: Index) -> list[Json]:
+    return [{"source": failure.source, "reason": failure.reason} for failure in library.failures()]
+
+
+def _documents(library: Index) -> list[Json]:
+    names = ("source", "title", "mime", "units", "characters")
+    return [
+        {**{name: getattr(row, name) for name in names}, "meta": dict(row.meta), "root": row.root} for row in library.documents()
+    ]

@@ -3,33 +3,66 @@
 Answers go to standard output, progress and messages to standard error; `--json` prints one JSON value. Exit codes: 0 done,
 1 an error, 2 wrong usage, 3 done but some documents failed or something was missing, 130 interrupted (what was committed
 stays; run it again).
-Nothing heavy is imported before a command needs it.
+Commands are plain functions in add.py, search.py, maintenance.py and serve.py; this file alone registers them. Nothing heavy is
+imported before a command needs it.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
 
-from ragkit.apps.cli import add, search  # noqa: F401 - their commands join `app`
-from ragkit.apps.cli import maintenance as care
-from ragkit.apps.cli import serve as serving
-from ragkit.apps.cli.options import FAILED, INTERRUPTED, app, say
+import typer
+
+from ragkit.apps.cli import add, maintenance, search, serve
+from ragkit.apps.cli.options import FAILED, INTERRUPTED, say
 from ragkit.core.errors import RagkitError
 
-if TYPE_CHECKING:
-    from ragkit.core.types import Progress
+COMMANDS: tuple[Callable[..., None], ...] = (
+    add.add,
+    add.retry,
+    add.status,
+    add.delete,
+    add.list_,
+    search.search,
+    search.explain,
+    search.show,
+    search.eval_,
+    maintenance.stats,
+    maintenance.doctor,
+    maintenance.verify,
+    maintenance.repair,
+    maintenance.compact,
+    maintenance.backup,
+    maintenance.migrate,
+    maintenance.export,
+    maintenance.import_,
+    maintenance.selfcheck,
+    serve.serve,
+    serve.mcp,
+)
+KEY_COMMANDS: dict[str, Callable[..., None]] = {"add": serve.add_key, "list": serve.list_keys, "remove": serve.remove_key}
 
-
-for command in (*care.COMMANDS, *serving.COMMANDS):
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Index documents, ask, and check the evidence.",
+)
+for command in COMMANDS:
     app.command(command.__name__.rstrip("_"))(command)
-app.add_typer(serving.keys_app, name="keys")
+keys_app = typer.Typer(no_args_is_help=True, help="Keys of `ragkit serve`: make, list, remove.")
+for name, key_command in KEY_COMMANDS.items():
+    keys_app.command(name)(key_command)
+app.add_typer(keys_app, name="keys")
 
 
 def main() -> None:
     """Run the command line, with every expected error as one clear line."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except SystemExit as end:
@@ -41,12 +74,8 @@ def main() -> None:
         sys.exit(FAILED)
 
 
-def _terminate(number: int, frame: Any) -> NoReturn:
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
-
-
-if TYPE_CHECKING:
-    Progress_ = Progress
 
 
 if __name__ == "__main__":

@@ -1,40 +1,56 @@
-"""The commands that keep an index whole, and change it. `ragkit.apps.cli.main` adds them to its own."""
+"""Commands that keep an index whole, change it, move it, and say what it holds."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ragkit.apps.cli.options import (
     FAILED,
-    INTERRUPTED,
     PARTLY,
     AsJson,
+    Device,
     IndexPath,
-    app,
-    bar,
+    Quiet,
+    interruptible,
     keywords,
     open_index,
     print_json,
     say,
     with_recipe,
 )
+from ragkit.apps.cli.progress import progress_bar
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from ragkit.care.repair import RepairReport
+    from ragkit.care.stats import Stats
+    from ragkit.core.types import Metadata
+    from ragkit.testing.crash_test import CrashReport
+
+
+def _print_report(report: DataclassInstance, line: str, *, as_json: bool) -> None:
+    """Print what a command returned: its fields as JSON, or one line for a person."""
+    if as_json:
+        print_json(asdict(report))
+    else:
+        print(line)
 
 
 def verify(index: IndexPath, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Compare every checksum, and the parts of the index with each other. Changes nothing; exits 1 on findings."""
-    with open_index(index, create=False) as library, bar("verifying", quiet=quiet or as_json) as progress:
+    with open_index(index, create=False) as library, progress_bar("verifying", quiet=quiet or as_json) as progress:
         findings = library.verify(progress=progress)
     if as_json:
-        print_json([asdict(one) for one in findings])
+        print_json([asdict(finding) for finding in findings])
     else:
-        for one in findings:
-            print(f"{one.problem}\n    remedy: {one.remedy}")
+        for finding in findings:
+            print(f"{finding.problem}\n    remedy: {finding.remedy}")
         print("whole: every checksum matches, and all parts agree" if not findings else f"{len(findings)} findings")
     if findings:
         raise typer.Exit(FAILED)
@@ -58,12 +74,10 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Copy the index to TARGET, whole and checked, while others add and search. To restore, copy the folder back."""
-    with open_index(index, create=False) as library, bar("backing up", quiet=quiet or as_json) as progress:
+    with open_index(index, create=False) as library, progress_bar("backing up", quiet=quiet or as_json) as progress:
         report = library.backup(target, progress=progress)
-    if as_json:
-        print_json(asdict(report))
-    else:
-        print(f"{report.path}: commit {report.commit}, {report.documents} documents, {report.bytes:,} bytes")
+    line = f"{report.path}: commit {report.commit}, {report.documents} documents, {report.bytes:,} bytes"
+    _print_report(report, line, as_json=as_json)
 
 
 def repair(
@@ -74,38 +88,35 @@ def repair(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a damaged index whole from what of it is intact, and say what must be added again. Exits 3 where something is lost."""
-    with open_index(index, create=False) as library, bar("repairing", quiet=quiet or as_json) as progress:
+    """Make a damaged index whole from its intact parts, and say what must be added again. Exits 3 if something is lost."""
+    with open_index(index, create=False) as library, progress_bar("repairing", quiet=quiet or as_json) as progress:
         report = library.repair(embed=embed, progress=progress)
-    if as_json:
-        print_json(asdict(report))
-    elif not report.problems:
-        print("whole: nothing to repair")
-    else:
-        for problem in report.problems:
-            print(f"found       {problem}")
-        print(f"kept        {report.salvaged:,} vectors of damaged segments")
-        for source in report.embedded:
-            print(f"embedded    {source}, again, from its stored text")
-        for warning in report.warnings:
-            print(f"without     {warning}")
-        if report.lexical:
-            print("rebuilt     the lexical index")
-        for folder in report.quarantined:
-            print(f"quarantined {folder}: remove it when you need it no more")
-        for one in report.lost:
-            print(f"lost        {one.source or one.identity}: {one.reason}")
-        if report.lost:
-            say(f"{len(report.lost)} documents must be added again: ragkit list {index} --failed has their names, if any is left")
+    _print_report(report, "\n".join(_repair_lines(report)), as_json=as_json)
+    if report.lost and not as_json:
+        say(f"{len(report.lost)} documents must be added again: ragkit list {index} --failed has their names, if any is left")
     if report.lost or report.warnings:
         raise typer.Exit(PARTLY)
+
+
+def _repair_lines(report: RepairReport) -> Iterator[str]:
+    if not report.problems:
+        yield "whole: nothing to repair"
+        return
+    yield from (f"found       {problem}" for problem in report.problems)
+    yield f"kept        {report.salvaged:,} vectors of damaged segments"
+    yield from (f"embedded    {source}, again, from its stored text" for source in report.embedded)
+    yield from (f"without     {warning}" for warning in report.warnings)
+    if report.lexical:
+        yield "rebuilt     the lexical index"
+    yield from (f"quarantined {folder}: remove it when you need it no more" for folder in report.quarantined)
+    yield from (f"lost        {document.source or document.identity}: {document.reason}" for document in report.lost)
 
 
 @with_recipe
 def migrate(
     index: IndexPath,
     *,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
+    device: Device = None,
     password: Annotated[
         str | None, typer.Option(envvar="RAGKIT_PASSWORD", help="For encrypted documents whose pages are seen.")
     ] = None,
@@ -114,18 +125,18 @@ def migrate(
     **settings: Any,
 ) -> None:
     """Change what an index was built with, redoing only what the change reaches. Searches go on meanwhile."""
-    with open_index(index, create=False, device=device) as library, bar("migrating", quiet=quiet or as_json) as progress:
+    with open_index(index, create=False, device=device) as library, progress_bar("migrating", quiet=quiet or as_json) as progress:
         report = library.rebuild(**keywords(settings), password=password, progress=progress)
     if as_json:
         print_json(asdict(report))
         return
-    told = {
-        "nothing": "nothing to do: the index is as asked for",
+    outcomes = {
+        "nothing": "nothing to do: the index has these settings already",
         "settings": "done: no vector had to change",
         "rows": "done: the stored vectors were rewritten, and nothing was embedded",
         "embedded": f"done: {report.documents} documents were made again, as {report.units} units",
     }
-    print(told[report.done])
+    print(outcomes[report.done])
     for warning in report.warnings:
         print(f"  {warning}")
     if report.to_parse:
@@ -142,13 +153,10 @@ def export(
 ) -> None:
     """Write documents, units and all vectors to FOLDER, for other tools or `ragkit import`."""
     forms: Any = {"documents": documents, "vectors": vectors}
-    with open_index(index, create=False) as library, bar("exporting", quiet=quiet or as_json) as progress:
+    with open_index(index, create=False) as library, progress_bar("exporting", quiet=quiet or as_json) as progress:
         report = library.export(target, **forms, progress=progress)
-    if as_json:
-        print_json(asdict(report))
-    else:
-        vectors = f"{report.vectors} vectors" + (f", {report.tokens} of tokens" if report.tokens else "")
-        print(f"{report.path}: {report.documents} documents, {report.units} units, {vectors}")
+    counts = f"{report.vectors} vectors" + (f", {report.tokens} of tokens" if report.tokens else "")
+    _print_report(report, f"{report.path}: {report.documents} documents, {report.units} units, {counts}", as_json=as_json)
 
 
 def import_(
@@ -160,13 +168,10 @@ def import_(
     """Bring an exported FOLDER into INDEX, new or built by the same recipe, with its chunks and vectors: nothing is embedded."""
     from ragkit.index.index import Index
 
-    try:
-        with bar("importing", quiet=quiet or as_json) as progress:
-            report = Index.import_from(index, folder, progress=progress)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+    with interruptible(), progress_bar("importing", quiet=quiet or as_json) as progress:
+        report = Index.import_from(index, folder, progress=progress)
     if as_json:
-        print_json({kind: [asdict(one) for one in getattr(report, kind)] for kind in ("added", "updated", "unchanged")})
+        print_json({kind: [asdict(outcome) for outcome in getattr(report, kind)] for kind in ("added", "updated", "unchanged")})
     else:
         print(report)
 
@@ -178,68 +183,70 @@ def selfcheck(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Kill processes that write to a small index on your own disk, and see that nothing is lost. Exits 1 if something is."""
+    """Kill processes that write to a small index on your own disk, and check that nothing is lost. Exits 1 if something is."""
     from ragkit.testing.crash_test import crash as run
 
-    try:
-        with bar("crashing", quiet=quiet or as_json) as progress:
-            report = run(folder.absolute(), crash, seed=seed, progress=progress)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    if as_json:
-        print_json(asdict(report))
-    else:
-        print(
-            f"{report.killed} processes killed, {report.finished} were quicker; {report.changes} changes were said to be done "
-            f"and all of them found; every checksum compared {report.verified} times ({report.seconds:.0f} s)"
-            if not report.problems
-            else f"broken: {report.problems[0]}\nthe index is left in {report.folder}"
-        )
+    with interruptible(), progress_bar("crashing", quiet=quiet or as_json) as progress:
+        report = run(folder.absolute(), crash, seed=seed, progress=progress)
+    _print_report(report, _crash_line(report), as_json=as_json)
     if report.problems:
         raise typer.Exit(FAILED)
 
 
-COMMANDS = (verify, repair, compact, backup, migrate, export, import_, selfcheck)
-
-
-@app.command()
-def stats(index: IndexPath, as_json: AsJson = False) -> None:
-    """What the index holds, and how its vectors are searched."""
-    with open_index(index, create=False) as opened:
-        found = opened.stats()
-    if as_json:
-        print_json(asdict(found))
-        return
-    per_document = found.bytes // max(found.documents, 1)
-    print(f"{found.path}: {found.documents} documents, {found.units} units, commit {found.commit}")
-    chunk, encode = found.recipe["chunk"], found.recipe["encode"]
-    dims = f"first {encode['dims']} dims" if encode["dims"] else "all dims"
-    print(f"model      {found.model}; task {encode['task'] or 'default'}, {dims}, {encode['dtype']}")
-    ways = (("late_chunking", "late chunking"), ("contextual_headers", "contextual headers"))
-    around = [f"{name} {'on' if encode[field] else 'off'}" for field, name in ways]
-    print(f"chunker    {chunk['chunker']}, {chunk['tokens']} tokens, overlap {chunk['overlap']}; {', '.join(around)}")
-    if pages := found.recipe["pages"]:
-        fewer = (f", pooled by {pages['pool']}" if pages["pool"] > 1 else "") + (
-            "" if pages["background"] else ", one background"
-        )
-        print(f"pages      {pages['which']}, by {pages['model']}{fewer}")
-    print(
-        f"on disk    {found.bytes:,} bytes, {per_document:,} a document: "
-        + ", ".join(f"{name} {size:,}" for name, size in found.bytes_by_part.items())
+def _crash_line(report: CrashReport) -> str:
+    if report.problems:
+        return f"broken: {report.problems[0]}\nthe index is left in {report.folder}"
+    return (
+        f"{report.killed} processes killed, {report.finished} ended before that; {report.changes} changes were reported as done, "
+        f"and all of them found; every checksum compared {report.verified} times ({report.seconds:.0f} s)"
     )
-    for name, dense, multi in (("segment", found.dense, found.multi), ("pages", found.page_dense, found.page_multi)):
-        for segment in dense:
-            how = f"{segment['structure']}, recall {segment['recall']:.4f}"
-            print(f"{name:<10} {segment['live']:,} of {segment['rows']:,} rows, {how}")
-        for segment in multi:
-            shape = f"{segment['tokens']:,} token vectors of {segment['dims']} dims, {segment['precision']}"
-            shape += f", {segment['coarse']:,} coarse ones" if segment["coarse"] else ""
-            print(f"{name:<10} {segment['live']:,} of {segment['rows']:,} rows, {shape}")
-    if found.failures:
-        print(f"failed     {found.failures} documents; see: ragkit list {index} --failed")
 
 
-@app.command()
+def stats(index: IndexPath, as_json: AsJson = False) -> None:
+    """Print what the index holds, and how its vectors are searched."""
+    with open_index(index, create=False) as library:
+        stats = library.stats()
+    _print_report(stats, "\n".join(_stats_lines(stats, index)), as_json=as_json)
+
+
+def _stats_lines(stats: Stats, index: Path) -> Iterator[str]:
+    yield f"{stats.path}: {stats.documents} documents, {stats.units} units, commit {stats.commit}"
+    yield from _recipe_lines(stats.model, stats.recipe)
+    parts = ", ".join(f"{name} {size:,}" for name, size in stats.bytes_by_part.items())
+    yield f"on disk    {stats.bytes:,} bytes, {stats.bytes // max(stats.documents, 1):,} a document: {parts}"
+    for name, dense, multi in (("segment", stats.dense, stats.multi), ("pages", stats.page_dense, stats.page_multi)):
+        yield from (_segment_line(name, segment, _dense_form(segment)) for segment in dense)
+        yield from (_segment_line(name, segment, _multi_form(segment)) for segment in multi)
+    if stats.failures:
+        yield f"failed     {stats.failures} documents; see: ragkit list {index} --failed"
+
+
+def _recipe_lines(model: str, recipe: Metadata) -> Iterator[str]:
+    chunk, encode, pages = recipe["chunk"], recipe["encode"], recipe["pages"]
+    dims = f"first {encode['dims']} dims" if encode["dims"] else "all dims"
+    yield f"model      {model}; task {encode['task'] or 'default'}, {dims}, {encode['dtype']}"
+    switches = (("late_chunking", "late chunking"), ("contextual_headers", "contextual headers"))
+    context = ", ".join(f"{name} {'on' if encode[field] else 'off'}" for field, name in switches)
+    yield f"chunker    {chunk['chunker']}, {chunk['tokens']} tokens, overlap {chunk['overlap']}; {context}"
+    if pages:
+        pooled = f", pooled by {pages['pool']}" if pages["pool"] > 1 else ""
+        background = "" if pages["background"] else ", one background"
+        yield f"pages      {pages['which']}, by {pages['model']}{pooled}{background}"
+
+
+def _segment_line(name: str, segment: Metadata, form: str) -> str:
+    return f"{name:<10} {segment['live']:,} of {segment['rows']:,} rows, {form}"
+
+
+def _dense_form(segment: Metadata) -> str:
+    return f"{segment['structure']}, recall {segment['recall']:.4f}"
+
+
+def _multi_form(segment: Metadata) -> str:
+    coarse = f", {segment['coarse']:,} coarse ones" if segment["coarse"] else ""
+    return f"{segment['tokens']:,} token vectors of {segment['dims']} dims, {segment['precision']}{coarse}"
+
+
 def doctor(as_json: AsJson = False) -> None:
     """Print versions, devices, engines and licences, and what is missing."""
     from ragkit.care.doctor import examine, render

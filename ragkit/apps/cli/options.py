@@ -1,4 +1,4 @@
-"""What the commands share: opening an index, saying things, drawing progress. Nothing heavy is imported before it is used."""
+"""What the commands share: options, opening an index, printing. Nothing heavy is imported before it is used."""
 
 from __future__ import annotations
 
@@ -6,31 +6,26 @@ import inspect
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Unpack, cast
 
 import typer
 
 from ragkit.recipe.settings import Row, SettingsKeywords, table
 
 if TYPE_CHECKING:
-    from ragkit.core.types import Progress
-
-if TYPE_CHECKING:
-    from ragkit.core.types import Progress
     from ragkit.index.index import Index
 
-    Progress_ = Progress
-
-FAILED, PARTLY, INTERRUPTED = 1, 3, 130
-LARGE = 10_000_000  # bytes
+FAILED, PARTLY, INTERRUPTED = 1, 3, 130  # exit codes
 PANEL = "Settings of the index (docs/settings.md)"
 
 IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder of the index.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, …")]
+Password = Annotated[str | None, typer.Option(envvar="RAGKIT_PASSWORD", help="For encrypted documents.")]
 
 
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
@@ -60,17 +55,20 @@ def keywords(settings: Mapping[str, Any]) -> SettingsKeywords:
 
 
 def say(message: str) -> None:
+    """Print a message on standard error: standard output is for answers."""
     print(message, file=sys.stderr)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
+    """Print one JSON value on standard output."""
     print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def api_keys() -> dict[str, str]:
-    """What the environment says of hosted models: JINA_API_KEY, OPENAI_API_KEY, and an address with OPENAI_BASE_URL.
+    """Return the API keys of hosted models from JINA_API_KEY and OPENAI_API_KEY, by "jina", "openai" or an address.
 
-    The key goes to that address then, and nowhere else; a server without keys needs the address alone.
+    With JINA_BASE_URL or OPENAI_BASE_URL the key goes to that address and nowhere else; a server without keys needs only the
+    address.
     """
     keys = {name: os.environ[f"{name.upper()}_API_KEY"] for name in ("jina", "openai") if f"{name.upper()}_API_KEY" in os.environ}
     for name in ("jina", "openai"):
@@ -80,98 +78,33 @@ def api_keys() -> dict[str, str]:
 
 
 @contextmanager
-def open_index(path: Path, **settings: Any) -> Iterator[Index]:
-    """An index, closed at the end; Ctrl-C and SIGTERM become the exit code for interrupted."""
+def interruptible() -> Iterator[None]:
+    """End the command with the exit code for interrupted on Ctrl-C and SIGTERM."""
     try:
-        from ragkit.index.index import Index
-
-        with Index.open(path, api_keys=api_keys(), **settings) as index:
-            yield index
+        yield
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
 
 
 @contextmanager
-def bar(title: str, *, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """A callback that draws one bar on standard error, whatever it counts; None where nobody looks."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+def open_index(
+    path: Path,
+    *,
+    create: bool = True,
+    device: str | None = None,
+    cache: Path | None = None,
+    **settings: Unpack[SettingsKeywords],
+) -> Iterator[Index]:
+    """Yield an open index, and close it at the end; Ctrl-C and SIGTERM become the exit code for interrupted."""
+    with interruptible():
+        from ragkit.index.index import Index
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
-        job = drawn.add_task(title, total=None)
-
-        def callback(step: Progress_) -> None:
-            if step.stage == "cost":
-                tell_cost(step)
-                return
-            drawn.update(job, description=f"{title}: {step.stage}", completed=step.done, total=step.total)
-
-        yield callback
-
-
-def tell_cost(step: Progress_) -> None:
-    """Say what a large build with multi-vectors will take."""
-    size = max(step.total or 0, step.done)
-    if size >= LARGE:
-        say(f"late interaction: about {size / 1e6:,.0f} MB of token vectors")
-
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Index documents, ask, and check the evidence.",
-)
-
-
-@contextmanager
-def add_progress(*, quiet: bool) -> Iterator[Any]:
-    """A callback that draws documents, units per second and the time left on standard error; None where nobody looks."""
-    if quiet:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("documents · {task.fields[units]} units · {task.fields[rate]:.1f} units/s{task.fields[pages]} ·"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    started = time.monotonic()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        job = bar.add_task("adding", total=None, units=0, rate=0.0, pages="")
-
-        def callback(step: Progress_) -> None:
-            if step.stage == "cost":
-                tell_cost(step)
-            elif step.stage == "pages":
-                bar.update(job, pages=f" · {step.done} pages")
-            elif step.stage == "encode":
-                bar.update(job, units=step.done, rate=step.done / (time.monotonic() - started))
-            else:
-                bar.update(job, completed=step.done, total=step.total)
-
-        yield callback
+        with Index.open(path, device=device, api_keys=api_keys(), cache=cache, create=create, **settings) as index:
+            yield index
 
 
 def parse_filters(text: str | None) -> Mapping[str, Any] | None:
+    """Return the filter that --filter gives as JSON; None without one. ValueError if it is not a JSON object."""
     if text is None:
         return None
     try:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ragkit.apps.cli.options import PARTLY, AsJson, IndexPath, add_progress, app, open_index, parse_filters, print_json, say
+from ragkit.apps.cli.options import PARTLY, AsJson, IndexPath, Password, open_index, parse_filters, print_json, say
+from ragkit.apps.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from ragkit.core.types import Hit
+    from ragkit.apps.show import Evidence
+    from ragkit.core.types import Hit, Hits
+    from ragkit.index.index import Index
+    from ragkit.search.queries import Query
 
 
-@app.command()
 def search(
     index: IndexPath,
     query: Annotated[str, typer.Argument(help="The question; with --image it may be left out.")] = "",
@@ -40,10 +43,9 @@ def search(
     """Ask, and get passages and pages with their citations."""
     if not query and image is None:
         raise ValueError("there is no question: give a text, or --image FILE")
-    with open_index(index, create=False) as opened:
-        asked: Any = _with_picture(query, image)
-        hits = opened.search(
-            asked,
+    with open_index(index, create=False) as library:
+        hits = library.search(
+            _query(query, image),
             k,
             mode=mode,
             rerank=rerank,
@@ -54,44 +56,20 @@ def search(
             exact=exact,
             degraded=degraded,
         )
-    for one in hits.missing:
-        say(f"degraded: {one}")
+    for missing in hits.missing:
+        say(f"degraded: {missing}")
     if as_json:
-        from ragkit.search.cite import hit_fields
-
-        found = [hit_fields(hit) for hit in hits]
-        print_json({"hits": found, "missing": hits.missing} if degraded else found)
-    if not hits and not as_json:
-        say("no hits")
-    if not as_json:
-        for hit in hits:
-            _print_hit(hit, full=full)
+        _print_hits_as_json(hits, degraded=degraded)
+    else:
+        _print_hits(hits, full=full)
     if hits.missing:
         raise typer.Exit(PARTLY)
 
 
-@app.command()
-def explain(
-    index: IndexPath,
-    key: Annotated[int, typer.Argument(metavar="KEY", help="The key of a hit.")],
-    query: Annotated[str, typer.Argument(help="The question it was found for.")],
-    as_json: AsJson = False,
-) -> None:
-    """Take a hit's MaxSim score apart: what each word of the question matched, and its share."""
-    with open_index(index, create=False) as opened:
-        found = opened.explain(query, key)
-    if as_json:
-        print_json({"score": found.score, "citation": str(found.citation), "matches": [asdict(one) for one in found.matches]})
-        return
-    print(f"{found.score:.4f} maxsim  {found.citation}")
-    for one in found.matches:
-        place = ", ".join("({:.0f} {:.0f} {:.0f} {:.0f})".format(*box.box) for box in one.boxes)
-        print(f"{one.share:8.4f}  {one.query_word or '·'} → {one.word or place or '·'}")
-
-
-def _with_picture(query: str, image: Path | None) -> Any:
+def _query(text: str, image: Path | None) -> Query:
+    """Return the text, the picture, or both, as `Index.search` takes them. ValueError for a file that is no supported image."""
     if image is None:
-        return query
+        return text
     from PIL import Image, UnidentifiedImageError
 
     from ragkit.encode.images import upright_rgb
@@ -100,8 +78,22 @@ def _with_picture(query: str, image: Path | None) -> Any:
         with Image.open(image) as opened:
             picture = upright_rgb(0, opened)
     except UnidentifiedImageError:
-        raise ValueError(f"{image} is no picture of a known kind") from None
-    return (query, picture) if query else picture
+        raise ValueError(f"{image} is not a supported image") from None
+    return (text, picture) if text else picture
+
+
+def _print_hits_as_json(hits: Hits, *, degraded: bool) -> None:
+    from ragkit.search.hit_json import hit_fields
+
+    rows = [hit_fields(hit) for hit in hits]
+    print_json({"hits": rows, "missing": hits.missing} if degraded else rows)
+
+
+def _print_hits(hits: Hits, *, full: bool) -> None:
+    if not hits:
+        say("no hits")
+    for hit in hits:
+        _print_hit(hit, full=full)
 
 
 def _print_hit(hit: Hit, *, full: bool) -> None:
@@ -120,15 +112,35 @@ def _print_hit(hit: Hit, *, full: bool) -> None:
         console.print(Text("   " + " › ".join(hit.headings), style="italic"))
     if count := hit.meta.get("hidden_characters"):
         console.print(Text(f"   {count} hidden characters in this document were left out", style="yellow"))
-    text = hit.text if full else _shortened(" ".join(hit.text.split()))
+    text = hit.text if full else _shortened(hit.text)
     console.print(Text("   " + text.replace("\n", "\n   ")))
 
 
 def _shortened(text: str, width: int = 300) -> str:
-    return text if len(text) <= width else text[:width].rsplit(" ", 1)[0] + " …"
+    """Return the text in one line, cut at a blank before `width` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[:width].rsplit(" ", 1)[0] + " …"
 
 
-@app.command()
+def explain(
+    index: IndexPath,
+    key: Annotated[int, typer.Argument(metavar="KEY", help="The key of a hit.")],
+    query: Annotated[str, typer.Argument(help="The question it was found for.")],
+    as_json: AsJson = False,
+) -> None:
+    """Take a hit's MaxSim score apart: what each word of the question matched, and its share."""
+    with open_index(index, create=False) as library:
+        explanation = library.explain(query, key)
+    if as_json:
+        matches = [asdict(match) for match in explanation.matches]
+        print_json({"score": explanation.score, "citation": str(explanation.citation), "matches": matches})
+        return
+    print(f"{explanation.score:.4f} maxsim  {explanation.citation}")
+    for match in explanation.matches:
+        place = ", ".join("({:.0f} {:.0f} {:.0f} {:.0f})".format(*box.box) for box in match.boxes)
+        print(f"{match.share:8.4f}  {match.query_word or '·'} → {match.word or place or '·'}")
+
+
 def show(
     index: IndexPath,
     reference: Annotated[str, typer.Argument(metavar="KEY|SOURCE", help="A hit's key, or a document's source or id.")],
@@ -138,34 +150,45 @@ def show(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The PNG to write; SOURCE-pN.png if left out.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many passages to box, with --query.")] = 1,
     dpi: Annotated[int, typer.Option(min=18, max=600)] = 110,
-    password: Annotated[str | None, typer.Option(envvar="RAGKIT_PASSWORD", help="For encrypted documents.")] = None,
+    password: Password = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the cited page as a PNG with the evidence boxed; for documents without pages, print the passage."""
-    from ragkit.apps.show import can_draw, evidence, page_png
+    from ragkit.apps.show import evidence, page_png
 
-    with open_index(index, create=False) as opened:
-        asked = _with_picture(query, image)
-        found = evidence(opened, reference, query=None if asked == "" else asked, k=k)
-        number = page or (found.pages[0] if found.pages else None)
+    with open_index(index, create=False) as library:
+        found = evidence(library, reference, query=_query(query, image) if query or image else None, k=k)
+        number = _page_to_draw(library, found, page)
         path = None
-        if number is not None and can_draw(found.row) and opened.pages(found.row):
+        if number is not None:
             path = output or Path(f"{Path(found.row.source).name}-p{number}.png")
-            path.write_bytes(page_png(opened, found, page=number, dpi=dpi, password=password))
+            path.write_bytes(page_png(library, found, page=number, dpi=dpi, password=password))
     if as_json:
-        from ragkit.search.cite import citation_fields
+        from ragkit.search.hit_json import citation_fields
 
-        print_json({"png": None if path is None else str(path), "citations": [citation_fields(one) for one in found.citations]})
+        citations = [citation_fields(citation) for citation in found.citations]
+        print_json({"png": None if path is None else str(path), "citations": citations})
         return
+    _print_citations(found)
+    if number is not None:
+        print(f"wrote {path}: {found.row.source}, p. {number}, {found.boxes_on(number)} boxes")
+
+
+def _page_to_draw(library: Index, found: Evidence, page: int | None) -> int | None:
+    """Return the number of the page that was named, or of the first one with evidence; None if no page can be drawn."""
+    from ragkit.apps.show import can_draw
+
+    number = page or next(iter(found.pages), None)
+    return number if number is not None and can_draw(found.row) and library.pages(found.row) else None
+
+
+def _print_citations(found: Evidence) -> None:
     if not found.citations:
         say(f"nothing in {found.row.source} is found by this question: the index has no passage or page image of it")
     for citation, text in zip(found.citations, found.texts, strict=True):
-        print(f"{citation}: {_shortened(' '.join(text.split()))}")
-    if path is not None:
-        print(f"wrote {path}: {found.row.source}, p. {number}, {found.boxes_on(number or 0)} boxes")
+        print(f"{citation}: {_shortened(text)}")
 
 
-@app.command("eval")
 def eval_(
     index: IndexPath,
     judged: Annotated[
@@ -193,19 +216,18 @@ def eval_(
 
     questions = read_pages(judged) if (judged / "questions.jsonl").exists() else read_beir(judged, split=split)
     names = tuple(measures.split(",")) if measures else None
-    with open_index(index, create=add_documents, model=model, chunker=chunker, overflow=overflow) as opened:
+    with open_index(index, create=add_documents, model=model, chunker=chunker, overflow=overflow) as library:
         if add_documents:
-            with add_progress(quiet=as_json) as callback:
-                say(str(opened.add(questions.documents, progress=callback)))
+            with progress_bar("adding", quiet=as_json, adding=True) as progress:
+                say(str(library.add(questions.documents, progress=progress)))
         runs = [
-            evaluate(opened, questions, mode=mode, k=k, measures=names, batch=1 if one_by_one else 64)
+            evaluate(library, questions, mode=mode, k=k, measures=names, batch=1 if one_by_one else 64)
             for mode in modes.split(",")
         ]
-    first = next(iter(runs[0].measures))
-    gaps = [compare(runs[0], run, measure=first) for run in runs[1:]]
+    differences = [compare(runs[0], run, measure=next(iter(runs[0].measures))) for run in runs[1:]]
     if as_json:
-        print(to_json(runs, gaps, per_query=per_query))
+        print(to_json(runs, differences, per_query=per_query))
         return
     print(table(runs))
-    for run, gap in zip(runs[1:], gaps, strict=True):
-        print(f"{runs[0].mode} - {run.mode}: {gap}")
+    for run, difference in zip(runs[1:], differences, strict=True):
+        print(f"{runs[0].mode} - {run.mode}: {difference}")

@@ -1,20 +1,24 @@
-"""`ragkit serve`, `ragkit mcp` and `ragkit keys`. `ragkit.apps.cli.main` adds them to its own."""
+"""Commands that run a server, `serve` and `mcp`, and `keys`, which manages a server's keys."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ragkit.apps.cli.options import AsJson, open_index, print_json, say
+from ragkit.apps.cli.options import AsJson, Device, open_index, parse_filters, print_json, say
 
 if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
+
+    from ragkit.apps.serve.jobs import Jobs
     from ragkit.apps.serve.keys import Key
+    from ragkit.apps.serve.limits import ServeLimits
     from ragkit.encode.contract import Encoder
     from ragkit.index.index import Index
 
@@ -37,13 +41,12 @@ def serve(
     read_only: Annotated[bool, typer.Option("--read-only", help="Whatever the key: nothing is added or deleted.")] = False,
     state: Annotated[Path | None, typer.Option(help="Where additions and sent files lie; INDEX.serve if left out.")] = None,
     fetch_urls: Annotated[bool, typer.Option("--fetch-urls", help="Fetch images by https from public addresses.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
+    device: Device = None,
     limit: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="What requests may ask (docs/server.md); may be repeated.")
     ] = None,
 ) -> None:
     """Serve indexes and models over HTTP, until Ctrl-C: embeddings, search, documents, pages, reranking."""
-    from ragkit.apps.serve.jobs import Jobs
     from ragkit.apps.serve.limits import ServeLimits
     from ragkit.apps.serve.run import make_server
     from ragkit.apps.serve.service import Service
@@ -53,31 +56,30 @@ def serve(
         raise ValueError("name an index to serve, or a model: ragkit serve INDEX, or ragkit serve --model default")
     limits = ServeLimits.parse(limit or ())
     with ExitStack() as stack:
-        found = open_indexes(indexes or (), device, stack)
-        folders = {name: (state / name if state else index.path.with_name(f"{name}.serve")) for name, index in found.items()}
+        opened = open_indexes(indexes or (), device, stack)
         service = Service(
-            found,
+            opened,
             models=partial(_models, model or (), device),
             rerankers=partial(_rerankers, reranker or (), device),
             keys=_keys(keys),
             limits=limits,
             fetcher=Fetcher(most_bytes=limits.input_bytes) if fetch_urls else None,
-            jobs={} if read_only else {name: Jobs(one, name, folders[name], limits=limits) for name, one in found.items()},
+            jobs={} if read_only else _jobs(opened, state, limits),
         )
         warning = "" if service.keys else "; without keys, for this machine only"
 
-        def ready(address: str) -> None:
-            say(f"serving {', '.join([*found, *service.models])} at {address}{warning}")
+        def on_ready(address: str) -> None:
+            say(f"serving {', '.join([*opened, *service.models])} at {address}{warning}")
 
-        server = make_server(service, host=host, port=port, on_ready=ready)
-        with suppress(KeyboardInterrupt):  # uvicorn passes the signal on once it has stopped; to be told to stop is no failure
+        server = make_server(service, host=host, port=port, on_ready=on_ready)
+        with suppress(KeyboardInterrupt):  # uvicorn passes the signal on once it has stopped; a server that stops has not failed
             server.run()
 
 
 def mcp(
     indexes: Annotated[list[Path], typer.Argument(metavar="INDEX...", help="Folders of indexes.")],
     allow_writing: Annotated[bool, typer.Option("--allow-writing", help="With the tools add and delete.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
+    device: Device = None,
 ) -> None:
     """Serve indexes as MCP tools over standard input and output, for the client that started this."""
     from ragkit.core.errors import MissingExtra
@@ -91,57 +93,68 @@ def mcp(
 
 
 def open_indexes(paths: Sequence[Path], device: str | None, stack: ExitStack) -> dict[str, Index]:
-    """The indexes by the names of their folders, closed with the stack."""
-    found = {path.absolute().name: stack.enter_context(open_index(path, create=False, device=device)) for path in paths}
-    if len(found) < len(paths):
+    """Return the open indexes by the names of their folders; the stack closes them. ValueError for two of one name."""
+    indexes = {path.absolute().name: stack.enter_context(open_index(path, create=False, device=device)) for path in paths}
+    if len(indexes) < len(paths):
         raise ValueError("two of these indexes have the same folder name: rename one")
-    return found
+    return indexes
 
 
-def _models(names: Any, device: str | None) -> dict[str, Encoder]:
+def _jobs(indexes: Mapping[str, Index], state: Path | None, limits: ServeLimits) -> dict[str, Jobs]:
+    """Return what adds documents to each index; its files lie in `state`, or beside the index."""
+    from ragkit.apps.serve.jobs import Jobs
+
+    folders = {name: (state / name if state else index.path.with_name(f"{name}.serve")) for name, index in indexes.items()}
+    return {name: Jobs(index, name, folders[name], limits=limits) for name, index in indexes.items()}
+
+
+def _models(options: Sequence[str], device: str | None) -> dict[str, Encoder]:
+    """Load the encoders that --model names, by the names that requests give."""
     from ragkit.encode import load_encoder
 
-    found = {}
-    for one in names:
-        name, given, folder = one.partition("=")
-        encoder = load_encoder(folder if given else one, device=device)
-        found[name if given else encoder.card.name] = encoder
-    return found
+    models = {}
+    for name, model in map(_named, options):
+        encoder = load_encoder(model, device=device)
+        models[name or encoder.card.name] = encoder
+    return models
 
 
-def _rerankers(names: Any, device: str | None) -> dict[str, Any]:
+def _rerankers(options: Sequence[str], device: str | None) -> dict[str, CrossEncoder]:
+    """Load the cross-encoders that --reranker names, by the names that requests give."""
     from ragkit.encode.models.cross_encoder import load_cross_encoder
 
-    found = {}
-    for one in names:
-        name, given, folder = one.partition("=")
-        found[name if given else Path(one).name] = load_cross_encoder(folder if given else one, device=device)
-    return found
+    return {name or Path(model).name: load_cross_encoder(model, device=device) for name, model in map(_named, options)}
+
+
+def _named(option: str) -> tuple[str, str]:
+    """Return (name, model) of "NAME=FOLDER", and ("", model) of a model alone."""
+    name, separator, folder = option.partition("=")
+    return (name, folder) if separator else ("", option)
 
 
 def _keys(path: Path | None) -> list[Key]:
+    """Return the keys of a file and the one in RAGKIT_KEY."""
     from ragkit.apps.serve.keys import key_from_secret, read_keys
 
     secret = os.environ.get("RAGKIT_KEY", "")
     return [*(read_keys(path) if path is not None else ()), *([key_from_secret(secret)] if secret else ())]
 
 
-keys_app = typer.Typer(no_args_is_help=True, help="Keys of `ragkit serve`: make, list, remove.")
-KeyFile = Annotated[Path, typer.Argument(metavar="FILE", help="The file of keys; it holds hashes, and no key.")]
+KeyFile = Annotated[Path, typer.Argument(metavar="FILE", help="The file of keys; it holds their hashes only.")]
 KeyName = Annotated[str, typer.Option("--name", help="What the key is known by.")]
 
 
-@keys_app.command("add")
 def add_key(
     file: KeyFile,
     name: KeyName,
     scope: Annotated[str, typer.Option(help="read, write (adds and deletes, too) or admin (metrics, too).")] = "read",
     index: Annotated[str | None, typer.Option(help="The only index it is for, by its folder's name.")] = None,
-    filters: Annotated[str | None, typer.Option("--filter", help="JSON: all it sees. Requests can only narrow it.")] = None,
+    filters: Annotated[
+        str | None, typer.Option("--filter", help="JSON: the documents it sees. Requests can only narrow it.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and print it, this once; the file keeps its hash."""
-    from ragkit.apps.cli.options import parse_filters
+    """Make a key and print it once; the file keeps only its hash."""
     from ragkit.apps.serve.keys import SCOPES, add_key
 
     if scope not in SCOPES:
@@ -154,9 +167,8 @@ def add_key(
         say(f"{name}: {scope}; it is not shown again")
 
 
-@keys_app.command("list")
 def list_keys(file: KeyFile, as_json: AsJson = False) -> None:
-    """The keys of a file, without the keys."""
+    """List the names, scopes and bounds of a file's keys; the keys themselves are not in the file."""
     from ragkit.apps.serve.keys import read_keys
 
     rows = [key.model_dump(exclude={"sha256"}, exclude_none=True) for key in read_keys(file)]
@@ -167,13 +179,9 @@ def list_keys(file: KeyFile, as_json: AsJson = False) -> None:
             print("\t".join(f"{name}={value}" for name, value in row.items()))
 
 
-@keys_app.command("remove")
 def remove_key(file: KeyFile, name: KeyName) -> None:
-    """Take a key out of the file; a server that runs goes by it once it is started again."""
+    """Remove a key from the file; a running server accepts it until it is started again."""
     from ragkit.apps.serve.keys import remove_key
 
     remove_key(file, name)
     say(f"removed {name}")
-
-
-COMMANDS = (serve, mcp)

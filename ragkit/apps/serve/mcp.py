@@ -34,7 +34,8 @@ from ragkit.apps.show import Mark
 from ragkit.core.errors import RagkitError
 from ragkit.core.types import Hit
 from ragkit.index.index import Index
-from ragkit.search.cite import box_fields, hidden_pages
+from ragkit.search.cite import hidden_pages
+from ragkit.search.hit_json import BoxFields, HitFields
 
 READS = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
 ADDS = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
@@ -311,18 +312,19 @@ def _telling(told: type[Exception] = ToolError) -> Iterator[None]:
 
 
 def _passage(hit: Hit) -> Passage:
-    text, unseen = _seen(hit.text)
+    fields = HitFields.of(hit)
+    text, unseen = _seen(fields.text)
     return Passage(
-        source=hit.source,
-        citation=_seen(str(hit.citation))[0],
-        pages=list(hit.pages),
-        span=[hit.span.start, hit.span.end],
-        headings=[_seen(one)[0] for one in hit.headings],
-        score=hit.score,
-        key=hit.key,
-        kind=hit.kind,
+        source=fields.citation.source,
+        citation=_seen(fields.citation.text)[0],
+        pages=fields.citation.pages,
+        span=fields.citation.span,
+        headings=[_seen(heading)[0] for heading in fields.headings],
+        score=fields.score,
+        key=fields.key,
+        kind=fields.kind,
         text=text,
-        seen=[Seen(page=one["page"], relative=one["relative"]) for one in box_fields(hit.image_boxes)],
+        seen=[Seen(page=box.page, relative=BoxFields.of(box).relative) for box in hit.image_boxes],
         unseen=unseen,
         hidden=_hidden(hit.meta),
     )

@@ -18,7 +18,7 @@ from ragkit.apps.serve.service import narrowed
 from ragkit.core.space import MAXSIM_SPACES, Space
 from ragkit.core.types import Hit, Hits
 from ragkit.index.index import Index
-from ragkit.search.cite import box_fields, hit_fields
+from ragkit.search.hit_json import BoxFields, HitFields, box_fields, hit_fields
 from ragkit.search.request import MAXSIM
 
 router = APIRouter(tags=["search"])
@@ -53,29 +53,6 @@ class SearchRequest(BaseModel):
     degraded: bool = False
 
 
-class CitedBox(BaseModel):
-    page: int
-    points: list[float]
-    relative: list[float]
-
-
-class CitationFields(BaseModel):
-    text: str
-    source: str
-    pages: list[int]
-    span: list[int]
-    boxes: list[CitedBox]
-
-
-class ReasonFields(BaseModel):
-    space: str
-    rank: int
-    score: float
-    key: int | None = Field(None, description="the page's, where a passage was found through its page's picture")
-    share: float = Field(0.0, description="what this adds to the hit's score, before reranking")
-    boxes: list[CitedBox] = Field(default_factory=list, description="where on the page its picture was found, by MaxSim")
-
-
 class Share(BaseModel):
     space: str
     share: float
@@ -88,7 +65,7 @@ class MatchFields(BaseModel):
     query_word: str
     word: str
     spans: list[list[int]]
-    boxes: list[CitedBox]
+    boxes: list[BoxFields]
 
 
 class HeatFields(BaseModel):
@@ -100,19 +77,9 @@ class HeatFields(BaseModel):
     elsewhere: float
 
 
-class HitFields(BaseModel):
-    rank: int
-    score: float
-    scale: str
-    key: int
-    kind: str
-    text: str
-    document_id: str
-    title: str
-    headings: list[str]
-    citation: CitationFields
-    meta: dict[str, Any]
-    via: list[ReasonFields]
+class FoundHit(HitFields):
+    """A hit, taken apart where the request asks for it."""
+
     explanation: list[Share] | None = Field(None, description="shares that sum to the score")
     matches: list[MatchFields] | None = Field(None, description="the MaxSim score by tokens of the query")
     heat: HeatFields | None = Field(None, description="the MaxSim score by places on the page")
@@ -120,7 +87,7 @@ class HitFields(BaseModel):
 
 class SearchResponse(BaseModel):
     index: str
-    hits: list[HitFields]
+    hits: list[FoundHit]
     missing: list[str] = Field(description="what a degraded search had to leave out")
 
 

@@ -1,4 +1,5 @@
-"""The command line as a user meets it: real processes, exit codes, JSON, messages that name the way out."""
+"""The command line as a user meets it: exit codes, JSON, messages that name the way out; one session and all signals in real
+processes."""
 
 from __future__ import annotations
 
@@ -9,26 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-
-def run(*arguments: str | Path, cwd: Path | None = None, code: int = 0) -> str:
-    """Standard output of `ragkit ...`, which must end with this exit code; the two streams together where it fails."""
-    command = [sys.executable, "-m", "ragkit.apps.cli.main", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
-    assert done.returncode == code, f"{arguments} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout if code == 0 else done.stdout + done.stderr
+from tests.apps.cli.running import run, run_json
 
 
-def run_json(*arguments: str | Path, code: int = 0) -> Any:
-    return json.loads(run(*arguments, "--json", code=code))
-
-
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    folder = tmp_path / "notes"
+def _write_notes(folder: Path) -> Path:
     folder.mkdir()
     (folder / "otter.md").write_text("# Otters\n\nOtters hold hands while they sleep.\n")
     (folder / "bridge.txt").write_text("The bridge over the river was built in 1887.\n")
@@ -36,15 +24,23 @@ def notes(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def library(tmp_path: Path, notes: Path) -> Path:
-    run("add", tmp_path / "library", notes, "--model", "hash:64", code=3)
-    return tmp_path / "library"
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _write_notes(tmp_path_factory.mktemp("cli") / "notes")
 
 
-def test_a_session_from_add_to_delete(library: Path, notes: Path) -> None:
-    assert "unchanged 2, failed 1" in run("add", library, notes, code=3)
-    hits = run_json("search", library, "otters that sleep", "-k", "1")
+@pytest.fixture(scope="module")
+def library(notes: Path) -> Path:
+    """An index that no test changes."""
+    run("add", notes.parent / "library", notes, "--model", "hash:64", code=3)
+    return notes.parent / "library"
+
+
+def test_a_session_of_processes_from_add_to_delete(tmp_path: Path) -> None:
+    notes, library = _write_notes(tmp_path / "notes"), tmp_path / "library"
+    run("add", library, notes, "--model", "hash:64", code=3, process=True)
+    assert "unchanged 2, failed 1" in run("add", library, notes, code=3, process=True)
+    hits = run_json("search", library, "otters that sleep", "-k", "1", process=True)
     assert hits[0]["citation"]["source"] == "otter.md"
     assert hits[0]["headings"] == ["Otters"]
     assert "otter.md" in run("search", library, "otters that sleep")
@@ -53,12 +49,12 @@ def test_a_session_from_add_to_delete(library: Path, notes: Path) -> None:
     assert run_json("stats", library)["documents"] == 2
     assert "deleted 1" in run("delete", library, "otter.md")
     assert run_json("search", library, "otters", "--mode", "lexical") == []
-    assert "nothing by that name" in run("delete", library, "otter.md", code=1)
+    assert "nothing by that name" in run("delete", library, "otter.md", code=1, process=True)
 
 
 def test_failed_documents_are_named_with_their_reason_and_exit_three(library: Path, notes: Path) -> None:
     report = run_json("add", library, notes, code=3)
-    assert [one["source"] for one in report["failed"]] == ["broken.pdf"]
+    assert [failure["source"] for failure in report["failed"]] == ["broken.pdf"]
     assert report["failed"][0]["reason"]
 
 
@@ -81,7 +77,7 @@ def test_mistakes_end_in_one_clear_message(
     library: Path, notes: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     names = {"LIBRARY": str(library), "NOTES": str(notes)}
-    output = run(*(names.get(one, one) for one in arguments), cwd=library.parent, code=code)
+    output = run(*(names.get(word, word) for word in arguments), cwd=library.parent, code=code)
     assert message in output
     assert "Traceback" not in output
 

@@ -1,4 +1,4 @@
-"""The commands that keep an index whole and change it, as real processes: exit codes, JSON, messages with the way out."""
+"""The commands that keep an index whole and change it, as their users run them: exit codes, JSON, messages with the way out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.apps.cli.test_cli import run, run_json
+from tests.apps.cli.running import run, run_json
 from tests.care.damage import flip, only
 
 

@@ -20,45 +20,35 @@ import pytest
 from ragkit import Index
 from ragkit.apps.serve.limits import ServeLimits
 from ragkit.testing import HashEncoder
+from tests.apps.cli.running import call
 from tests.conftest import records
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ragkit.apps.cli.main", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, **environment},
-    )
-
-
 def test_keys_are_made_listed_and_removed(tmp_path: Path) -> None:
     path = str(tmp_path / "keys.json")
-    made = json.loads(run("keys", "add", path, "--name", "team", "--filter", '{"team": "a"}', "--json").stdout)
+    made = json.loads(call("keys", "add", path, "--name", "team", "--filter", '{"team": "a"}', "--json").out)
     assert made["key"].startswith("rk_")
-    assert json.loads(run("keys", "list", path, "--json").stdout) == [{"name": "team", "scope": "read", "filters": {"team": "a"}}]
-    assert run("keys", "add", path, "--name", "team").returncode == 1
-    assert run("keys", "remove", path, "--name", "team").returncode == 0
-    assert run("keys", "list", path).returncode == 1
+    assert json.loads(call("keys", "list", path, "--json").out) == [{"name": "team", "scope": "read", "filters": {"team": "a"}}]
+    assert call("keys", "add", path, "--name", "team").code == 1
+    assert call("keys", "remove", path, "--name", "team").code == 0
+    assert call("keys", "list", path).code == 1
 
 
 def test_a_server_that_others_could_reach_needs_a_key(tmp_path: Path) -> None:
-    refused = run("serve", "--model", "hash:16", "--host", "0.0.0.0", "--port", "0", RAGKIT_KEY="")
-    assert refused.returncode == 1
-    assert "there is no key" in refused.stderr
-    assert run("serve", RAGKIT_KEY="").returncode == 1
+    refused = call("serve", "--model", "hash:16", "--host", "0.0.0.0", "--port", "0", RAGKIT_KEY="")
+    assert refused.code == 1
+    assert "there is no key" in refused.err
+    assert call("serve", RAGKIT_KEY="").code == 1
 
 
 def test_limits_are_set_by_name_and_a_wrong_one_is_told(tmp_path: Path) -> None:
     for limit, told in (("nothing=1", "there is no limit 'nothing'"), ("k=many", "needs a int"), ("k=0", "above 0")):
-        refused = run("serve", "--model", "hash:16", "--limit", limit)
-        assert refused.returncode == 1
-        assert told in refused.stderr
+        refused = call("serve", "--model", "hash:16", "--limit", limit)
+        assert refused.code == 1
+        assert told in refused.err
     limits = ServeLimits.parse(["k=5", "seconds=1.5"])
     assert (limits.k, limits.seconds, limits.inputs) == (5, 1.5, ServeLimits().inputs)
 
@@ -181,10 +171,10 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_and_says_why(tmp_path: Pa
         assert process.returncode == 1
         assert complained.strip().endswith("ValueError: the weights are no weights")
         assert "ended" not in said
-    refused = run("serve", "--model", str(tmp_path / "nowhere"), "--port", "0", RAGKIT_KEY="")
-    assert refused.returncode == 1
-    assert "nowhere" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    refused = call("serve", "--model", str(tmp_path / "nowhere"), "--port", "0", RAGKIT_KEY="")
+    assert refused.code == 1
+    assert "nowhere" in refused.err
+    assert "Traceback" not in refused.err
 
 
 def test_a_server_that_is_told_to_stop_does_not_wait_for_a_model(tmp_path: Path) -> None:

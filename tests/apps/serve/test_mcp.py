@@ -15,7 +15,7 @@ import pytest
 from ragkit import Index
 from ragkit.apps.serve.jobs import Jobs
 from ragkit.apps.serve.service import Service
-from ragkit.search.cite import hit_fields
+from ragkit.search.hit_json import hit_fields
 from ragkit.testing import HashEncoder
 from tests.apps.serve.conftest import served
 from tests.apps.serve.test_search import QUERY, keyed

@@ -19,7 +19,7 @@ from ragkit.apps.serve.jobs import Jobs, clean_name
 from ragkit.apps.serve.keys import Key, digest
 from ragkit.apps.serve.limits import ServeLimits
 from ragkit.apps.serve.service import Service
-from ragkit.search.cite import hit_fields
+from ragkit.search.hit_json import hit_fields
 from ragkit.testing import HashEncoder
 from tests.conftest import NOTES, record, records
 

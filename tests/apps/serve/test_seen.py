@@ -20,8 +20,8 @@ from ragkit import Index
 from ragkit.apps.serve.limits import ServeLimits
 from ragkit.apps.serve.service import Service
 from ragkit.apps.show import evidence
-from ragkit.search.cite import hit_fields
 from ragkit.search.heat import heat_map
+from ragkit.search.hit_json import hit_fields
 from tests.apps.serve.conftest import application
 from tests.index.test_pages import built, papers_in
 
