@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from ragkit.core.arrays import truncate_dims, unit_and_lengths, unit_rows
 from ragkit.core.errors import EncodeError, InputTooLong
-from ragkit.core.types import Floats, Ints, Span
+from ragkit.core.types import Floats, Ints, Mask, Span
 from ragkit.encode.contract import Encoder, EncoderCard, Encoding, IdArray, TokenEncoder, TokenIds, TokenStates
 from ragkit.encode.texts import check_texts, check_truncate_dim
 
@@ -39,7 +39,6 @@ PROBE = "The river Aare flows through Bern."  # encoded to see how a model pools
 
 Edges = Literal["strict", "authors"]
 Spans = Sequence[Span] | Sequence[tuple[int, int]] | Ints
-Mask = npt.NDArray[np.bool_]
 
 
 def late_chunk(

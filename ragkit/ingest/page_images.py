@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from ragkit.core.arrays import MultiVectors
 from ragkit.core.errors import EncodeError, LoadError
+from ragkit.core.images import Image
 from ragkit.core.types import Document, Floats, Page, Patches
 from ragkit.encode.contract import Encoder, ImageEncoder, as_encode_errors, checked
 from ragkit.load import Parser, RenderedPage, WantedPage
@@ -45,7 +46,6 @@ SCANT = 100  # characters; a page with fewer tells little by its text. Of those 
 
 NOT_SEEN = "not seen"  # in the warning of pages that should have been
 
-Image = Any  # PIL.Image.Image
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -29,11 +29,9 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from ragkit.core.types import Ints
+from ragkit.core.types import Ints, Mask
 
-Mask = npt.NDArray[np.bool_]
 Filters = Mapping[str, Any]
 
 MONGO = {

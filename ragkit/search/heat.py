@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ragkit.core.images import Image
 from ragkit.core.types import Box, Floats, Ints, Patches
 
 Map = npt.NDArray[np.float64]  # (rows, columns), a number a cell
-Image = Any  # PIL.Image.Image: naming the type would import Pillow
 
 # Chosen by benchmarks/visual.py boxes, on pages with known marks (docs/measurements.md).
 SIGMA = 1.0  # cells: how far relevance is smoothed

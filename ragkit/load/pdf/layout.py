@@ -15,16 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.core.types import Floats, Ints
+from ragkit.core.types import Array, Floats, Ints
 
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.int8]
-Array = npt.NDArray[Any]
 
 _GAP = 1.0  # line heights; a wider space within a line may be a gutter or the space between two cells
 _SOLID_WIDTH = 7.0  # line heights; a segment this wide is running text rather than a cell

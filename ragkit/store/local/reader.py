@@ -12,12 +12,12 @@ import numpy.typing as npt
 
 from ragkit.core.arrays import top_k
 from ragkit.core.space import Space
-from ragkit.core.types import Floats, Ints
+from ragkit.core.types import Floats, Ints, Mask
 from ragkit.encode.external import PREFIX
 from ragkit.store.catalog.catalog import Catalog, FailureRows
 from ragkit.store.catalog.documents import CommittedDocuments
 from ragkit.store.local.locks import Pin
-from ragkit.store.local.segment import Mask, Segment
+from ragkit.store.local.segment import Segment
 from ragkit.store.values import CHUNK, PAGE, Change, Commit, DocumentRow, Failure, StoreStats
 from ragkit.store.vectors.lexical import LexicalReader
 from ragkit.store.vectors.multi import MultiReader

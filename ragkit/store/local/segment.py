@@ -21,8 +21,6 @@ from ragkit.store.vectors.dense import DenseReader
 from ragkit.store.vectors.multi import COARSE, MultiReader
 from ragkit.store.vectors.multi_layout import Layout
 
-Mask = npt.NDArray[np.bool_]
-
 
 class Segment:
     """An open segment: `keys` and `documents` (n,) int64, mapped, and a reader per space, all of one `kind` of units. Immutable;

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ragkit.core.errors import Damaged, IndexLocked, RagkitError, StorageError
+from ragkit.core.types import Mask
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.catalog.checksums import leave_sums
 from ragkit.store.catalog.commit import create as create_catalog
@@ -31,7 +32,7 @@ from ragkit.store.local.files import CheckedFolder, FileRecord, sync_file, writi
 from ragkit.store.local.garbage import sweep
 from ragkit.store.local.locks import Pin, writer_lock
 from ragkit.store.local.reader import Reader
-from ragkit.store.local.segment import Mask, Segment, VectorFormats
+from ragkit.store.local.segment import Segment, VectorFormats
 from ragkit.store.local.writer import Writer
 from ragkit.store.values import Change, Commit, Prepared, SegmentRow
 from ragkit.store.vectors.lexical import LexicalReader, write_generation

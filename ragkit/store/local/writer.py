@@ -15,12 +15,12 @@ import numpy.typing as npt
 from ragkit.core.arrays import truncate_dims
 from ragkit.core.errors import StorageError
 from ragkit.core.space import Space
-from ragkit.core.types import Floats, Ints, Span
+from ragkit.core.types import Floats, Ints, Mask, Span
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.local.files import seal, sync_file, write_array, writing
 from ragkit.store.local.merge import merge_policy
 from ragkit.store.local.reader import Reader
-from ragkit.store.local.segment import Mask, Salvaged, Segment, VectorFormats
+from ragkit.store.local.segment import Salvaged, Segment, VectorFormats
 from ragkit.store.values import (
     CHUNK,
     PAGE,

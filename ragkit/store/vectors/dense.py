@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -166,11 +166,6 @@ class DenseReader:
         stored = self._mapped().stored
         self._blocks.verify(positions, positions + 1)
         return np.asarray(stored[positions], dtype=np.float32)
-
-    def iter_blocks(self, size: int = 4 * BLOCK) -> Iterator[Floats]:
-        """Yield all rows in order, (m, d) float32 with m <= size."""
-        for start in range(0, self.n, size):
-            yield self.rows(np.arange(start, min(start + size, self.n)))
 
     def search(
         self,
