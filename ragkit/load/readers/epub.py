@@ -5,16 +5,15 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from ragkit.core.errors import EncryptedDocument, LoadError
-from ragkit.core.types import Document
+from ragkit.core.types import Document, Json
 from ragkit.load.builder import DocumentBuilder
 from ragkit.load.decode import decode
 from ragkit.load.limits import Options
 from ragkit.load.readers import html
-from ragkit.load.readers.zip_xml import Package, attribute, child, children, descendants, local
+from ragkit.load.readers.zip_xml import Element, Package, attribute, child, children, descendants, local
 
 _CHAPTERS = ("application/xhtml+xml", "text/html", "application/x-dtbook+xml")
 _META = {
@@ -30,7 +29,7 @@ _META = {
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
-    """The one Document of an .epub file."""
+    """Yield the one Document of an .epub file."""
     package = Package(path.read_bytes(), options)
     if "META-INF/container.xml" not in package:
         raise LoadError("the package holds no e-book")
@@ -38,15 +37,9 @@ def load(path: Path, options: Options) -> Iterator[Document]:
     rootfile = next(descendants(package.xml("META-INF/container.xml"), "rootfile"), None)
     main = "" if rootfile is None else attribute(rootfile, "full-path")
     root = package.xml(main)
-    folder = posixpath.dirname(main)
-    items = {attribute(one, "id"): one for one in children(child(root, "manifest"), "item")}
     meta = _meta(root)
     builder = DocumentBuilder(options.limits)
-    for reference in children(child(root, "spine"), "itemref"):
-        item = items.get(attribute(reference, "idref"))
-        if item is None or attribute(item, "media-type") not in _CHAPTERS:
-            continue
-        name = posixpath.normpath(posixpath.join(folder, unquote(attribute(item, "href"))))
+    for name in _chapters(root, posixpath.dirname(main)):
         if name in locked:
             raise EncryptedDocument("its chapters are encrypted")
         if name in package:
@@ -55,21 +48,31 @@ def load(path: Path, options: Options) -> Iterator[Document]:
     yield builder.document(title=title, meta=meta)
 
 
+def _chapters(root: Element, folder: str) -> Iterator[str]:
+    """Yield the names of the parts that are chapters, in reading order."""
+    items = {attribute(item, "id"): item for item in children(child(root, "manifest"), "item")}
+    for reference in children(child(root, "spine"), "itemref"):
+        item = items.get(attribute(reference, "idref"))
+        if item is not None and attribute(item, "media-type") in _CHAPTERS:
+            yield posixpath.normpath(posixpath.join(folder, unquote(attribute(item, "href"))))
+
+
 def _locked(package: Package) -> set[str]:
-    """The parts that are encrypted: chapters where a shop locked the book, often only fonts."""
+    """Return the parts that are encrypted: chapters where a shop locked the book, often only fonts."""
     name = "META-INF/encryption.xml"
     if name not in package:
         return set()
-    return {unquote(attribute(one, "URI")) for one in descendants(package.xml(name), "CipherReference")}
+    return {unquote(attribute(reference, "URI")) for reference in descendants(package.xml(name), "CipherReference")}
 
 
-def _meta(root: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for one in child(root, "metadata") if child(root, "metadata") is not None else ():
-        value = (one.text or "").strip()
-        if (name := _META.get(local(one))) and value:
-            several = name in ("author", "keywords") and name in found
-            found[name] = f"{found[name]}, {value}" if several else found.get(name, value)
-        elif attribute(one, "property") == "dcterms:modified" and value:
-            found["modified"] = value
-    return found
+def _meta(root: Element) -> Json:
+    meta: Json = {}
+    metadata = child(root, "metadata")
+    for element in () if metadata is None else metadata:
+        value = (element.text or "").strip()
+        if (name := _META.get(local(element))) and value:
+            is_list = name in ("author", "keywords") and name in meta
+            meta[name] = f"{meta[name]}, {value}" if is_list else meta.get(name, value)
+        elif attribute(element, "property") == "dcterms:modified" and value:
+            meta["modified"] = value
+    return meta

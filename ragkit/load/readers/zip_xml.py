@@ -17,13 +17,15 @@ from typing import Any
 from ragkit.core.errors import EncryptedDocument, LoadError, MissingExtra, UnsupportedFormat
 from ragkit.load.limits import Budget, Options
 
+Element = Any  # lxml.etree._Element: naming the type would import lxml, which not every installation has
+
 _PIECE = 1 << 18  # bytes inflated at a time
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ENCRYPTED_PACKAGE = "EncryptedPackage".encode("utf-16-le")
 
 
 class Package:
-    """An open package. Raises EncryptedDocument, LimitExceeded, LoadError."""
+    """An open package. Raise EncryptedDocument, LimitExceeded or LoadError."""
 
     def __init__(self, data: bytes, options: Options) -> None:
         if data.startswith(_OLE):
@@ -41,15 +43,15 @@ class Package:
         return name in self._names
 
     def names(self) -> list[str]:
-        """In the order of the package's directory."""
+        """Return the names of the parts, in the order of the package's directory."""
         return self._zip.namelist()
 
     def read(self, name: str) -> bytes:
-        """A part's bytes. LoadError where it is missing or damaged."""
+        """Return a part's bytes. Raise LoadError where it is missing or damaged."""
         return b"".join(self._pieces(name))
 
     def measure(self) -> None:
-        """Inflates every part and keeps none of it: for parsers that open the package by themselves."""
+        """Inflate every part to count its bytes, and keep none: for parsers that open the package by themselves."""
         for name in self.names():
             for _ in self._pieces(name):
                 pass
@@ -67,32 +69,32 @@ class Package:
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:
             raise LoadError(f"its part {name!r} is damaged: {error}") from None
 
-    def xml(self, name: str) -> Any:
-        """The root element of a part."""
+    def xml(self, name: str) -> Element:
+        """Return the root element of a part."""
         return parse_xml(self.read(name), name)
 
     def relations(self, part: str) -> dict[str, tuple[str, str]]:
-        """What a part of an Office Open XML package refers to: id to (last word of the type, name of the target part)."""
+        """Return what a part of an Office Open XML package refers to: id to (last word of the type, name of the target part)."""
         folder, name = posixpath.split(part)
         path = posixpath.join(folder, "_rels", name + ".rels")
         if path not in self:
             return {}
-        found = {}
-        for one in self.xml(path):
-            if not isinstance(one.tag, str) or one.get("TargetMode") == "External":
+        relations = {}
+        for relation in self.xml(path):
+            if not isinstance(relation.tag, str) or relation.get("TargetMode") == "External":
                 continue
-            target = one.get("Target", "")
+            target = relation.get("Target", "")
             target = target.lstrip("/") if target.startswith("/") else posixpath.normpath(posixpath.join(folder, target))
-            found[one.get("Id", "")] = (one.get("Type", "").rpartition("/")[2], target)
-        return found
+            relations[relation.get("Id", "")] = (relation.get("Type", "").rpartition("/")[2], target)
+        return relations
 
     def related(self, part: str, kind: str) -> list[str]:
-        """The parts of one kind that a part refers to and the package has."""
+        """Return the parts of one kind that a part refers to and the package has."""
         return [target for type_, target in self.relations(part).values() if type_ == kind and target in self]
 
 
-def parse_xml(data: bytes, name: str) -> Any:
-    """The root element of an XML document. LoadError where it is malformed or declares entities."""
+def parse_xml(data: bytes, name: str) -> Element:
+    """Return the root element of an XML document. Raise LoadError where it is malformed or declares entities."""
     try:
         from lxml import etree
     except ImportError:
@@ -103,21 +105,21 @@ def parse_xml(data: bytes, name: str) -> Any:
     try:
         root = etree.fromstring(data, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
-        raise LoadError(f"its part {name!r} is no well-formed XML: {error}") from None
+        raise LoadError(f"its part {name!r} is not well-formed XML: {error}") from None
     dtd = root.getroottree().docinfo.internalDTD
     if dtd is not None and any(True for _ in dtd.iterentities()):
         raise LoadError(f"its part {name!r} declares entities, which are refused: a few of them unfold into gigabytes")
     return root
 
 
-def local(element: Any) -> str:
-    """An element's name without its namespace: the strict and the transitional form of a format differ only there."""
+def local(element: Element) -> str:
+    """Return an element's name without its namespace: the strict and the transitional form of a format differ only there."""
     tag = element.tag
     return tag.rpartition("}")[2] if isinstance(tag, str) else ""
 
 
-def attribute(element: Any, name: str, default: str = "") -> str:
-    """An attribute by its name without the namespace."""
+def attribute(element: Element, name: str, default: str = "") -> str:
+    """Return the value of an attribute, by its name without the namespace."""
     if name in element.attrib:
         return str(element.attrib[name])
     for key, value in element.attrib.items():
@@ -126,29 +128,41 @@ def attribute(element: Any, name: str, default: str = "") -> str:
     return default
 
 
-def child(element: Any, *path: str) -> Any:
-    """The first descendant along a path of names, or None."""
+def child(element: Element | None, *path: str) -> Element | None:
+    """Return the first descendant along a path of names, or None."""
     for name in path:
         if element is None:
             return None
-        element = next((one for one in element if local(one) == name), None)
+        element = next((inner for inner in element if local(inner) == name), None)
     return element
 
 
-def children(element: Any, name: str) -> list[Any]:
-    return [] if element is None else [one for one in element if local(one) == name]
+def children(element: Element | None, name: str) -> list[Element]:
+    return [] if element is None else [inner for inner in element if local(inner) == name]
 
 
-def descendants(element: Any, name: str) -> Iterator[Any]:
-    return (one for one in element.iter() if local(one) == name)
+def descendants(element: Element, name: str) -> Iterator[Element]:
+    return (inner for inner in element.iter() if local(inner) == name)
+
+
+def has_descendant(element: Element, name: str) -> bool:
+    return next(descendants(element, name), None) is not None
+
+
+def main_part(package: Package, default: str, what: str) -> str:
+    """Return the name of an Office Open XML package's main part. Raise LoadError where the package has none."""
+    parts = package.related("", "officeDocument") or [name for name in (default,) if name in package]
+    if not parts:
+        raise LoadError(f"the package holds no {what}")
+    return parts[0]
 
 
 def core_properties(package: Package) -> dict[str, str]:
-    """Title, author, dates, language and keywords of an Office Open XML package, those that it states."""
+    """Return what an Office Open XML package states of its title, author, dates, language and keywords."""
     parts = package.related("", "core-properties") or [name for name in ("docProps/core.xml",) if name in package]
     if not parts:
         return {}
-    wanted = {
+    names = {
         "title": "title",
         "creator": "author",
         "created": "created",
@@ -158,8 +172,8 @@ def core_properties(package: Package) -> dict[str, str]:
         "keywords": "keywords",
         "description": "description",
     }
-    found = {}
-    for one in package.xml(parts[0]):
-        if (name := wanted.get(local(one))) and (value := (one.text or "").strip()):
-            found[name] = value
-    return found
+    properties = {}
+    for element in package.xml(parts[0]):
+        if (name := names.get(local(element))) and (value := (element.text or "").strip()):
+            properties[name] = value
+    return properties
