@@ -28,7 +28,7 @@ def main(folder: str, documents: str, questions: Sequence[str], *, model: str = 
         print(report)
         for failed in report.failed:
             print(f"  not added: {failed.source}: {failed.reason}")
-        for question, hits in zip(questions, index.search(list(questions), k=2, mode="page.multi"), strict=True):
+        for question, hits in zip(questions, index.search_many(questions, k=2, mode="page.multi"), strict=True):
             print(f"\n{question}")
             for hit in hits:
                 print(f"   {hit.rank}. {hit.citation}   {hit.score:.3f} {hit.scale}")

@@ -31,7 +31,7 @@ def main(model: str = "default") -> dict[str, str]:
     found = {}
     with tempfile.TemporaryDirectory() as folder, Index.open(folder, model=model, task="retrieval") as index:
         index.add([{"id": name, "text": text} for name, text in PASSAGES.items()])
-        for question, hits in zip(QUESTIONS, index.search(list(QUESTIONS), k=1, mode="dense"), strict=True):
+        for question, hits in zip(QUESTIONS, index.search_many(QUESTIONS, k=1, mode="dense"), strict=True):
             [hit] = hits
             found[question] = next(name for name, text in PASSAGES.items() if text == hit.text)
             print(f"{question}\n  {hit.score:.2f}  {hit.text}")

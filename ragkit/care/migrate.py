@@ -84,14 +84,15 @@ class Migration:
     same_pages: bool
 
 
-def plan_migration(old: Recipe, models: Models, catalog: Catalog, keywords: SettingsKeywords) -> Migration:
+def plan_migration(models: Models, catalog: Catalog, keywords: SettingsKeywords) -> Migration:
     """Return what a change of settings asks for. ValueError for settings that do not fit."""
+    old = models.recipe
     changes, model, page_model = Settings.of(keywords), keywords.get("model"), keywords.get("page_model")
-    encoder = models.changed_texts(old, model, changes)
+    encoder = models.changed_texts(model, changes)
     if old.multi if changes.multi is None else changes.multi:
         encoder = with_multi(encoder, models.machine, {})
     settings = merge_settings(old, encoder, changes)
-    page_encoder = models.changed_pages(old, encoder, page_model, settings)
+    page_encoder = models.changed_pages(encoder, page_model, settings)
     new = new_recipe(settings, encoder, page_encoder)
     same_model = encoder.card.fingerprint == catalog.setting("fingerprint") and (
         model is None or probe_agreement(catalog, encoder, old.encode) >= PROBE_COSINE

@@ -40,35 +40,49 @@ class _Slot:
 
 
 class Models:
-    """The encoders of an open index. Threads may share it."""
+    """The encoders of an open index, and the recipe that names them. Threads may share it."""
 
-    def __init__(self, path: Path, catalog: Catalog, machine: Machine, *, texts: Encoder | None, pages: Encoder | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        catalog: Catalog,
+        recipe: Recipe,
+        machine: Machine,
+        *,
+        texts: Encoder | None = None,
+        pages: Encoder | None = None,
+    ) -> None:
         """texts, pages: encoders that the caller has loaded; None loads the one that the recipe names."""
         self._path = path
         self._catalog = catalog
+        self.recipe = recipe
         self.machine = machine
         self._texts, self._pages = _Slot(texts), _Slot(pages)
         self._lock = threading.Lock()
 
-    def of_texts(self, recipe: Recipe) -> Encoder:
-        """Return the encoder of texts, loaded and checked. Raises FingerprintMismatch if it did not build the index."""
-        stage = recipe.encode
-        return self._ready(self._texts, stage, task=stage.task, max_tokens=stage.max_tokens)
+    @property
+    def texts(self) -> Encoder:
+        """The encoder of texts, loaded and checked. Raises FingerprintMismatch if it did not build the index."""
+        slot, stage = self._texts, self.recipe.encode  # in this order: `follow` changes the recipe first
+        return self._ready(slot, stage, task=stage.task, max_tokens=stage.max_tokens)
 
-    def of_pages(self, recipe: Recipe) -> Encoder | None:
-        """Return the encoder of page images, loaded and checked, the encoder of texts if the recipe names the same; None for an
-        index without page images. Raises FingerprintMismatch if it did not build the index."""
-        stage, texts, slot = recipe.pages, recipe.encode, self._pages
+    @property
+    def pages(self) -> Encoder | None:
+        """The encoder of page images, loaded and checked: that of texts if the recipe names the same, None for an index without
+        page images. Raises FingerprintMismatch if it did not build the index."""
+        slot, recipe = self._pages, self.recipe
+        stage, texts = recipe.pages, recipe.encode
         if stage is None:
             return None
         same = (stage.model, stage.revision, stage.dtype) == (texts.model, texts.revision, texts.dtype)
         if same and stage.max_pixels in (None, texts.max_pixels) and slot.encoder is None:
-            return self.of_texts(recipe)
+            return self.texts
         return self._ready(slot, stage)
 
-    def forget(self) -> None:
-        """Load and check anew when they are next needed: the recipe has changed."""
+    def follow(self, recipe: Recipe) -> None:
+        """Go by a changed recipe from now on: its encoders are loaded and checked when they are next needed."""
         with self._lock:
+            self.recipe = recipe
             self._texts, self._pages = _Slot(), _Slot()
 
     def replace(self, texts: Encoder, pages: Encoder | None) -> None:
@@ -76,29 +90,27 @@ class Models:
         with self._lock:
             self._texts, self._pages = _Slot(texts, checked=True), _Slot(None if pages is texts else pages, checked=True)
 
-    def changed_texts(self, recipe: Recipe, model: str | Encoder | None, changes: Settings) -> Encoder:
+    def changed_texts(self, model: str | Encoder | None, changes: Settings) -> Encoder:
         """Return the encoder of texts for a changed recipe: the index's own, unless the model or how it is loaded changes."""
         loading = {name: value for name, value in changes.chosen().items() if table()[name].loads}
         if model is not None and not isinstance(model, str):
             return model
         if model is None and not loading:
-            return self.of_texts(recipe)
-        stage = recipe.encode
+            return self.texts
+        stage = self.recipe.encode
         name = stage.model if model is None else resolve_name(model)
         own = {each: getattr(stage, each) for each, row in table().items() if row.loads} if name == stage.model else {}
         revision = (stage.revision or None) if model is None else None
         options: dict[str, Any] = {**own, **loading}
         return load_encoder(name, device=self.machine.device, api_keys=self.machine.api_keys, revision=revision, **options)
 
-    def changed_pages(
-        self, recipe: Recipe, encoder: Encoder, page_model: str | Encoder | None, settings: Settings
-    ) -> Encoder | None:
+    def changed_pages(self, encoder: Encoder, page_model: str | Encoder | None, settings: Settings) -> Encoder | None:
         """Return the encoder of page images for changed settings: the index's own, unless the model changes."""
         own = page_model if page_model is not None and not isinstance(page_model, str) else None
-        stage = recipe.pages
+        stage = self.recipe.pages
         stays = stage is not None and (stage.model, stage.max_pixels) == (settings.page_model, settings.page_pixels)
         if page_model is None and stays and wants_pages(settings):
-            return self.of_pages(recipe)
+            return self.pages
         return page_encoder_for(settings, encoder, own, self.machine)
 
     def _ready(self, slot: _Slot, stage: EncodeStage | PagesStage, **settings: Any) -> Encoder:

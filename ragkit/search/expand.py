@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CatalogReader:
+class HitExpander:
     """What a hit reads more of its document with, and asks why it was found. A copy of a hit shares it; a pickled hit goes
     without."""
 
@@ -80,7 +80,7 @@ class CatalogReader:
         [(text, pages)] = self.documents.passages([(unit.document, span)])
         return replace(hit, text=text, citation=cite(hit.source, span, pages))
 
-    def __deepcopy__(self, memo: Any) -> CatalogReader:
+    def __deepcopy__(self, memo: Any) -> HitExpander:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:

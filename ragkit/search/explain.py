@@ -27,10 +27,13 @@ from ragkit.core.arrays import unit_rows
 from ragkit.core.types import Box, Chunk, Citation, CitedBox, Floats, Ints, Patches, Span
 from ragkit.encode.contract import Encoder, TokenEncoder
 from ragkit.recipe.recipe import Recipe
+from ragkit.search.cite import citation
 from ragkit.search.explanation import Explanation, Match
 from ragkit.search.heat import Relevance, evidence_boxes, relevance, vector_boxes
-from ragkit.store.local.reader import Reader
-from ragkit.store.values import DocumentRow
+from ragkit.search.lookup import find_unit
+from ragkit.search.queries import QueryBatch, QueryVectors
+from ragkit.search.view import View
+from ragkit.store.values import CHUNK, DocumentRow, UnitRow
 from ragkit.store.vectors.pool import token_clusters
 
 # Of a picture whose encoder does not tell where its vectors look: one cell that none stands for.
@@ -55,34 +58,48 @@ class _Source:
         return self.header + self.text
 
     def place(self, token: Span) -> Span | None:
-        """Where a token of the whole stands in the document; None for one of the header."""
+        """Return where a token of the whole is in the document; None for one of the header."""
         shift = self.start - len(self.header)
         return Span(token.start + shift, token.end + shift) if token.start >= len(self.header) else None
 
 
-def explain(
-    reader: Reader,
-    encoder: Encoder,
-    recipe: Recipe,
-    *,
-    query: str,
-    vectors: Floats,
-    key: int,
-    cited: Citation,
-    row: DocumentRow,
+def explain_unit(view: View, batch: QueryBatch, queries: QueryVectors, number: int, key: int) -> Explanation:
+    """Take the MaxSim score of a unit for query `number` of a batch apart. ValueError if the unit is gone."""
+    unit, row = find_unit(view.path, view.reader, key)
+    text, cited = batch.texts[number], citation(view.reader, row, unit)
+    multi = (queries.chunks if unit.kind == CHUNK else queries.pages).multi
+    assert multi is not None
+    vectors = multi[number]
+    winners, shares = view.reader.explain_multi(vectors, key)
+    if unit.page is None:
+        source = _source(view, unit, row, cited.span)
+        return _explain_chunk(view, source, winners, shares, query=text, count=len(vectors), key=key, cited=cited)
+    encoder, [box] = view.page_encoder, cited.boxes
+    assert encoder is not None
+    return explain_page(
+        winners,
+        shares,
+        query=text,
+        query_spans=query_spans(encoder, text, count=len(vectors)) if batch.images is None else [],
+        patches=unit.patches or Patchless,
+        key=key,
+        cited=cited,
+        page_size=(box.page_width, box.page_height),
+    )
+
+
+def _explain_chunk(
+    view: View, source: _Source, winners: Ints, shares: npt.NDArray[Any], *, query: str, count: int, key: int, cited: Citation
 ) -> Explanation:
-    """The score of a unit for a query with the multi-vector `vectors` (q, d); `row` is the unit's document."""
-    winners, shares = reader.explain_multi(vectors, key)
-    own = query_spans(encoder, query, count=len(vectors))
-    source = _source(reader, encoder, recipe, key=key, row=row, span=cited.span)
-    theirs = _unit_spans(encoder, recipe, source)
+    query_words = query_spans(view.encoder, query, count=count)
+    unit_words = _unit_spans(view.encoder, view.recipe, source)
     matches = []
     for at, (winner, share) in enumerate(zip(winners.tolist(), shares.tolist(), strict=True)):
-        mine = own[at][0] if own and own[at] else None
-        found = theirs[winner] if winner < len(theirs) else ()
-        words = " ".join(dict.fromkeys(_word(source.whole, one) for one in found))
-        spans = tuple(place for one in found if (place := source.place(one)) is not None)
-        matches.append(Match(share, "" if mine is None else _word(query, mine), mine, winner, spans, words))
+        asked = query_words[at][0] if query_words and query_words[at] else None
+        tokens = unit_words[winner] if winner < len(unit_words) else ()
+        words = " ".join(dict.fromkeys(_word(source.whole, token) for token in tokens))
+        spans = tuple(place for token in tokens if (place := source.place(token)) is not None)
+        matches.append(Match(share, "" if asked is None else _word(query, asked), asked, winner, spans, words))
     return Explanation(key, cited, tuple(matches))
 
 
@@ -97,10 +114,10 @@ def explain_page(
     cited: Citation,
     page_size: tuple[float, float],
 ) -> Explanation:
-    """The score of a page's picture, by cells.
+    """Take the MaxSim score of a page image apart, by cells.
 
         vectors = encoder.encode_query([query]).multi[0]
-        winners, shares = reader.explain_multi(vectors, key)                   # in the space of pages
+        winners, shares = snapshot.explain_multi(vectors, key)                   # in the space of pages
         patches = the unit's, as its vectors were stored: `encoder.patches(*image.size)`, or what `fewer_patches` made of it
         explain_page(winners, shares, query=query, query_spans=query_spans(encoder, query, count=len(vectors)), patches=patches,
                      key=key, cited=Citation(source, page.span, (page.number,)), page_size=(page.width, page.height))
@@ -124,7 +141,7 @@ def explain_page(
 
 
 def page_evidence(found: Relevance, number: int, size: tuple[float, float]) -> tuple[CitedBox, ...]:
-    """Where on page `number`, of that width and height in points, most of a score is: few boxes, or none."""
+    """Return the few boxes on page `number`, of that width and height in points, that have most of a score; or none."""
     width, height = size
     return tuple(
         CitedBox(number, Box(box.x0 * width, box.y0 * height, box.x1 * width, box.y1 * height), width, height)
@@ -132,23 +149,24 @@ def page_evidence(found: Relevance, number: int, size: tuple[float, float]) -> t
     )
 
 
-def _source(reader: Reader, encoder: Encoder, recipe: Recipe, *, key: int, row: DocumentRow, span: Span) -> _Source:
-    stage = recipe.encode
+def _source(view: View, unit: UnitRow, row: DocumentRow, span: Span) -> _Source:
+    """Return the text that a chunk's vectors were made of."""
+    stage, reader = view.recipe.encode, view.reader
     if stage.late_chunking:
         return _Source("", reader.text(row.id, Span(0, row.characters)), 0, span)
     text, header = reader.text(row.id, span), ""
     if stage.contextual_headers:
-        chunk = Chunk(span, reader.units([key])[key].headings)
-        [headed] = headed_texts(reader.document(row), [chunk], count_tokens=encoder.count_tokens, limit=stage.max_tokens)
+        chunk, count_tokens = Chunk(span, unit.headings), view.encoder.count_tokens
+        [headed] = headed_texts(reader.document(row), [chunk], count_tokens=count_tokens, limit=stage.max_tokens)
         header = headed.removesuffix(text)
     return _Source(header, text, span.start, Span(0, len(header) + len(text)))
 
 
 def query_spans(encoder: Encoder, query: str, *, count: int) -> Spans:
-    """What each of the query's `count` vectors stands for in it, nothing for those of an instruction; empty where that is not
+    """Return what each of the query's `count` vectors stands for in it, nothing for those of an instruction; empty if that is not
     known."""
     reader: Any = encoder
-    if hasattr(reader, "query_tokens"):  # an offer of some encoders, see `Encoder`
+    if hasattr(reader, "query_tokens"):  # a `QueryReader`, or a cache in front of one, which isinstance does not see
         told = reader.query_tokens(query).tolist()
         return [(Span(start, end),) if end > start else () for start, end in told] if len(told) == count else []
     spans: Spans = [(Span(start, end),) for start, end in encoder.token_spans(query).tolist()]
@@ -157,8 +175,8 @@ def query_spans(encoder: Encoder, query: str, *, count: int) -> Spans:
 
 
 def _prompted(encoder: Encoder, text: str, more: int) -> int:
-    """How many of a text's vectors are of the prompt before it: all that are `more` than its own tokens, of a model that puts
-    nothing behind it, as v4."""
+    """Return how many of a text's vectors are of the prompt before it: all `more` than its own tokens, for a model such as
+    v4 that puts nothing behind the text."""
     if more <= 0 or not isinstance(encoder, TokenEncoder):
         return 0
     special = encoder.token_ids(text).special
@@ -166,28 +184,33 @@ def _prompted(encoder: Encoder, text: str, more: int) -> int:
 
 
 def _unit_spans(encoder: Encoder, recipe: Recipe, source: _Source) -> Spans:
-    """What each stored vector of a unit stands for, in characters of the source; empty where that is not known."""
+    """Return what each stored vector of a unit stands for, in characters of the source; empty if that is not known."""
     assert recipe.multi is not None
     inside, pool = source.inside, recipe.multi.pool
     spans = [Span(start, end) for start, end in encoder.token_spans(source.whole).tolist()]
-    spans = [one for one in spans if inside.start <= max(one.end - 1, one.start) < inside.end]  # as in encode/late.py
+    spans = [span for span in spans if inside.start <= max(span.end - 1, span.start) < inside.end]  # as in encode/late.py
     if recipe.encode.late_chunking:
-        return [(one,) for one in spans] if pool == 1 else []  # pooled from states in the document, which are gone
+        return [(span,) for span in spans] if pool == 1 else []  # pooled from states in the document, which are gone
     states = _states(encoder, recipe, source.whole)
-    cut = recipe.encode.overflow == "truncate"
     if states is None:
         return []
-    each: Spans = [()] * _prompted(encoder, source.whole, len(states) - len(spans)) + [(one,) for one in spans]
-    if len(each) < len(states) or (len(each) > len(states) and not cut):
+    prompt = _prompted(encoder, source.whole, len(states) - len(spans))
+    tokens: Spans = [()] * prompt + [(span,) for span in spans]
+    cut = recipe.encode.overflow == "truncate"
+    if len(tokens) < len(states) or (len(tokens) > len(states) and not cut):
         return []
-    if pool == 1:
-        return each[: len(states)]
-    labels = token_clusters(states, pool)
-    return [tuple(one for at in np.flatnonzero(labels == label) for one in each[at]) for label in range(int(labels.max()) + 1)]
+    return tokens[: len(states)] if pool == 1 else _clustered(tokens, token_clusters(states, pool))
+
+
+def _clustered(tokens: Spans, labels: Ints) -> Spans:
+    """Return the tokens of each cluster, by the label of each token's vector."""
+    return [
+        tuple(span for at in np.flatnonzero(labels == label) for span in tokens[at]) for label in range(int(labels.max()) + 1)
+    ]
 
 
 def _states(encoder: Encoder, recipe: Recipe, text: str) -> Floats | None:
-    """The unit's vectors before they were pooled, made again: the same, since encoders are deterministic."""
+    """Make the unit's vectors before pooling again: the same, since encoders are deterministic."""
     stage = recipe.encode
     if stage.overflow == "window":
         from ragkit.encode.windows import encode_windows
@@ -199,7 +222,7 @@ def _states(encoder: Encoder, recipe: Recipe, text: str) -> Floats | None:
 
 
 def _word(text: str, span: Span) -> str:
-    """The word that a token lies in: wordpieces alone say little."""
+    """Return the word that a token is in: wordpieces alone say little."""
     before = re.search(r"\w*\Z", text[: span.start]) if span.length and text[span.start : span.start + 1].isalnum() else None
     after = re.match(r"\w*", text[span.end :]) if span.length and text[span.end - 1 : span.end].isalnum() else None
     word = (before.group() if before else "") + span.of(text) + (after.group() if after else "")

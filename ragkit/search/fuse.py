@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ragkit.core.space import PAGE_SPACES, Space
 from ragkit.core.types import Ints, Reason
 from ragkit.search.cite import shared
-from ragkit.search.request import SearchOptions
+from ragkit.search.plan import SearchPlan
 from ragkit.store.local.reader import Reader
 from ragkit.store.values import UnitRow
 
@@ -24,7 +24,7 @@ Ranked = tuple[Ints, npt.NDArray[Any]]  # keys (n,), scores (n,), best first
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A unit before it is read from the catalog."""
+    """A unit before it is read from the reader."""
 
     key: int
     score: float
@@ -32,83 +32,92 @@ class Candidate:
 
 
 def standing_out(scores: npt.NDArray[Any], *, usual: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """How far each of n scores stands out among the usual ones, (m,): softplus(4 (z - 1)) / 4, (n,) float64.
+    """Return how far each of n scores stands out among the usual ones, (m,): softplus(4 (z - 1)) / 4, (n,) float64.
 
-    That is nearly z - 1 for what is more than a standard deviation above the mean (z-scores are summed by Montague & Aslam 2001),
-    and nearly nothing below, where a space only orders what it did not find. So a space that finds nothing in particular has
-    little to say, whoever is first there. m scores bound z by the root of m - 1: one space alone cannot drown all others.
+    That is nearly z - 1 for scores more than a standard deviation above the mean (z-scores are summed by Montague & Aslam 2001),
+    and nearly 0 below, where a space only orders what it did not find. So a space that finds nothing in particular adds little,
+    even to its first candidate. m scores bound z by the root of m - 1: one space alone cannot drown all others.
     """
     deviation = float(usual.std(dtype=np.float64))
     above = (scores - usual.mean(dtype=np.float64)) / deviation - 1 if deviation > 0 else np.full(len(scores), -1.0)
     return np.logaddexp(0.0, SHARPNESS * above) / SHARPNESS
 
 
-def shares(ranked: Mapping[Space, Ranked], options: SearchOptions) -> dict[Space, npt.NDArray[np.float64]]:
-    """What each candidate of each space adds to its score. One space keeps its own scores."""
+def shares(ranked: Mapping[Space, Ranked], plan: SearchPlan) -> dict[Space, npt.NDArray[np.float64]]:
+    """Return what each candidate of each space adds to its score. A space alone keeps its own scores."""
     if len(ranked) == 1:
         return {space: values.astype(np.float64) for space, (_, values) in ranked.items()}
     count = min(DEPTH, max((len(keys) for keys, _ in ranked.values()), default=0))
-    found = {}
+    constant = plan.request.rrf
+    parts = {}
     for space, (_, values) in ranked.items():
-        if options.rrf is None:
-            usual = values[:count]
-            if space == Space.LEXICAL:  # what shares no word with the query is not listed: its score is 0
-                usual = np.concatenate([usual, np.zeros(count - len(usual))])
-            share = standing_out(values, usual=usual) if len(values) else np.empty(0)
+        if constant is None:
+            part = _zscore_shares(space, values, count)
         else:
-            share = 1 / (options.rrf + np.arange(1, len(values) + 1))
-        found[space] = options.weight(space) * share
-    return found
+            part = 1 / (constant + np.arange(1, len(values) + 1))
+        parts[space] = plan.weight(space) * part
+    return parts
+
+
+def _zscore_shares(space: Space, values: npt.NDArray[Any], count: int) -> npt.NDArray[np.float64]:
+    """Return how far scores, best first, stand out among the first `count`."""
+    usual = values[:count]
+    if space == Space.LEXICAL:  # a unit that shares no word with the query is not listed: its score is 0
+        usual = np.concatenate([usual, np.zeros(count - len(usual))])
+    return standing_out(values, usual=usual) if len(values) else np.empty(0)
 
 
 def fuse(
-    ranked: Mapping[Space, Ranked], given: Mapping[Space, npt.NDArray[np.float64]], *, stands_for: Mapping[int, int] | None = None
+    ranked: Mapping[Space, Ranked], parts: Mapping[Space, npt.NDArray[np.float64]], *, stands_for: Mapping[int, int] | None = None
 ) -> list[Candidate]:
-    """All candidates, best first, by the sum of their `given` shares over the spaces.
+    """Return all candidates, best first, by the sum of their parts over the spaces.
 
-    stands_for: the chunk that a page is found as, by their keys; the page's shares count for it.
+    parts: what each adds, see `shares`. stands_for: the chunk that a page is found as, by their keys; the page's parts count for
+    the chunk.
     """
     scores: dict[int, float] = {}
     reasons: dict[int, list[Reason]] = {}
     for space, (keys, values) in ranked.items():
-        rows = zip(keys.tolist(), values.tolist(), given[space].tolist(), strict=True)
-        for rank, (key, value, share) in enumerate(rows, start=1):
+        rows = zip(keys.tolist(), values.tolist(), parts[space].tolist(), strict=True)
+        for rank, (key, value, part) in enumerate(rows, start=1):
             unit = stands_for.get(key, key) if stands_for else key
-            scores[unit] = scores.get(unit, 0.0) + share
-            reasons.setdefault(unit, []).append(Reason(space, rank, value, None if unit == key else key, share))
+            scores[unit] = scores.get(unit, 0.0) + part
+            reasons.setdefault(unit, []).append(Reason(space, rank, value, None if unit == key else key, part))
     order = sorted(scores, key=lambda key: (-scores[key], key))
     return [Candidate(key, scores[key], tuple(reasons[key])) for key in order]
 
 
 def chunks_on_pages(
     ranked: Mapping[Space, Ranked],
-    given: Mapping[Space, npt.NDArray[np.float64]],
+    parts: Mapping[Space, npt.NDArray[np.float64]],
     reader: Reader,
     *,
-    wanted: Callable[[UnitRow], bool] | None = None,
+    accept: Callable[[UnitRow], bool] | None = None,
 ) -> dict[int, int]:
-    """For each page among the candidates on which a chunk among them stands, by key: the chunk that ranks best there, of those
-    that are `wanted`.
+    """Return the best chunk on each page, by keys, where a page and a chunk on it are both candidates.
 
-    A chunk stands on the page that has most of it.
+    A chunk is on the page that has most of it. accept: only chunks that pass this test.
     """
     texts = {space: found for space, found in ranked.items() if space not in PAGE_SPACES}
-    pages = {key for space in PAGE_SPACES if space in ranked for key in ranked[space][0].tolist()}
-    if not texts or not pages:
+    page_keys = {key for space in PAGE_SPACES if space in ranked for key in ranked[space][0].tolist()}
+    if not texts or not page_keys:
         return {}
-    rows = reader.known_units(pages)
-    by_document: dict[int, list[UnitRow]] = {}
-    for row in rows.values():
-        by_document.setdefault(row.document, []).append(row)
-    order = [one.key for one in fuse(texts, given)]
+    pages: dict[int, list[UnitRow]] = {}
+    for page in reader.known_units(page_keys).values():
+        pages.setdefault(page.document, []).append(page)
+    order = [candidate.key for candidate in fuse(texts, parts)]
     chunks = reader.known_units(order)
-    found: dict[int, int] = {}
+    best: dict[int, int] = {}
     for chunk in (chunks[key] for key in order if key in chunks):
-        shares = {page.key: shared(page.span, chunk.span) for page in by_document.get(chunk.document, ())}
-        page = max(shares, key=lambda key: (shares[key], -key), default=None)
-        # The page with most of the chunk may not be among the candidates; then less than half of it is on any other.
-        if page is None or page in found or not 2 * shares[page] >= chunk.span.length > 0:
-            continue
-        if wanted is None or wanted(chunk):  # a page that is wanted must not go with a chunk that is not
-            found[page] = chunk.key
-    return found
+        page_key = _page_of(chunk, pages.get(chunk.document, ()))
+        # A page that is accepted must not be found as a chunk that is not.
+        if page_key is not None and page_key not in best and (accept is None or accept(chunk)):
+            best[page_key] = chunk.key
+    return best
+
+
+def _page_of(chunk: UnitRow, pages: Sequence[UnitRow]) -> int | None:
+    """Return the key of the page that has at least half of a chunk; None if that page is not among the candidates."""
+    common = {page.key: shared(page.span, chunk.span) for page in pages}
+    key = max(common, key=lambda key: (common[key], -key), default=None)
+    return key if key is not None and 2 * common[key] >= chunk.span.length > 0 else None

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ragkit.core.space import Space
 from ragkit.core.types import Hit, Ints, Reason
 from ragkit.search.cite import cite, cite_page
-from ragkit.search.expand import CatalogReader
+from ragkit.search.expand import HitExpander
 from ragkit.search.explain import page_evidence
 from ragkit.search.explanation import Explanation
 from ragkit.search.fuse import Candidate
@@ -27,7 +27,7 @@ def read_hits(
     explain: Callable[[Hit, str | None], Explanation] | None = None,
     locate: Callable[[int], tuple[Ints, Scores]] | None = None,
 ) -> list[Hit]:
-    """Candidates, ranked from `first` on, with their text, document and citation from the catalog.
+    """Candidates, ranked from `first` on, with their text, document and citation from the reader.
 
     locate: the winning vectors and shares of a page by its key, where MaxSim found it: the reason has the boxes of most of them,
     and a page is cited by them, without them as a whole.
@@ -36,7 +36,7 @@ def read_hits(
     found = [units[one.key] for one in candidates]
     documents = reader.documents_by_id({unit.document for unit in found})
     passages = reader.passages([(unit.document, unit.span) for unit in found])
-    expander = CatalogReader(reader.unlocked(), explain)
+    expander = HitExpander(reader.unlocked(), explain)
     seen = units | reader.units(_pages_seen(candidates) - units.keys())
     sizes = reader.page_sizes([(unit.document, unit.page) for unit in seen.values() if unit.page is not None])
     hits = []

@@ -13,48 +13,56 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from ragkit.core.space import Space
 from ragkit.core.types import Floats, Hit, Hits, Reason
-from ragkit.search.request import Refinement
+from ragkit.search.request import CrossEncoder, Scorer, SearchRequest
 
-Scorer = Callable[[str, Sequence[str]], Sequence[float]]  # a query and n texts: n scores, higher is better
 _CROSS_ENCODER = threading.Lock()  # the tokenizer of a CrossEncoder must not be used by two threads at once
 
 
 def refine(
     query: str,
     answers: Sequence[Hits],
+    request: SearchRequest,
     *,
-    k: int,
-    refinement: Refinement,
     constant: float,
-    group_by: str | None,
-    min_score: float | None,
     rows: Callable[[list[int]], Mapping[int, Floats]],
     maxsim: Callable[[list[int]], Mapping[int, float]],
 ) -> Hits:
-    """The k best of the answers to a query and its phrasings. `rows` gives the stored vectors, (d,), of keys that have one;
-    `maxsim` the scores of keys by their multi-vectors."""
-    hits = fuse_answers(answers, constant=constant, group_by=group_by) if len(answers) > 1 else list(answers[0])
-    hits = hits[: max(k, refinement.candidates)]
-    if refinement.by_maxsim:
-        hits = rerank_by_maxsim(hits, maxsim([hit.key for hit in hits]))
-    elif refinement.rerank is not None and hits:
-        hits = rerank(query, hits, refinement.rerank)
-    if min_score is not None and refinement.rescores:
-        hits = [hit for hit in hits if hit.score >= min_score]
-    if refinement.diversity and hits:
-        relevance = np.array([hit.score for hit in hits], dtype=np.float32)
-        if hits[0].scale != "cosine":
-            relevance = _unit_range(relevance)
-        vectors = _stacked([hit.key for hit in hits], rows([hit.key for hit in hits]))
-        hits = [hits[at] for at in diverse(relevance, vectors, k=k, diversity=refinement.diversity)]
-    missing = dict.fromkeys(one for answer in answers for one in answer.missing)
-    return Hits(_ranked(hits[:k]), missing=missing)
+    """Return the best hits of the answers to a query and its phrasings.
+
+    constant: of reciprocal-rank fusion over the answers. rows: gives the stored vectors, (d,), of the keys that have one. maxsim:
+    gives the scores of keys by their multi-vectors.
+    """
+    hits = fuse_answers(answers, constant=constant, group_by=request.group_by) if len(answers) > 1 else list(answers[0])
+    hits = _reranked(query, hits[: max(request.k, request.candidates)], request, maxsim)
+    if request.min_score is not None and request.rescores:
+        hits = [hit for hit in hits if hit.score >= request.min_score]
+    if request.diversity and hits:
+        hits = _diversified(hits, request, rows)
+    missing = dict.fromkeys(problem for answer in answers for problem in answer.missing)
+    return Hits(_ranked(hits[: request.k]), missing=missing)
+
+
+def _reranked(
+    query: str, hits: list[Hit], request: SearchRequest, maxsim: Callable[[list[int]], Mapping[int, float]]
+) -> list[Hit]:
+    if isinstance(request.rerank, str):
+        return rerank_by_maxsim(hits, maxsim([hit.key for hit in hits]))
+    return hits if request.rerank is None or not hits else rerank(query, hits, request.rerank)
+
+
+def _diversified(hits: list[Hit], request: SearchRequest, rows: Callable[[list[int]], Mapping[int, Floats]]) -> list[Hit]:
+    relevance = np.array([hit.score for hit in hits], dtype=np.float32)
+    if hits[0].scale != "cosine":
+        relevance = _unit_range(relevance)
+    keys = [hit.key for hit in hits]
+    order = diverse(relevance, _stacked(keys, rows(keys)), k=request.k, diversity=request.diversity)
+    return [hits[at] for at in order]
 
 
 def _stacked(keys: Sequence[int], known: Mapping[int, Floats]) -> Floats:
@@ -68,7 +76,7 @@ def _ranked(hits: Sequence[Hit]) -> list[Hit]:
 
 
 def fuse_answers(answers: Sequence[Sequence[Hit]], *, constant: float, group_by: str | None = None) -> list[Hit]:
-    """Every hit of several answers once, by the sum of 1 / (constant + rank) over the answers it is in; ties by key.
+    """Return every hit of several answers once, by the sum of 1 / (constant + rank) over its answers; ties by key.
 
     A page that one answer found as a chunk that stands on it is that chunk in the others. A hit keeps the reasons of the
     answer that ranked it best. group_by="document": the best hit of each document.
@@ -91,15 +99,15 @@ def fuse_answers(answers: Sequence[Sequence[Hit]], *, constant: float, group_by:
     return _ranked(list(first.values()))
 
 
-def rerank(query: str, hits: Sequence[Hit], scorer: Any) -> list[Hit]:
-    """The hits by the scorer's scores, highest first; equal scores keep their order. ValueError where it returns nonsense."""
+def rerank(query: str, hits: Sequence[Hit], scorer: CrossEncoder | Scorer) -> list[Hit]:
+    """Return the hits by the scorer's scores, highest first; equal scores keep their order. ValueError for wrong scores."""
     texts = [hit.text for hit in hits]
     if hasattr(scorer, "predict"):  # before callable(): a CrossEncoder is a torch module, and those can be called, too
         with _CROSS_ENCODER:
-            given = scorer.predict([(query, text) for text in texts], show_progress_bar=False)
+            predicted = cast(CrossEncoder, scorer).predict([(query, text) for text in texts], show_progress_bar=False)
     else:
-        given = scorer(query, texts)
-    scores = [float(score) for score in given]
+        predicted = scorer(query, texts)
+    scores = [float(score) for score in predicted]
     if len(scores) != len(hits) or not all(map(math.isfinite, scores)):
         raise ValueError(
             f"the reranker must return a finite score for each of {len(hits)} texts, got {len(scores)}: {scores[:5]}"
@@ -112,7 +120,7 @@ def rerank(query: str, hits: Sequence[Hit], scorer: Any) -> list[Hit]:
 
 
 def rerank_by_maxsim(hits: Sequence[Hit], scores: Mapping[int, float]) -> list[Hit]:
-    """The hits by their scores, highest first, ties by key; the score is on the scale of mode="multi"."""
+    """Return the hits by their scores, highest first, ties by key; the score is on the scale of mode="multi"."""
     order = sorted(hits, key=lambda hit: (-scores[hit.key], hit.key))
     return [
         replace(hit, rank=rank, score=scores[hit.key], scale="maxsim", via=(*hit.via, Reason(Space.MULTI, rank, scores[hit.key])))
@@ -121,7 +129,7 @@ def rerank_by_maxsim(hits: Sequence[Hit], scores: Mapping[int, float]) -> list[H
 
 
 def diverse(relevance: Floats, rows: Floats, *, k: int, diversity: float) -> list[int]:
-    """Positions of k of n hits by maximal marginal relevance (Carbonell & Goldstein 1998), in the order they are taken.
+    """Return the positions of k of n hits by maximal marginal relevance (Carbonell & Goldstein 1998), in that order.
 
     relevance (n,), on the scale of cosines; rows (n, d) unit. Each step takes the highest of (1 - diversity) * relevance -
     diversity * cosine to the most similar one taken before; the first is the most relevant, ties go to the earlier.

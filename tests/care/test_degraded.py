@@ -91,7 +91,7 @@ def test_hits_whose_rows_are_damaged_are_left_out_and_counted(index: Index, dama
 
 def test_of_a_whole_index_nothing_is_missing(index: Index) -> None:
     assert answers(index, degraded=True) == answers(index)
-    found: Any = index.search(["fish", "bread"], 3, degraded=True)
+    found: Any = index.search_many(["fish", "bread"], 3, degraded=True)
     assert [hits.missing for hits in found] == [(), ()]
     assert index.search("fish").missing == ()
 

@@ -35,7 +35,7 @@ def test_scores_are_the_cosines_of_what_was_given(index: Index) -> None:
     assert [hit.document_id for hit in hits] == [f"d{n}" for n in np.argsort(-cosines)]
     np.testing.assert_allclose([hit.score for hit in hits], sorted(cosines, reverse=True), atol=2e-3)
     assert hits[0].text == f" number {hits[0].document_id[1:]} "  # the whole text, blanks included
-    batch = index.search(["", ""], 3, vector=[QUERY, ROWS[5]], mode="dense")
+    batch = index.search_many(["", ""], 3, vectors=[QUERY, ROWS[5]], mode="dense")
     assert [hit.key for hit in batch[0]] == [hit.key for hit in hits[:3]]
     assert batch[1][0].document_id == "d5"
 
@@ -131,7 +131,7 @@ def test_what_needs_a_model_says_so(index: Index, tmp_path: Path) -> None:
     with pytest.raises(EncodeError, match="pass vector="):
         index.search("number")
     with pytest.raises(ValueError, match="as many vectors"):
-        index.search(["a", "b"], vector=[QUERY])
+        index.search_many(["a", "b"], vectors=[QUERY])
     with pytest.raises(ValueError, match="vectors:768"):
         Index.open(tmp_path / "other", model="vectors:many")
     with pytest.raises(ValueError, match="whole"):

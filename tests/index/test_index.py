@@ -213,12 +213,12 @@ def test_min_score_cuts_and_never_pads(index: Index) -> None:
 
 def test_a_list_of_queries_gives_a_list_of_lists(index: Index) -> None:
     for mode in MODES:
-        together = index.search(QUERIES, 4, mode=mode)
+        together = index.search_many(QUERIES, 4, mode=mode)
         apart = [index.search(query, 4, mode=mode) for query in QUERIES]
         assert [[(h.key, pytest.approx(h.score, abs=1e-5)) for h in hits] for hits in apart] == [
             [(h.key, h.score) for h in hits] for hits in together
         ]
-    assert index.search([], 4) == []
+    assert index.search_many([], 4) == []
 
 
 def test_similar_leaves_the_document_itself_out(index: Index) -> None:
@@ -264,7 +264,11 @@ def test_nonsense_is_refused_by_name(index: Index) -> None:
     with pytest.raises(ValueError, match="dims must be between 1 and 64"):
         index.search("x", dims=65)
     with pytest.raises(TypeError, match="a query is a text"):
-        index.search([1])  # type: ignore[list-item]
+        index.search_many([1])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="for a list of queries use search_many"):
+        index.search(["x"])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="'modus' is not an option of a search; the options are k, mode"):
+        index.search("x", modus="dense")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="paths and documents apart"):
         index.add([{"id": "x", "text": "y"}, "b.txt"])
     with pytest.raises(TypeError, match="not bytes"):

@@ -85,7 +85,7 @@ def test_multi_is_a_member_of_hybrid_and_a_space_of_its_own(multi_index: Index) 
     assert {reason.space for reason in hit.via} == {"chunk.dense", "chunk.lexical", "chunk.multi"}
     without = multi_index.search("otters hold hands while they sleep", 5, weights={"chunk.multi": 0})
     assert {reason.space for hit in without for reason in hit.via} == {"chunk.dense", "chunk.lexical"}
-    [one], [two] = multi_index.search(["the quarry closed", "bread"], 1, mode="multi")
+    [one], [two] = multi_index.search_many(["the quarry closed", "bread"], 1, mode="multi")
     assert (one.document_id, two.document_id) == ("quarry", "bread")
 
 
@@ -119,7 +119,8 @@ def test_filters_are_exact_and_batches_change_nothing(multi_index: Index) -> Non
         hits = multi_index.search(query, 3, mode="multi", filters=filters)
         allowed = {hit.document_id for hit in multi_index.search("the", 100, mode="dense", filters=filters)}
         assert pairs(hits) == pairs([hit for hit in everything[query] if hit.document_id in allowed])[:3]
-    assert [pairs(hits) for hits in multi_index.search(QUERIES, 100, mode="multi")] == [pairs(everything[q]) for q in QUERIES]
+    together = multi_index.search_many(QUERIES, 100, mode="multi")
+    assert [pairs(hits) for hits in together] == [pairs(everything[query]) for query in QUERIES]
 
 
 def test_deletes_replacements_and_merging_change_no_survivors_score(multi_index: Index) -> None:

@@ -228,13 +228,13 @@ def test_a_picture_is_a_query(index: Index) -> None:
     [hit] = index.search(picture, 1)
     assert (hit.source, hit.pages) == ("signals.pdf", (4,))
     assert {reason.space for reason in hit.via} <= {"page.dense", "page.multi"}
-    mixed = index.search(["red", picture, ("bread", picture)], 1, mode="hybrid")
+    mixed = index.search_many(["red", picture, ("bread", picture)], 1, mode="hybrid")
     assert [pages_of(hits)[0] for hits in mixed] == [("signals.pdf", 1), ("signals.pdf", 4), ("signals.pdf", 4)]
     with pytest.raises(TypeError, match="a query is a text, a picture"):
-        index.search([3], 1)
-    with pytest.raises(TypeError, match="the other way round"):
-        index.search((picture, "bread"), 1)  # type: ignore[call-overload]
-    assert [len(hits) for hits in index.search([picture, "bread"], 1)] == [1, 1]
+        index.search_many([3], 1)  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"this is \(picture, text\)"):
+        index.search((picture, "bread"), 1)  # type: ignore[arg-type]
+    assert [len(hits) for hits in index.search_many([picture, "bread"], 1)] == [1, 1]
 
 
 def test_a_picture_that_nothing_would_look_at_is_refused_with_the_reason(index: Index, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_picture_that_nothing_would_look_at_is_refused_with_the_reason(index: 
     with Index.open(tmp_path / "blind", model=READS) as blind:
         blind.add([{"id": "a", "text": "Granite bridges"}])
         for query in (picture, ("granite bridges", picture)):
-            with pytest.raises(ValueError, match="no model of this index sees it"):
+            with pytest.raises(ValueError, match="no model of this index takes pictures"):
                 blind.search(query, 1)
 
 
@@ -259,7 +259,8 @@ def test_queries_of_several_forms_each_take_their_own_vector(index: Index) -> No
     picture = Image.new("RGB", (96, 96), "blue")
     rows = READS.encode_query(["bread", "granite"]).dense
     assert rows is not None
-    one, other = index.search(["otters", ("otters", picture)], 1, vector=rows, weights={"page.dense": 0.001, "page.multi": 0.001})
+    weights = {"page.dense": 0.001, "page.multi": 0.001}
+    one, other = index.search_many(["otters", ("otters", picture)], 1, vectors=rows, weights=weights)
     assert [reason.score for reason in one[0].via if reason.space == "chunk.dense"] == [
         hit.score for hit in index.search("otters", 100, mode="dense", vector=rows[0]) if hit.key == one[0].key
     ]
@@ -267,7 +268,7 @@ def test_queries_of_several_forms_each_take_their_own_vector(index: Index) -> No
         hit.score for hit in index.search("otters", 100, mode="dense", vector=rows[1]) if hit.key == other[0].key
     ]
     with pytest.raises(ValueError, match="2 queries need as many vectors, got 1"):
-        index.search(["otters", ("otters", picture)], 1, vector=rows[:1])
+        index.search_many(["otters", ("otters", picture)], 1, vectors=rows[:1])
 
 
 @pytest.mark.parametrize("mode", ["page.dense", "dense"])

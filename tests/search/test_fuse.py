@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ragkit.core.space import Space
 from ragkit.search.fuse import DEPTH, fuse, shares, standing_out
-from ragkit.search.request import SearchOptions
+from ragkit.search.plan import SearchPlan
+from ragkit.search.queries import QueryVectors
+from ragkit.search.request import SearchRequest
 
 SCORES = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=150).map(lambda rows: np.sort(np.array(rows))[::-1])
 SPACES = ("chunk.dense", "chunk.lexical", "page.dense", "page.multi")
+
+
+def planned(spaces: Iterable[str], **options: Any) -> SearchPlan:
+    """A request to an index that has these spaces."""
+    return SearchPlan(SearchRequest(**options), tuple(map(Space, spaces)), QueryVectors(()))
 
 
 @given(SCORES)
@@ -38,12 +49,12 @@ def test_equal_scores_are_told_apart_by_nobody() -> None:
     same = np.full(7, 0.3)
     assert len(set(standing_out(same, usual=same).tolist())) == 1
     ranked = {space: (np.arange(7), same) for space in ("chunk.dense", "chunk.multi")}
-    assert [one.key for one in fuse(ranked, shares(ranked, SearchOptions(available=tuple(ranked))))] == list(range(7))
+    assert [one.key for one in fuse(ranked, shares(ranked, planned(ranked)))] == list(range(7))
 
 
 def test_spaces_of_nothing_but_chance_move_no_answer_that_stands_out() -> None:
     draw = np.random.default_rng(3)
-    options = SearchOptions(available=SPACES)
+    options = planned(SPACES)
     kept, first_by_ranks = 0, 0
     for _ in range(200):
         text = np.sort(draw.normal(size=80))[::-1]
@@ -54,7 +65,7 @@ def test_spaces_of_nothing_but_chance_move_no_answer_that_stands_out() -> None:
             order = np.argsort(-noise)
             ranked[space] = (order, noise[order])
         kept += fuse(ranked, shares(ranked, options))[0].key == 0
-        by_ranks = SearchOptions(available=SPACES, rrf=15.0, weights=dict.fromkeys(SPACES[2:], 1.0))
+        by_ranks = planned(SPACES, rrf=15.0, weights=dict.fromkeys(SPACES[2:], 1.0))
         first_by_ranks += fuse(ranked, shares(ranked, by_ranks))[0].key == 0
     assert kept == 200
     assert first_by_ranks < 150
@@ -62,7 +73,7 @@ def test_spaces_of_nothing_but_chance_move_no_answer_that_stands_out() -> None:
 
 def test_a_space_that_finds_something_is_heard_beside_one_that_finds_nothing() -> None:
     draw = np.random.default_rng(4)
-    options = SearchOptions(available=("chunk.dense", "chunk.lexical"))
+    options = planned(("chunk.dense", "chunk.lexical"))
     for _ in range(50):
         noise = np.sort(draw.normal(size=100))[::-1]
         words = {"chunk.dense": (np.arange(100), noise), "chunk.lexical": (np.array([70]), np.array([4.0]))}
@@ -71,7 +82,7 @@ def test_a_space_that_finds_something_is_heard_beside_one_that_finds_nothing() -
 
 def test_the_shares_of_a_space_do_not_depend_on_how_deep_it_was_searched() -> None:
     draw = np.random.default_rng(5)
-    options = SearchOptions(available=("chunk.dense", "chunk.lexical"))
+    options = planned(("chunk.dense", "chunk.lexical"))
     long = {space: (np.arange(400), np.sort(draw.exponential(size=400))[::-1]) for space in options.spaces}
     short = {space: (keys[:DEPTH], scores[:DEPTH]) for space, (keys, scores) in long.items()}
     for space, share in shares(short, options).items():
@@ -80,16 +91,16 @@ def test_the_shares_of_a_space_do_not_depend_on_how_deep_it_was_searched() -> No
 
 def test_a_space_without_candidates_says_nothing() -> None:
     ranked = {"chunk.dense": (np.arange(3), np.array([0.9, 0.5, 0.1])), "chunk.lexical": (np.empty(0, int), np.empty(0))}
-    given = shares(ranked, SearchOptions(available=("chunk.dense", "chunk.lexical")))
+    given = shares(ranked, planned(("chunk.dense", "chunk.lexical")))
     assert given["chunk.lexical"].size == 0
     assert [one.key for one in fuse(ranked, given)] == [0, 1, 2]
     nothing = {space: (np.empty(0, int), np.empty(0)) for space in ranked}
-    assert fuse(nothing, shares(nothing, SearchOptions())) == []
+    assert fuse(nothing, shares(nothing, planned(("chunk.dense", "chunk.lexical")))) == []
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_an_index_of_very_few_units_is_ordered_too(count: int) -> None:
     scores = np.linspace(0.9, 0.2, count)
     ranked = {space: (np.arange(count), scores) for space in ("chunk.dense", "chunk.multi")}
-    options = SearchOptions(available=tuple(ranked))
+    options = planned(ranked)
     assert [one.key for one in fuse(ranked, shares(ranked, options))] == list(range(count))

@@ -26,7 +26,7 @@ class Searchable(Protocol):
     """The part of an index that an evaluation needs."""
 
     @property
-    def search(self) -> Callable[..., Any]: ...
+    def search_many(self) -> Callable[..., Any]: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -146,7 +146,7 @@ def _resolver(judged: Judged) -> Callable[[Hit], str]:
 def _rank_documents(
     index: Searchable, queries: list[str], k: int, resolve: Callable[[Hit], str], options: dict[str, Any]
 ) -> list[dict[str, float]]:
-    answers = index.search(queries, k=k, group_by="document", **options)
+    answers = index.search_many(queries, k=k, group_by="document", **options)
     return [_first_of_each([(resolve(hit), hit.score) for hit in hits], k) for hits in answers]
 
 
@@ -157,7 +157,7 @@ def _rank_pages(
     found: list[dict[str, float]] = [{} for _ in queries]
     open_, units = list(range(len(queries))), k * UNITS_PER_PAGE
     while open_:
-        answers = index.search([queries[i] for i in open_], k=units, **options)
+        answers = index.search_many([queries[i] for i in open_], k=units, **options)
         for i, hits in zip(open_, answers, strict=True):
             found[i] = _first_of_each([(page_id(resolve(hit), page), hit.score) for hit in hits for page in _by_share(hit)], k)
         open_ = [i for i, hits in zip(open_, answers, strict=True) if len(found[i]) < k and len(hits) >= units]

@@ -44,7 +44,7 @@ class Shelf:
     def __init__(self, answers: dict[str, list[Hit]]) -> None:
         self.answers, self.asked = answers, list[dict[str, Any]]()
 
-    def search(self, query: Sequence[str], k: int = 10, **options: Any) -> list[list[Hit]]:
+    def search_many(self, query: Sequence[str], k: int = 10, **options: Any) -> list[list[Hit]]:
         self.asked.append({"queries": list(query), "k": k, **options})
         found = [self.answers.get(q, []) for q in query]
         if options.get("group_by") == "document":
