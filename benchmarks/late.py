@@ -36,7 +36,8 @@ from ragkit.chunk import chunk_document
 from ragkit.core.arrays import unit_rows
 from ragkit.core.types import Block, Chunk, Document, Span
 from ragkit.encode import load_encoder
-from ragkit.encode.late import OVERLAP, late_chunk_documents, token_windows
+from ragkit.encode.late import OVERLAP, late_chunk_documents
+from ragkit.encode.late_pooling import token_windows
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 KS = (1, 3, 5, 10)

@@ -119,7 +119,9 @@ def text_of(
     ids: few ids of another tokenizer do. Raises ValueError.
     """
     if unknown := [token for token in ids if not 0 <= token < size]:
-        raise ValueError(f"{unknown[0]} is no id of this model's tokenizer, which has {size}: are they another's?")
+        raise ValueError(
+            f"{unknown[0]} is not among the {size} ids of this model's tokenizer: do they come from another tokenizer?"
+        )
     text_ids = _without_specials(list(ids), around)
     text = decode(text_ids)
     if own(text) != text_ids:

@@ -19,16 +19,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from ragkit.core.arrays import truncate_dims, unit_rows
 from ragkit.core.errors import EncodeError, InputTooLong
-from ragkit.encode import Encoder, EncoderCard, Encoding, TokenStates, load_encoder
+from ragkit.encode import Encoder, EncoderCard, Encoding, TokenStates, late_pooling, load_encoder
 from ragkit.encode import late as late_module
 from ragkit.encode.contract import TokenEncoder, TokenIds
 from ragkit.encode.late import (
     late_chunk,
     late_chunk_documents,
     late_chunk_strings,
-    token_windows,
     why_not_late,
 )
+from ragkit.encode.late_pooling import token_windows
 from ragkit.testing import HashEncoder
 from tests.encode.conftest import TEXTS
 from tests.encode.oracle import Oracle
@@ -200,7 +200,7 @@ def test_pooling_is_linear(minilm: Encoder) -> None:
     spans = minilm.encode_tokens(text).spans
     for cut in (10, 30, 47):
         halves, whole = [(0, cut), (cut, len(text))], [(0, len(text))]
-        reading = late_module._Reading.of(minilm, task=None, window=256, overlap=64)
+        reading = late_module._reading(minilm, task=None, window=256, overlap=64)
         apart, merged = late_module._pooled(minilm, [(text, halves), (text, whole)], reading, None)
         assert np.abs(apart.sums.sum(axis=0) - merged.sums[0]).max() < 1e-4
         assert 0 < (spans[1:-1, 1] <= cut).sum() < len(spans) - 2
@@ -355,7 +355,7 @@ def test_groups_of_windows_are_put_together_rightly(monkeypatch: pytest.MonkeyPa
     documents = [(LONG, sentences(LONG)), ("", []), ("one two", [(0, 3), (4, 7)]), (LONG[:300], sentences(LONG[:300]))]
     expected = late_chunk_documents(HASH, documents, window=40)
     for together in (1, 50, 100):
-        monkeypatch.setattr(late_module, "TOGETHER", together)
+        monkeypatch.setattr(late_pooling, "TOGETHER", together)
         for rows, other in zip(late_chunk_documents(HASH, documents, window=40), expected, strict=True):
             assert rows.shape == other.shape
             assert np.allclose(rows, other, atol=1e-6)

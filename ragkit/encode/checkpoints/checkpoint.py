@@ -207,11 +207,10 @@ def check_names_and_shapes(path: Path, stored: Shapes, expected: Shapes, *, igno
     The error names the tensors.
     """
     wrong = [f"{name} is missing" for name in expected if name not in stored]
-    wrong += [f"{name} is not known" for name in stored if name not in expected and name not in ignorable]
-    both = [name for name in expected if name in stored]
-    wrong += [
-        f"{name} has the shape {stored[name]}, expected {expected[name]}" for name in both if stored[name] != expected[name]
-    ]
+    known = {*expected, *ignorable}
+    wrong += [f"{name} is not known" for name in stored if name not in known]
+    shapes = ((name, stored[name], shape) for name, shape in expected.items() if name in stored)
+    wrong += [f"{name} has the shape {own}, expected {shape}" for name, own, shape in shapes if own != shape]
     if wrong:
         more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
         raise CheckpointError(

@@ -81,11 +81,15 @@ def fetch_model(name: str, *, agree: Callable[[Offer], bool], revision: str | No
 
 def _offer(name: str, info: Hub) -> Offer:
     """Return what a download would bring, from the hub's ModelInfo. Raises CheckpointError for a model without safetensors."""
-    files = [file for file in info.siblings or [] if any(fnmatch(file.rfilename, pattern) for pattern in PATTERNS)]
+    files = [file for file in info.siblings or [] if _is_fetched(file.rfilename)]
     if not any(file.rfilename.endswith(".safetensors") for file in files):
         raise CheckpointError(f"{name} has no safetensors, and ragkit opens no pickles. Use another version of the model")
     licence = str((info.card_data or {}).get("license") or "unknown")
     return Offer(name, str(info.sha), sum(file.size or 0 for file in files), licence)
+
+
+def _is_fetched(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in PATTERNS)
 
 
 def _import_hub() -> Hub:

@@ -249,7 +249,7 @@ class HashEncoder(RoleMethods):
 
 
 def _name(dims: int, multi_dims: int, *, images: bool, asymmetric: bool, seed: int) -> str:
-    """Return the name of which `from_name` makes the same encoder."""
+    """Return the name by which `from_name` makes the same encoder."""
     multi = f"+multi{multi_dims}" if multi_dims else ""
     return f"hash:{dims}{multi}" + "+images" * images + "+asymmetric" * asymmetric + (f"+seed{seed}" if seed else "")
 

@@ -212,7 +212,7 @@ def _native_names(module: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Parts:
-    """Where a tensor of the base lies in a file: one name, or three to be joined along the first dimension."""
+    """The names of a tensor of the base in a file: one, or three to be joined along the first dimension."""
 
     names: list[str]
     shape: Shape

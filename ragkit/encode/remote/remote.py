@@ -33,13 +33,12 @@ from ragkit.core.types import Box, Floats, Ints, Patches
 from ragkit.encode.batching import side_by_side
 from ragkit.encode.contract import EncoderCard, Encoding, Item
 from ragkit.encode.images import Resizing, shortest_at, upright_rgb
-from ragkit.encode.load_settings import MULTI_SUFFIX
 from ragkit.encode.methods import RoleMethods, pack_multi
 from ragkit.encode.remote.api_client import ApiClient, Json
-from ragkit.encode.tasks import GENERAL, checked_task, full_task
+from ragkit.encode.remote.hosted import KNOWN, Hosted, HostedName, card_of, key_of
+from ragkit.encode.tasks import checked_task, full_task
 from ragkit.encode.texts import check_texts, check_truncate_dim, split_items, without_surrogates
 
-URLS = {"jina": "https://api.jina.ai/v1", "openai": "https://api.openai.com/v1"}
 ITEMS = 256  # a request; both services take 2,048
 TOKENS = 100_000  # a request, by estimate; OpenAI takes 300,000
 BYTES = 1 << 24  # of images a request
@@ -51,62 +50,6 @@ BAD_INPUT = (400, 413, 422)
 _NO_SPACES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
 _PIECE = re.compile(rf"[{_NO_SPACES}]|[A-Za-z]{{1,4}}|\d{{1,3}}|[^\W\d_A-Za-z{_NO_SPACES}]{{1,2}}|[^\w\s]|_")
 SPECIALS = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hosted:
-    """What is published of a model behind an API; dims 0: the service is asked for one vector to learn the width."""
-
-    dims: int = 0
-    multi_dims: int = 0
-    max_tokens: int = 8192
-    truncatable: tuple[int, ...] = ()
-    takes_dims: bool = False  # whether `dimensions` may be sent
-    tasks: tuple[str, ...] = GENERAL
-    takes_tasks: bool = False
-    seen: Resizing | int | None = None  # how its preprocessing resizes images: Qwen2-VL's rule, or the side of a square
-
-    @property
-    def sees(self) -> bool:
-        return self.seen is not None
-
-
-KNOWN = {
-    "jina:jina-embeddings-v3": Hosted(
-        dims=1024, truncatable=(32, 64, 128, 256, 512, 768, 1024), takes_dims=True, tasks=GENERAL, takes_tasks=True
-    ),
-    "jina:jina-embeddings-v4": Hosted(
-        dims=2048, multi_dims=128, max_tokens=32768, truncatable=(128, 256, 512, 1024, 2048), takes_dims=True,
-        tasks=("retrieval", "text-matching", "code"), takes_tasks=True,
-        seen=Resizing(unit=28, least=56 * 56, most=768 * 28 * 28),
-    ),
-    "jina:jina-clip-v1": Hosted(dims=768, seen=224),
-    "openai:text-embedding-3-small": Hosted(dims=1536, truncatable=(512, 1536), takes_dims=True),
-    "openai:text-embedding-3-large": Hosted(dims=3072, truncatable=(256, 1024, 3072), takes_dims=True),
-    "openai:text-embedding-ada-002": Hosted(dims=1536),
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _Name:
-    """ "jina:model@https://host/v1+multi", taken apart."""
-
-    service: str
-    model: str
-    url: str
-    multi: bool
-
-    @classmethod
-    def parse(cls, name: str) -> _Name:
-        service, _, rest = name.removesuffix(MULTI_SUFFIX).partition(":")
-        model, at, url = rest.partition("@http")
-        if service not in URLS or not model:
-            raise ValueError(f"{name!r} is not jina:<model> or openai:<model>, with @<address> behind it for another server")
-        return cls(service, model, f"http{url}".rstrip("/") if at else URLS[service], name.endswith(MULTI_SUFFIX))
-
-    @property
-    def hosted(self) -> Hosted:
-        return KNOWN.get(f"{self.service}:{self.model}", Hosted())
 
 
 def load_remote(
@@ -122,48 +65,15 @@ def load_remote(
     api_keys: by service ("jina", "openai") for its own address, or by address; "" for a server without keys. client: makes
     the ApiClient, from address and key. Raises ValueError for an address without a key here, RemoteError.
     """
-    parts = _Name.parse(name)
+    parts = HostedName.parse(name)
     hosted = parts.hosted
     if parts.multi and not hosted.multi_dims:
         raise ValueError(f"{name}: only jina:jina-embeddings-v4 has multi-vectors behind this API")
-    key = _key_of(name, parts, api_keys or {})
-    card = _card(name, parts, hosted, hosted.max_tokens if max_tokens is None else max_tokens)
+    key = key_of(name, parts, api_keys or {})
+    card = card_of(name, parts, hosted, hosted.max_tokens if max_tokens is None else max_tokens)
     card = replace(card, task=checked_task(task, card))
     encoder = RemoteEncoder(card, client=client(parts.url, key), name=parts)
     return encoder if hosted.dims else encoder.measured()
-
-
-def _key_of(name: str, parts: _Name, api_keys: Mapping[str, str]) -> str:
-    """Return the key for the model's address. Raises ValueError if the caller named neither the service nor the address."""
-    keys = {place.rstrip("/"): key for place, key in api_keys.items()}
-    place = parts.service if parts.url == URLS[parts.service] else parts.url
-    if place not in keys:
-        service = parts.service.upper()
-        raise ValueError(
-            f"{name} sends texts to {parts.url}, which needs your word: pass api_keys={{{place!r}: <key>}}. On the command line, "
-            f"set {service}_API_KEY" + (f" and {service}_BASE_URL" if place == parts.url else "")
-        )
-    return keys[place]
-
-
-def _card(name: str, parts: _Name, hosted: Hosted, max_tokens: int) -> EncoderCard:
-    modalities = ("text", "image") if hosted.sees else ("text",)
-    return EncoderCard(
-        name=name,
-        revision="",
-        licence="unknown",
-        dims=hosted.dims,
-        multi_dims=hosted.multi_dims if parts.multi else 0,
-        truncatable_dims=hosted.truncatable,
-        tasks=hosted.tasks,
-        modalities=modalities,
-        query_modalities=modalities,
-        max_tokens=max_tokens,
-        outputs=("dense", "multi") if parts.multi else ("dense",),
-        pooling="its own",
-        dtype="float32",
-        preprocessing={"api": parts.service, "url": parts.url, "model": parts.model},
-    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,7 +99,7 @@ class _Rows:
 class RemoteEncoder(RoleMethods):
     """An `Encoder` (see `contract.py`) without token states. Thread-safe. `tokens_used` counts the tokens that are billed."""
 
-    def __init__(self, card: EncoderCard, *, client: ApiClient, name: _Name) -> None:
+    def __init__(self, card: EncoderCard, *, client: ApiClient, name: HostedName) -> None:
         self.card = card
         self.tokens_used = 0
         self._client = client
