@@ -24,7 +24,9 @@ from ragkit.encode.contract import Encoder
 from ragkit.encode.external import embeds_text
 from ragkit.ingest.add import Ingest
 from ragkit.ingest.item import AddOptions
+from ragkit.ingest.known import FormerIndex
 from ragkit.ingest.page_images import NOT_SEEN
+from ragkit.ingest.prepare import LoadedModels
 from ragkit.load import office
 from ragkit.load.formats import format_of, supported
 from ragkit.recipe.create import layouts_of
@@ -128,19 +130,12 @@ def migrate(
         if not embeds_text(plan.encoder.card):
             raise ValueError(f"{store.path} would keep vectors that were made elsewhere, and ragkit cannot make them")
 
+        models = LoadedModels(plan.encoder, plan.page_encoder, chunker)
+        same_texts = old.hash if plan.same_model and keeps_texts(old, new) else None
+        former = FormerIndex(store, same_texts=same_texts, same_pages=plan.same_pages)
+
         def ingest(staged: Store, staged_writer: Writer) -> Ingest:
-            return Ingest(
-                staged,
-                staged_writer,
-                recipe=new,
-                encoder=plan.encoder,
-                page_encoder=plan.page_encoder,
-                former=store,
-                same_texts=old.hash if plan.same_model and keeps_texts(old, new) else None,
-                same_pages=plan.same_pages,
-                chunker=chunker,
-                options=options,
-            )
+            return Ingest(staged, staged_writer, new, models, options=options, former=former)
 
         documents, units, lost = rebuild_beside(store, old, new, plan.stored, ingest=ingest, lock_timeout=lock_timeout)
     else:

@@ -30,8 +30,9 @@ from ragkit.encode.contract import Encoder
 from ragkit.encode.external import PREFIX
 from ragkit.index.retriever import Retriever
 from ragkit.ingest.add import Ingest
-from ragkit.ingest.collect import paths_of
+from ragkit.ingest.collect import check_paths, paths_of
 from ragkit.ingest.item import AddOptions, Callback, MetadataOf, Target
+from ragkit.ingest.prepare import LoadedModels
 from ragkit.ingest.prune import pruned_roots
 from ragkit.load import IGNORE_FILES, Limits
 from ragkit.recipe.create import LOCK_TIMEOUT, create_index, layouts_of, open_catalog, read_recipe
@@ -207,10 +208,10 @@ class Index:
             prune=prune,
             progress=progress,
         )
+        check_paths(target)  # before the models are loaded
         if prune:
             pruned_roots(paths_of(target))
-        paths_of(target)  # a path that does not exist is told before the model is loaded
-        self.encoder, self.page_encoder  # noqa: B018 - loaded and checked before the writer's lock is taken
+        self._models.load()  # before the writer's lock is taken
         with self._store.writer(timeout=lock_timeout) as writer:
             return self._ingest(writer, options).run(target)
 
@@ -228,22 +229,15 @@ class Index:
         options = AddOptions(metadata=metadata, limits=limits or Limits(), password=password, workers=workers, progress=progress)
         if not self.failures():
             return AddReport()
-        self.encoder, self.page_encoder  # noqa: B018 - loaded and checked before the writer's lock is taken
+        self._models.load()  # before the writer's lock is taken
         with self._store.writer(timeout=lock_timeout) as writer:
             return self._ingest(writer, options).run_failed()
 
     def _ingest(self, writer: Writer, options: AddOptions) -> Ingest:
         if not writer.mending:
             self._view()  # nobody else changes the recipe while we hold the lock
-        return Ingest(
-            self._store,
-            writer,
-            recipe=self.recipe,
-            encoder=self.encoder,
-            page_encoder=self.page_encoder,
-            chunker=self._chunker_or_name(),
-            options=options,
-        )
+        models = LoadedModels(self.encoder, self.page_encoder, self._chunker_or_name())
+        return Ingest(self._store, writer, self.recipe, models, options=options)
 
     def _chunker_or_name(self) -> str | Callable[..., Any]:
         name = self.recipe.chunk.chunker

@@ -1,23 +1,22 @@
-"""A document on its way into the index."""
+"""The values of an `add`: how to add, a file being read, and a document on its way into the index. No store, no models."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ragkit.core.types import Chunk, Document, Floats, Progress
-from ragkit.ingest.reuse import Wanted
+from ragkit.core.types import Chunk, Document, Floats, Metadata, Progress
 from ragkit.load import IGNORE_FILES, Limits, Source, file_hash, format_of
 from ragkit.store.values import DocumentRow, Origin, PageVectors
 from ragkit.store.vectors.multi_layout import Stored
 
+USER_FIELDS = "given"  # the metadata field that keeps the user's own fields of a file, so that a change of them is seen
 CHANGED = "it changed while it was read; add it again"
-Target = str | Path | Iterable[Any]
+Target = str | Path | Iterable[object]
 Callback = Callable[[Progress], None]
-MetadataOf = Callable[[Path], Mapping[str, Any] | None]
+MetadataOf = Callable[[Path], Metadata | None]
 
 
 @dataclass(slots=True, eq=False)
@@ -26,20 +25,16 @@ class Item:
 
     origin: Origin
     document: Document
-    replaces: DocumentRow | None
+    replaces: DocumentRow | None = None
+    stamp: tuple[int, ...] | None = None  # of its file when that was hashed; None where it was not read in this call
     chunks: tuple[Chunk, ...] = ()
-    texts: list[str] = field(default_factory=list)  # of the chunks, as they are embedded; late chunking has no use for them
-    dense: list[Floats | None] = field(default_factory=list)
-    multi: list[Stored | None] = field(default_factory=list)
+    dense: list[Floats | None] = field(default_factory=list)  # a vector for each chunk, or none at all
+    multi: list[Stored | None] = field(default_factory=list)  # a multi-vector for each chunk, or none at all
     seen: PageVectors | None = None
-    settled: bool = True  # False: it lacks something, as a page that could not be seen, and the next `add` tries again
-    failed: bool = False
+    complete: bool = True  # False: it lacks something, such as a page that could not be seen, and the next `add` tries again
+    problem: str = ""  # why it cannot be added
     warnings: tuple[str, ...] = ()
     duplicate_of: str = ""
-
-    @property
-    def wanted(self) -> Wanted:
-        return Wanted(self.document, self.chunks, self.origin.content_hash, self.replaces)
 
     @property
     def units(self) -> int:
@@ -54,12 +49,34 @@ class Item:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FileState:
-    """A file that is being read: what it was when its hash was taken, and what the user says of it."""
+    """A file that is being read: its hash, its stamp when that was taken, and the fields that the user gives its documents.
+
+    digest: sha256 in hexadecimal; "" for a file of many records, each of which has a hash of its own.
+    """
 
     digest: str
     stamp: tuple[int, ...]
-    given: Mapping[str, Any]
-    former: DocumentRow | None = None
+    user_fields: Metadata
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A loaded document that the index may hold already. `name` is what users know it by, unless it has a name in the index.
+
+    source, state: the file that it is, or that it lies in as one of many records; None for a record from Python.
+    """
+
+    identity: str
+    name: str
+    content_hash: str
+    document: Document
+    source: Source | None = None
+    state: FileState | None = None
+
+    @property
+    def is_record(self) -> bool:
+        """Whether it comes from Python, or from a file of many records: then its hash is its own, not that of a file."""
+        return self.state is None or not self.state.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +95,23 @@ class AddOptions:
 
 
 def file_stamp(path: Path) -> tuple[int, ...]:
-    """What changes when a file does, nearly always: its size, times and inode."""
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    """Return a file's size, times and inode: they differ after nearly every change, and cost no reading."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def has_hash(path: Path, digest: str) -> bool:
     """Whether a file is there and can be read, and its bytes have that hash."""
     try:
         return file_hash(path) == digest
+    except OSError:
+        return False
+
+
+def is_unchanged(path: Path, digest: str, stamp: tuple[int, ...] | None) -> bool:
+    """Whether a file still has the bytes of that hash. It is hashed again only where its stamp is another, or is not known."""
+    try:
+        return (stamp is not None and file_stamp(path) == stamp) or file_hash(path) == digest
     except OSError:
         return False
 

@@ -1,4 +1,4 @@
-"""Vectors that are known already: of a document whose content the index holds under another name, or held before.
+"""Find vectors that an index holds already: of a document with the same content under another name, or of a former version.
 
 A document's vectors follow from its text, its title, its chunks and the recipe. Where all of these are those of a live
 document, its vectors are taken from there, exactly as they are stored, and nothing is embedded twice.
@@ -19,8 +19,8 @@ from ragkit.store.vectors.multi_layout import Stored
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Wanted:
-    """A document whose vectors are asked for, the hash of its content, and the version that it replaces."""
+class EmbeddingInput:
+    """What a document's vectors are made from, the hash of its content, and the version that it replaces."""
 
     document: Document
     chunks: tuple[Chunk, ...]
@@ -29,23 +29,25 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Twin:
-    """A live document version that has the same vectors: its row, and they, one of each kind that is kept per chunk."""
+class ReusedVectors:
+    """A live document version with the same input, and its vectors: one for each chunk, of each kind that is stored."""
 
     row: DocumentRow
     dense: Sequence[Floats | None]
     multi: Sequence[Stored | None]
 
 
-def twins(reader: Reader, wanted: Sequence[Wanted], *, recipe_hash: str, multi: bool) -> list[Twin | None]:
-    """Return for each document its twin among those of a reader, or None where it must be embedded. multi: whether the reader's
-    chunks have multi-vectors, too."""
+def reusable_vectors(
+    reader: Reader, inputs: Sequence[EmbeddingInput], *, recipe_hash: str, multi: bool
+) -> list[ReusedVectors | None]:
+    """Return the vectors in the index for each input, or None where it must be embedded. multi: whether the index's chunks have
+    multi-vectors, too."""
     if reader.missing:  # what is left of a damaged index may lack vectors
-        return [None] * len(wanted)
+        return [None] * len(inputs)
     try:
-        return list(_twins(reader, wanted, recipe_hash, multi))
-    except Damaged:  # what cannot be read is embedded anew; `ragkit verify` tells of the damage
-        return [None] * len(wanted)
+        return list(_reusable_vectors(reader, inputs, recipe_hash, multi=multi))
+    except Damaged:  # what cannot be read is embedded anew; `ragkit verify` reports the damage
+        return [None] * len(inputs)
 
 
 def same_content(reader: Reader, hashes: Iterable[str], *, recipe_hash: str) -> dict[str, list[DocumentRow]]:
@@ -57,58 +59,80 @@ def same_content(reader: Reader, hashes: Iterable[str], *, recipe_hash: str) -> 
     return rows
 
 
-def _twins(reader: Reader, wanted: Sequence[Wanted], recipe_hash: str, multi: bool) -> Iterator[Twin | None]:
-    same = same_content(reader, {one.content_hash for one in wanted if one.chunks}, recipe_hash=recipe_hash)
-    chosen: list[DocumentRow | None] = []
-    for one in wanted:
-        former = [one.former] if one.former is not None and one.former.recipe_hash == recipe_hash else []
-        candidates = [*former, *same.get(one.content_hash, ())] if one.chunks else []
-        chosen.append(next((row for row in candidates if _alike(reader, row, one)), None))
-    ids = sorted({row.id for row in chosen if row is not None})
-    stored_dense, stored_multi = _stored(reader, np.array(ids, dtype=np.int64))
-    for one, row in zip(wanted, chosen, strict=True):
-        count = len(one.chunks)
-        rows, tokens = (None, None) if row is None else (stored_dense.get(row.id), stored_multi.get(row.id))
-        found = [len(kind) for kind in (rows, tokens) if kind is not None]
-        whole = set(found) == {count} and (not multi or tokens is not None)
-        none = [None] * count
-        yield Twin(row, none if rows is None else rows, none if tokens is None else tokens) if row and whole else None
+def _reusable_vectors(
+    reader: Reader, inputs: Sequence[EmbeddingInput], recipe_hash: str, *, multi: bool
+) -> Iterator[ReusedVectors | None]:
+    rows = _rows_with_same_input(reader, inputs, recipe_hash)
+    ids = sorted({row.id for row in rows if row is not None})
+    dense, tokens = _stored_vectors(reader, np.array(ids, dtype=np.int64))
+    for embedding_input, row in zip(inputs, rows, strict=True):
+        if row is None:
+            yield None
+        else:
+            yield _complete(row, dense.get(row.id), tokens.get(row.id), len(embedding_input.chunks), multi=multi)
 
 
-def _stored(reader: Reader, ids: Ints) -> tuple[dict[int, Sequence[Floats]], dict[int, list[Stored]]]:
-    """What is stored of document versions, dense and multi-vectors."""
+def _complete(
+    row: DocumentRow, dense: Sequence[Floats] | None, tokens: Sequence[Stored] | None, count: int, *, multi: bool
+) -> ReusedVectors | None:
+    """Return the vectors of a row where they are there for all `count` chunks, in every kind that is stored."""
+    counts = {len(vectors) for vectors in (dense, tokens) if vectors is not None}
+    if counts != {count} or (multi and tokens is None):
+        return None
+    none = [None] * count
+    return ReusedVectors(row, none if dense is None else dense, none if tokens is None else tokens)
+
+
+def _rows_with_same_input(reader: Reader, inputs: Sequence[EmbeddingInput], recipe_hash: str) -> list[DocumentRow | None]:
+    """Return a live row with the same title, chunks and text for each input: its former version, or one of the same hash."""
+    hashes = {embedding_input.content_hash for embedding_input in inputs if embedding_input.chunks}
+    by_hash = same_content(reader, hashes, recipe_hash=recipe_hash)
+    rows: list[DocumentRow | None] = []
+    for embedding_input in inputs:
+        former = embedding_input.former
+        candidates = list(by_hash.get(embedding_input.content_hash, ()))
+        if former is not None and former.recipe_hash == recipe_hash:
+            candidates.insert(0, former)
+        same = (row for row in candidates if _has_same_input(reader, row, embedding_input))
+        rows.append(next(same, None) if embedding_input.chunks else None)
+    return rows
+
+
+def _stored_vectors(reader: Reader, ids: Ints) -> tuple[dict[int, Sequence[Floats]], dict[int, list[Stored]]]:
+    """Return the stored vectors of document versions, by their ids: dense ones, and multi-vectors."""
     if len(ids) == 0:
         return {}, {}
     return {id: list(rows) for id, rows in reader.rows_of(ids).items()}, reader.multi_of(ids)
 
 
 def stored_pages(reader: Reader, row: DocumentRow, pages: Sequence[Page]) -> PageVectors | None:
-    """What is stored of the page images of a live document version, of which these are the pages; None where there is nothing,
-    or not all."""
+    """Return the stored vectors of the page images of a live document version that has these pages; None where some are missing,
+    or there are none."""
     try:
         units = [unit for unit in reader.units_of(row.id) if unit.kind == PAGE]
         ids = np.array([row.id], dtype=np.int64)
         dense, multi = reader.rows_of(ids, kind=PAGE).get(row.id), reader.multi_of(ids, kind=PAGE).get(row.id)
-    except Damaged:  # seen anew; `ragkit verify` tells of the damage
+    except Damaged:  # the pages are seen anew; `ragkit verify` reports the damage
         return None
-    known = {page.number: page for page in pages}
-    shown = tuple(known[unit.page] for unit in units if unit.page in known)
-    found = {len(kind) for kind in (dense, multi) if kind is not None}
-    if not units or found != {len(shown)} or len(shown) != len(units):
+    by_number = {page.number: page for page in pages}
+    embedded = tuple(by_number[unit.page] for unit in units if unit.page in by_number)
+    counts = {len(vectors) for vectors in (dense, multi) if vectors is not None}
+    if not units or counts != {len(embedded)} or len(embedded) != len(units):
         return None
-    return PageVectors(shown, tuple(unit.patches for unit in units), dense, tuple(multi or ()))
+    return PageVectors(embedded, tuple(unit.patches for unit in units), dense, tuple(multi or ()))
 
 
-def alike(first: Wanted, second: Wanted) -> bool:
-    """Whether two documents at hand have the same vectors."""
+def same_input(first: EmbeddingInput, second: EmbeddingInput) -> bool:
+    """Whether two documents in memory have the same vectors."""
     same_text = first.document.title == second.document.title and first.document.text == second.document.text
     return same_text and first.chunks == second.chunks
 
 
-def _alike(reader: Reader, row: DocumentRow, one: Wanted) -> bool:
-    """Whether a stored document has the title, chunks and text of one at hand; the text is read last."""
-    text = one.document.text
-    if (row.title, row.characters) != (one.document.title, len(text)) or row.units < len(one.chunks):
+def _has_same_input(reader: Reader, row: DocumentRow, embedding_input: EmbeddingInput) -> bool:
+    """Whether a stored document has the title, chunks and text of one in memory. The text is read last."""
+    document, chunks = embedding_input.document, embedding_input.chunks
+    text = document.text
+    if (row.title, row.characters) != (document.title, len(text)) or row.units < len(chunks):
         return False
-    chunks = tuple(Chunk(unit.span, unit.headings) for unit in reader.units_of(row.id) if unit.kind == CHUNK)
-    return chunks == one.chunks and reader.text(row.id, Span(0, row.characters)) == text
+    stored = tuple(Chunk(unit.span, unit.headings) for unit in reader.units_of(row.id) if unit.kind == CHUNK)
+    return stored == chunks and reader.text(row.id, Span(0, row.characters)) == text

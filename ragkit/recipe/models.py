@@ -79,6 +79,10 @@ class Models:
             return self.texts
         return self._ready(slot, stage)
 
+    def load(self) -> None:
+        """Load and check the encoders of texts and of page images, so that an error of theirs is raised now."""
+        _ = self.texts, self.pages
+
     def follow(self, recipe: Recipe) -> None:
         """Go by a changed recipe from now on: its encoders are loaded and checked when they are next needed."""
         with self._lock:

@@ -146,7 +146,7 @@ def _told(index: Index, mode: str) -> list[tuple[Any, ...]]:
 
 def test_interrupted_it_changes_nothing_and_goes_on_where_it_was(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     before = answers(index)
-    monkeypatch.setattr("ragkit.ingest.add.COMMIT_UNITS", 2)
+    monkeypatch.setattr("ragkit.ingest.write.COMMIT_UNITS", 2)
     monkeypatch.setattr("ragkit.ingest.add.POOL", 2)
     steps = 0
 

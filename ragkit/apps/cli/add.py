@@ -61,10 +61,10 @@ def add(
     **settings: Any,
 ) -> None:
     """Bring files into the index: what is new or changed is embedded, the rest is left alone."""
-    from ragkit.ingest.collect import paths_of
+    from ragkit.ingest.collect import check_paths
     from ragkit.load import IGNORE_FILES, Limits
 
-    paths_of(sources)  # a missing file is an error before an index is created or a model loaded for it
+    check_paths(sources)  # a missing file is an error before an index is created or a model loaded for it
     limits = Limits.parse(limit or ())
     with (
         open_index(index, device=device, cache=cache, **keywords(settings)) as library,
