@@ -46,7 +46,7 @@ def test_imported_into_a_new_index_it_answers_the_same(
         documents = {row.source: (index.document(row.source), dict(row.meta), row.lang) for row in index.documents()}
         index.export(tmp_path / "form", **form)
     with monkeypatch.context() as patch:
-        patch.setattr("ragkit.recipe.create.load_encoder", None)  # no model is there
+        patch.setattr("ragkit.recipe.models.load_encoder", None)  # no model is there
         report = Index.import_from(tmp_path / "new", tmp_path / "form")
     assert len(report.added) == 5
     with Index.open(tmp_path / "new") as index:

@@ -251,7 +251,7 @@ def test_two_writers_in_turn_never_share_a_version(tmp_path: Path) -> None:
             writer.add([key], [item(key)])
             writer.commit()
         live = one._store.reader().find([f"key:{key}" for key in range(6)], by="identity")
-        ids = [id for _, id in live]
+        ids = [row.id for row in live]
         assert len(set(ids)) == 6
         assert sorted(one.search(item(9), k=9)[0].tolist()) == list(range(6))
         for index in (one, two):
