@@ -41,7 +41,7 @@ from ragkit.recipe.recipe import Recipe
 from ragkit.recipe.settings import Settings, SettingsKeywords
 from ragkit.search.cite import citation, cite
 from ragkit.search.explain import explain_unit
-from ragkit.search.filters import FieldColumns, Filters
+from ragkit.search.filters import Filters
 from ragkit.search.lookup import (
     StoredDocument,
     find_document,
@@ -58,7 +58,7 @@ from ragkit.search.search import Explainer, answer, find, stream
 from ragkit.search.similar import Duplicate, near_duplicates, similar
 from ragkit.search.view import View, spaces_of
 from ragkit.store.catalog.catalog import Catalog
-from ragkit.store.catalog.documents import versions
+from ragkit.store.filter import Versions
 from ragkit.store.local.rewrite import compact
 from ragkit.store.local.store import Store
 from ragkit.store.local.writer import Writer
@@ -90,7 +90,6 @@ class Index:
         self._chunker = chunker
         self._followed: Mapping[str, Any] | None = None  # the stored recipe that `recipe` was read from
         self._following = threading.Lock()
-        self._columns = FieldColumns(lambda after: versions(catalog, after=after))
 
     # Opening
 
@@ -267,7 +266,7 @@ class Index:
             reader = writer.reader()
             ids = {row.id for name in references for row in find_documents(reader, name) or reader.find([name], by="file")}
             if filters is not None:
-                ids |= {row.id for row in list_documents(reader, self._columns.allowed(filters))}
+                ids |= {row.id for row in list_documents(reader, filters)}
             failures = self._store.reader().failures()
             writer.forgive(failure.identity for failure in failures if {failure.identity, failure.source} & set(references))
             writer.delete(ids)
@@ -379,7 +378,7 @@ class Index:
         """Return the k best hits in one document, by its row from `documents()` or `find()`: names may be shared."""
         batch = parse_query(query)
         view, plan = self._plan(batch, SearchRequest(k=k, mode=mode))
-        return find(view, plan, k=k, allowed=np.array([row.id], dtype=np.int64), why=self._explainer(batch, plan))[0]
+        return find(view, plan, k=k, where=Versions(frozenset([row.id])), why=self._explainer(batch, plan))[0]
 
     def similar(self, reference: str | int, k: int = 10, *, filters: Filters | None = None, dims: int | None = None) -> list[Hit]:
         """Return the documents most like one in the index, each by its best unit; the document itself is left out.
@@ -451,14 +450,13 @@ class Index:
                     self._store.recall, self._store.layouts = recipe.store.recall, layouts_of(recipe)
                     self._models.follow(recipe)
                 self._followed = reader.recipe
-            return View(self.path, reader, self.recipe, self._models, self._columns)
+            return View(self.path, reader, self.recipe, self._models)
 
     # Looking inside
 
     def documents(self, filters: Filters | None = None) -> Iterator[DocumentRow]:
         """Yield the documents, or those that match a filter, oldest version first, without their texts."""
-        view = self._view()
-        return list_documents(view.reader, view.allowed(filters))
+        return list_documents(self._view().reader, filters)
 
     def stored(self, filters: Filters | None = None) -> Iterator[StoredDocument]:
         """Yield the documents, or those that match a filter, with their texts and vectors, all of one commit."""

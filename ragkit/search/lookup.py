@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from ragkit.core.space import Space
-from ragkit.core.types import Floats, Ints, Span
+from ragkit.core.types import Floats, Span
 from ragkit.search.cite import shared
-from ragkit.search.filters import Filters
+from ragkit.search.filters import Filters, parse_for_documents
 from ragkit.search.view import View
 from ragkit.store.local.reader import Reader
 from ragkit.store.values import PAGE, DocumentRow, UnitRow
 
-LISTED = 500  # rows of documents read together
 READ = 16  # documents whose texts and vectors are read together
 
 
@@ -30,19 +29,14 @@ class StoredDocument:
     vectors: Floats | None
 
 
-def list_documents(reader: Reader, allowed: Ints | None) -> Iterator[DocumentRow]:
-    """Yield the documents, oldest version first, without their texts. allowed: ids of versions, ascending; None is all."""
-    if allowed is None:
-        yield from reader.documents()
-        return
-    seen = np.setdiff1d(allowed, reader.deleted, assume_unique=True)
-    for start in range(0, len(seen), LISTED):
-        yield from reader.find(seen[start : start + LISTED].tolist(), by="id")
+def list_documents(reader: Reader, filters: Filters | None) -> Iterator[DocumentRow]:
+    """Return the documents, or those that match a filter, oldest version first, without their texts."""
+    return reader.documents(None if filters is None else parse_for_documents(filters))
 
 
 def read_documents(view: View, filters: Filters | None) -> Iterator[StoredDocument]:
     """Yield the documents that match a filter, with texts and vectors. The view is held until the end."""
-    rows = list_documents(view.reader, view.allowed(filters))
+    rows = list_documents(view.reader, filters)
     while batch := list(islice(rows, READ)):
         texts = view.reader.passages([(row.id, Span(0, row.characters)) for row in batch])
         vectors = view.reader.rows_of(np.array([row.id for row in batch], dtype=np.int64))

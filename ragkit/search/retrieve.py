@@ -23,16 +23,13 @@ import numpy as np
 
 from ragkit.core.errors import Damaged
 from ragkit.core.space import PAGE_SPACES, Space
-from ragkit.core.types import Ints
 from ragkit.search.fuse import DEPTH, Candidate, Ranked, chunks_on_pages, fuse, shares
 from ragkit.search.hits import read_hits
 from ragkit.search.plan import SearchPlan
 from ragkit.search.view import View
-from ragkit.store.local.reader import Reader
+from ragkit.store.filter import Filter
+from ragkit.store.local.reader import Reader, SpaceQueries
 from ragkit.store.values import UnitRow
-
-LIKELY = 512  # units that MaxSim scores exactly, at least, of those that coarse vectors rank first; and so many times the depth:
-TIMES = 16  # measured in docs/decisions/coarse-vectors.md
 
 UnitTest = Callable[[UnitRow], bool]
 
@@ -45,10 +42,10 @@ class Ranking:
     missing: tuple[str, ...] = ()
 
 
-def rank(view: View, plan: SearchPlan, *, k: int, allowed: Ints | None = None, accept: UnitTest | None = None) -> list[Ranking]:
+def rank(view: View, plan: SearchPlan, *, k: int, where: Filter | None = None, accept: UnitTest | None = None) -> list[Ranking]:
     """Rank the k best units per query.
 
-    allowed: the document versions that may answer, ascending; None is all. accept: drops units after they were read, such as
+    where: the documents that may answer; None is all. accept: drops units after they were read, such as
     those of the document whose neighbours are asked for.
     """
     depth = k if len(plan.spaces) == 1 else max(DEPTH, 2 * k)
@@ -57,7 +54,7 @@ def rank(view: View, plan: SearchPlan, *, k: int, allowed: Ints | None = None, a
     rankings = [Ranking([])] * len(plan.queries.texts)
     open_queries = list(range(len(plan.queries.texts)))
     while open_queries:
-        ranked = _candidates(view, plan, open_queries, depth, allowed)
+        ranked = _candidates(view, plan, open_queries, depth, where)
         unfinished = []
         for query, spaces in zip(open_queries, ranked, strict=True):
             exhausted = all(len(keys) < depth for keys, _ in spaces.values())
@@ -71,32 +68,33 @@ def rank(view: View, plan: SearchPlan, *, k: int, allowed: Ints | None = None, a
 
 
 def _candidates(
-    view: View, plan: SearchPlan, rows: Sequence[int], depth: int, allowed: Ints | None
+    view: View, plan: SearchPlan, rows: Sequence[int], depth: int, where: Filter | None
 ) -> list[dict[Space, Ranked]]:
     """Return, for each of the queries at `rows`, the candidates of each space that is searched."""
     ranked: list[dict[Space, Ranked]] = [{} for _ in rows]
     for space in plan.spaces:
-        for candidates, found in zip(ranked, _search_space(view, plan, space, rows, depth, allowed), strict=True):
+        for candidates, found in zip(ranked, _search_space(view, plan, space, rows, depth, where), strict=True):
             candidates[space] = found
     return ranked
 
 
 def _search_space(
-    view: View, plan: SearchPlan, space: Space, rows: Sequence[int], depth: int, allowed: Ints | None
+    view: View, plan: SearchPlan, space: Space, rows: Sequence[int], depth: int, where: Filter | None
 ) -> Sequence[Ranked]:
-    reader, request = view.reader, plan.request
+    request = plan.request
     vectors = plan.queries.pages if space in PAGE_SPACES else plan.queries.chunks
+    queries: SpaceQueries
+    dims = None
     if space.form == "lexical":
-        return [reader.search_lexical(plan.queries.texts[row], depth, allowed=allowed) for row in rows]
-    if space.form == "dense":
+        queries = [plan.queries.texts[row] for row in rows]
+    elif space.form == "dense":
         assert vectors.dense is not None
         queries = vectors.dense[list(rows)]
         dims = request.dims if request.dims is not None and request.dims < queries.shape[1] else None
-        return reader.search_dense(queries, depth, kind=space.kind, allowed=allowed, dims=dims, exact=request.exact)
-    assert vectors.multi is not None
-    multi = [vectors.multi[row] for row in rows]
-    likely = None if request.exact else max(LIKELY, TIMES * depth)
-    return reader.search_multi(multi, depth, kind=space.kind, allowed=allowed, candidates=likely)
+    else:
+        assert vectors.multi is not None
+        queries = [vectors.multi[row] for row in rows]
+    return view.reader.search(space, queries, depth, where=where, dims=dims, exact=request.exact)
 
 
 def _choose(

@@ -12,17 +12,18 @@ from functools import partial
 import numpy as np
 
 from ragkit.core.space import MAXSIM_SPACES, PAGE_SPACES
-from ragkit.core.types import Hit, Hits, Ints
+from ragkit.core.types import Hit, Hits
 from ragkit.search.explain import explain_unit
 from ragkit.search.explanation import Explanation
+from ragkit.search.filters import parse
 from ragkit.search.fuse import RRF, Candidate
 from ragkit.search.hits import read_hits
-from ragkit.search.passage_filters import passage_test
 from ragkit.search.plan import SearchPlan
 from ragkit.search.queries import QueryBatch, QueryVectors
 from ragkit.search.rerank import refine
 from ragkit.search.retrieve import UnitTest, rank
 from ragkit.search.view import View
+from ragkit.store.filter import Filter
 from ragkit.store.values import CHUNK, PAGE
 
 STREAMED = 16  # hits read from the catalog together when they are streamed
@@ -34,8 +35,9 @@ def answer(view: View, plan: SearchPlan, batch: QueryBatch, *, why: Why) -> list
     """Return the hits of each query, best first; of one query with phrasings, one list."""
     request = plan.request
     k = max(request.k, request.candidates) if request.refines else request.k
-    allowed, accept = view.allowed(request.filters, passages=True), passage_test(request.filters, view.reader)
-    found = find(view, plan, k=k, allowed=allowed, accept=accept, why=why)
+    where = None if request.filters is None else parse(request.filters)
+    accept = view.reader.passage_test(where)
+    found = find(view, plan, k=k, where=where, accept=accept, why=why)
     if not request.refines:
         return found
     kind = PAGE if set(plan.spaces) <= set(PAGE_SPACES) else CHUNK
@@ -54,11 +56,11 @@ def answer(view: View, plan: SearchPlan, batch: QueryBatch, *, why: Why) -> list
 
 
 def find(
-    view: View, plan: SearchPlan, *, k: int, allowed: Ints | None = None, accept: UnitTest | None = None, why: Why | None = None
+    view: View, plan: SearchPlan, *, k: int, where: Filter | None = None, accept: UnitTest | None = None, why: Why | None = None
 ) -> list[Hits]:
     """Return the hits of each query, best first, without refining: rank, and one reading of the catalog for each query."""
     results = []
-    for number, ranking in enumerate(rank(view, plan, k=k, allowed=allowed, accept=accept)):
+    for number, ranking in enumerate(rank(view, plan, k=k, where=where, accept=accept)):
         hits = _reading(view, plan, number, why)(ranking.candidates, 1)
         results.append(Hits(hits, missing=ranking.missing))
     return results
@@ -68,8 +70,9 @@ def stream(view: View, plan: SearchPlan, *, why: Why) -> Iterator[Hit]:
     """Search at once, and read the hits of one query as they are taken. The view is held until the end, so that nothing it sees
     is purged before it is read."""
     request = plan.request
-    allowed, accept = view.allowed(request.filters, passages=True), passage_test(request.filters, view.reader)
-    [ranking] = rank(view, plan, k=request.k, allowed=allowed, accept=accept)
+    where = None if request.filters is None else parse(request.filters)
+    accept = view.reader.passage_test(where)
+    [ranking] = rank(view, plan, k=request.k, where=where, accept=accept)
     return _stream(view, ranking.candidates, _reading(view, plan, 0, why))
 
 

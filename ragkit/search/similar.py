@@ -11,7 +11,7 @@ from ragkit.core.arrays import mean_vector
 from ragkit.core.space import Space
 from ragkit.core.types import Floats, Hit, Reason
 from ragkit.encode.contract import Encoding
-from ragkit.search.filters import Filters
+from ragkit.search.filters import Filters, parse_for_documents
 from ragkit.search.fuse import Candidate
 from ragkit.search.hits import read_hits
 from ragkit.search.lookup import find_document, find_unit
@@ -50,7 +50,8 @@ def similar(view: View, reference: str | int, k: int, *, filters: Filters | None
     check_dims(request, view)
     plan = SearchPlan(request, view.spaces, _as_query(mean_vector(np.stack([rows[key] for key in sorted(rows)])), kind))
     own = units[0].document
-    return find(view, plan, k=k, allowed=view.allowed(filters), accept=lambda unit: unit.document != own)[0]
+    where = None if filters is None else parse_for_documents(filters)
+    return find(view, plan, k=k, where=where, accept=lambda unit: unit.document != own)[0]
 
 
 def _as_query(vector: Floats, kind: str) -> QueryVectors:

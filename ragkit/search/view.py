@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ragkit.core.space import Space
-from ragkit.core.types import Ints
 from ragkit.encode.contract import Encoder
 from ragkit.recipe.models import Models
 from ragkit.recipe.recipe import Recipe
-from ragkit.search.filters import FieldColumns, Filters
 from ragkit.store.local.reader import Reader
 
 
@@ -22,7 +20,6 @@ class View:
     reader: Reader
     recipe: Recipe
     models: Models
-    columns: FieldColumns
 
     @property
     def encoder(self) -> Encoder:
@@ -36,10 +33,6 @@ class View:
     def spaces(self) -> tuple[Space, ...]:
         """The spaces that the index has."""
         return spaces_of(self.recipe)
-
-    def allowed(self, filters: Filters | None, *, passages: bool = False) -> Ints | None:
-        """Return the ids of the document versions that match a filter, ascending, (n,) int64; None without a filter."""
-        return None if filters is None else self.columns.allowed(filters, passages=passages)
 
 
 def spaces_of(recipe: Recipe) -> tuple[Space, ...]:

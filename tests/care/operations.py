@@ -19,7 +19,7 @@ from ragkit import Index, MaxSimIndex
 from ragkit.core.arrays import unit_rows
 from ragkit.core.errors import RagkitError
 from ragkit.core.types import Floats
-from ragkit.store.local.store import FORGET
+from ragkit.store.local.garbage import FORGET
 from ragkit.store.vectors.tokens import query_terms
 from ragkit.testing import HashEncoder
 from tests.care.damage import Answers, answers

@@ -438,8 +438,8 @@ def test_another_model_keeps_the_token_vectors_or_says_that_it_cannot(multi_inde
 @pytest.fixture
 def coarse_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
     """Ninety chunks, of which a search scores eight exactly."""
-    monkeypatch.setattr(retrieve, "LIKELY", 8)
-    monkeypatch.setattr(retrieve, "TIMES", 0)
+    monkeypatch.setattr(reader, "LIKELY", 8)
+    monkeypatch.setattr(reader, "TIMES", 0)
     monkeypatch.setattr(retrieve, "DEPTH", 4)
     with Index.open(tmp_path / "coarse", model=ENCODER, multi=True, chunk_tokens=16, coarse=2) as index:
         index.add(records())
@@ -482,7 +482,7 @@ def test_a_search_by_coarse_vectors_does_not_look_at_all(coarse_index: Index, mo
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_command_line_looks_at_all_when_asked_to(coarse_index: Index, monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
-    monkeypatch.setattr(retrieve, "TIMES", 2)
+    monkeypatch.setattr(reader, "TIMES", 2)
     candidates: list[int | None] = []
     real = reader.Reader.search_multi
 

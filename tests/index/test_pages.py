@@ -24,6 +24,7 @@ from ragkit.core.types import Citation, Hit, Reason, Span
 from ragkit.search import retrieve
 from ragkit.search.hit_json import box_fields, hit_fields
 from ragkit.search.rerank import fuse_answers
+from ragkit.store.local import reader
 from ragkit.store.vectors.multi import MultiReader
 from ragkit.testing import HashEncoder
 
@@ -445,8 +446,8 @@ def test_a_change_of_pages_embeds_no_text_again(
 
 
 def test_pages_are_found_by_coarse_vectors(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieve, "LIKELY", 2)
-    monkeypatch.setattr(retrieve, "TIMES", 0)
+    monkeypatch.setattr(reader, "LIKELY", 2)
+    monkeypatch.setattr(reader, "TIMES", 0)
     monkeypatch.setattr(retrieve, "DEPTH", 1)
     sees = HashEncoder(dims=64, multi_dims=32, images=True)
     with Index.open(tmp_path / "library", model=READS, pages="all", page_model=sees, coarse=4) as index:

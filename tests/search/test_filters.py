@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragkit.search.filters import FieldColumns, field_value, matches, parse
+from ragkit.search.filters import parse
+from ragkit.store.filter import field_value, matches
+from ragkit.store.local.columns import FieldColumns
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ ROWS = [
 
 
 def allowed(filters: dict[str, Any]) -> list[int]:
-    return FieldColumns(lambda after: [row for row in ROWS if row.id > after]).allowed(filters).tolist()
+    return FieldColumns(lambda after: [row for row in ROWS if row.id > after]).matching(parse(filters)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -115,38 +117,38 @@ def test_deep_nesting_is_refused_not_a_crash() -> None:
 def test_columns_learn_of_new_documents_and_of_new_fields() -> None:
     rows = ROWS[:2]
     columns = FieldColumns(lambda after: [row for row in rows if row.id > after])
-    assert columns.allowed({"lang": "en"}).tolist() == [1]
+    assert columns.matching(parse({"lang": "en"})).tolist() == [1]
     rows = ROWS
-    assert columns.allowed({"lang": "en"}).tolist() == [1, 4]
-    assert columns.allowed({"lang": "en", "year": 2020}).tolist() == [1]
-    assert columns.allowed({"lang": "en"}).dtype == np.int64
+    assert columns.matching(parse({"lang": "en"})).tolist() == [1, 4]
+    assert columns.matching(parse({"lang": "en", "year": 2020})).tolist() == [1]
+    assert columns.matching(parse({"lang": "en"})).dtype == np.int64
 
 
 def test_versions_that_vanish_between_two_filters_do_not_shift_the_columns() -> None:
     rows = [Row(n, {"n": n, "parity": n % 2}) for n in range(1, 11)]
     columns = FieldColumns(lambda after: [row for row in rows if row.id > after])
-    assert columns.allowed({"n": 3}).tolist() == [3]
+    assert columns.matching(parse({"n": 3})).tolist() == [3]
     rows = [*rows[2:], Row(11, {"n": 1, "parity": 1})]
-    assert columns.allowed({"parity": 0}).tolist() == [4, 6, 8, 10]
+    assert columns.matching(parse({"parity": 0})).tolist() == [4, 6, 8, 10]
     rows = [*rows[1:], Row(12, {"n": 3, "parity": 1})]
-    assert columns.allowed({"n": {"$lte": 5}, "parity": 1}).tolist()[-2:] == [11, 12]
-    for id in columns.allowed({"n": {"$gte": 0}, "parity": 1}).tolist():
+    assert columns.matching(parse({"n": {"$lte": 5}, "parity": 1})).tolist()[-2:] == [11, 12]
+    for id in columns.matching(parse({"n": {"$gte": 0}, "parity": 1})).tolist():
         assert id % 2 == 1 or id == 12
 
 
 def test_large_integers_are_ordered_exactly() -> None:
     rows = [Row(1, {"n": 2**53 + 1}), Row(2, {"n": 2**53})]
     columns = FieldColumns(lambda after: [row for row in rows if row.id > after])
-    assert columns.allowed({"n": {"$gt": 2**53}}).tolist() == [1]
-    assert columns.allowed({"n": {"$lt": 10**400}}).tolist() == [1, 2]
+    assert columns.matching(parse({"n": {"$gt": 2**53}})).tolist() == [1]
+    assert columns.matching(parse({"n": {"$lt": 10**400}})).tolist() == [1, 2]
 
 
 def test_the_documents_own_names_win_and_meta_reaches_the_metadata() -> None:
     rows = [Row(1, {"source": "the press", "title": "x"}, source="a.md", lang="de")]
     columns = FieldColumns(lambda after: [row for row in rows if row.id > after])
-    assert columns.allowed({"source": "a.md"}).tolist() == [1]
-    assert columns.allowed({"meta.source": "the press"}).tolist() == [1]
-    assert columns.allowed({"lang": "de"}).tolist() == [1]
+    assert columns.matching(parse({"source": "a.md"})).tolist() == [1]
+    assert columns.matching(parse({"meta.source": "the press"})).tolist() == [1]
+    assert columns.matching(parse({"lang": "de"})).tolist() == [1]
 
 
 VALUES = st.one_of(
@@ -176,4 +178,4 @@ def naive(filters: dict[str, Any], row: Row) -> bool:
 def test_columns_agree_with_a_loop_over_rows(filters: dict[str, Any], metas: list[dict[str, Any]]) -> None:
     rows = [Row(id, meta) for id, meta in enumerate(metas, start=1)]
     columns = FieldColumns(lambda after: [row for row in rows if row.id > after])
-    assert columns.allowed(filters).tolist() == [row.id for row in rows if naive(filters, row)]
+    assert columns.matching(parse(filters)).tolist() == [row.id for row in rows if naive(filters, row)]

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ragkit.search.filters import UNIT_FIELDS, fields_of, parse
+from ragkit.search.filters import parse
+from ragkit.store.filter import UNIT_FIELDS, fields_of
 
 Scope = Literal["read", "write", "admin"]
 SCOPES: tuple[Scope, ...] = ("read", "write", "admin")  # each includes those before it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, TypeAlias
 
@@ -15,10 +15,13 @@ from ragkit.core.space import Space
 from ragkit.core.types import Floats, Ints, Mask
 from ragkit.encode.external import PREFIX
 from ragkit.store.catalog.catalog import Catalog, FailureRows
+from ragkit.store.catalog.database import in_batches
 from ragkit.store.catalog.documents import CommittedDocuments
+from ragkit.store.filter import Filter, passage_test
+from ragkit.store.local.columns import FieldColumns
 from ragkit.store.local.locks import Pin
 from ragkit.store.local.segment import Segment
-from ragkit.store.values import CHUNK, PAGE, Change, Commit, DocumentRow, Failure, StoreStats
+from ragkit.store.values import CHUNK, PAGE, Change, Commit, DocumentRow, Failure, StoreStats, UnitRow
 from ragkit.store.vectors.lexical import LexicalReader
 from ragkit.store.vectors.multi import MultiReader
 from ragkit.store.vectors.multi_layout import Stored
@@ -26,6 +29,9 @@ from ragkit.store.vectors.near_duplicates import near_duplicates
 from ragkit.store.vectors.tiles import Scores
 
 ROWS = 4096  # dense rows read together
+LIKELY = 512  # units that MaxSim scores exactly, at least, of those that coarse vectors rank first; and so many times k:
+TIMES = 16  # measured in docs/decisions/coarse-vectors.md
+SpaceQueries: TypeAlias = Sequence[str] | Floats | Sequence[Floats]
 Ranked: TypeAlias = tuple[Ints, npt.NDArray[Any]]  # keys (n,) int64 and scores (n,), best first
 
 
@@ -39,6 +45,7 @@ class Reader(CommittedDocuments):
     def __init__(
         self,
         catalog: Catalog,
+        columns: FieldColumns,
         commit: Commit,
         segments: Sequence[Segment],
         lexical: LexicalReader | None,
@@ -51,6 +58,7 @@ class Reader(CommittedDocuments):
         """live: the visible rows of each segment, where they are known; by default those that `deleted` leaves."""
         super().__init__(catalog, commit.number)
         self._catalog = catalog
+        self._columns = columns  # shared by all readers of a store: versions of documents never change
         self.commit = commit
         self.recipe = recipe  # what made its vectors
         self.segments = tuple(segments)
@@ -60,6 +68,7 @@ class Reader(CommittedDocuments):
         self._lexical_pin = lexical_pin
         self._live = [~np.isin(segment.documents, deleted) for segment in segments] if live is None else list(live)
         self._failures: FailureRows = ()
+        self._narrowed: tuple[Filter, Ints] | None = None  # the filter of the last search, and what it came to
 
     @property
     def lost(self) -> str:
@@ -101,7 +110,15 @@ class Reader(CommittedDocuments):
         segments, masks = [segment for segment, _ in kept], [mask for _, mask in kept]
         deleted = np.union1d(self.deleted, np.array(change.deleted_documents, dtype=np.int64))
         return Reader(
-            self._catalog, commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, recipe=self.recipe, live=masks
+            self._catalog,
+            self._columns,
+            commit,
+            segments,
+            lexical=lexical,
+            lexical_pin=pin,
+            deleted=deleted,
+            recipe=self.recipe,
+            live=masks,
         )
 
     def without(self, purged: Ints) -> Reader:
@@ -132,9 +149,27 @@ class Reader(CommittedDocuments):
 
     # Documents, failures, counts
 
-    def documents(self) -> Iterator[DocumentRow]:
-        """Yield the documents by id, streamed in short reads, without their texts."""
-        return self.every_document()
+    def documents(self, where: Filter | None = None) -> Iterator[DocumentRow]:
+        """Yield the documents, or those that match a filter, by id, streamed in short reads, without their texts."""
+        if where is None:
+            return self.every_document()
+        return self._by_ids(np.setdiff1d(self._columns.matching(where), self.deleted, assume_unique=True))
+
+    def _by_ids(self, ids: Ints) -> Iterator[DocumentRow]:
+        for batch in in_batches(ids.tolist()):
+            yield from self.find(batch, by="id")
+
+    def passage_test(self, where: Filter | None) -> Callable[[UnitRow], bool] | None:
+        """Return whether a unit that was found satisfies a filter; None where the filter speaks of documents alone."""
+        return passage_test(where, self)
+
+    def _allowed(self, where: Filter | None) -> Ints | None:
+        """Return the document versions that may match, ascending, those included that this commit does not see; None is all."""
+        if where is None:
+            return None
+        if self._narrowed is None or self._narrowed[0] is not where:
+            self._narrowed = where, self._columns.matching(where)
+        return self._narrowed[1]
 
     def failures(self) -> list[Failure]:
         """Return the documents that failed when they were last added, by source."""
@@ -182,6 +217,32 @@ class Reader(CommittedDocuments):
             for stored in segment.multi.stored(positions) if segment.multi is not None and len(positions) else ():
                 yield np.asarray(segment.keys)[positions[done : done + len(stored)]], stored
                 done += len(stored)
+
+    def search(
+        self,
+        space: Space,
+        queries: SpaceQueries,
+        k: int,
+        *,
+        where: Filter | None = None,
+        dims: int | None = None,
+        exact: bool = False,
+    ) -> list[Ranked]:
+        """Return the k best units of a space per query: keys and scores, best first, ties by key.
+
+        queries: texts for words; unit rows (q, d) for dense vectors; for multi-vectors a (t, d) array each. where: the documents
+        to answer from; of a filter that speaks of passages, those of which some passage may match. dims: compare the first dims
+        of dense vectors alone. exact: compare every vector, not first the compressed and the coarse ones.
+        """
+        allowed = self._allowed(where)
+        if space.form == "lexical":
+            return [self.search_lexical(str(query), k, allowed=allowed) for query in queries]
+        if space.form == "dense":
+            rows = np.asarray(queries, dtype=np.float32)
+            return self.search_dense(rows, k, kind=space.kind, allowed=allowed, dims=dims, exact=exact)
+        candidates = None if exact else max(LIKELY, TIMES * k)
+        several = [np.asarray(query, dtype=np.float32) for query in queries]
+        return self.search_multi(several, k, kind=space.kind, allowed=allowed, candidates=candidates)
 
     def search_dense(
         self,

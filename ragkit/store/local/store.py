@@ -27,7 +27,9 @@ from ragkit.core.types import Mask
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.catalog.checksums import leave_sums
 from ragkit.store.catalog.commit import create as create_catalog
+from ragkit.store.catalog.documents import versions
 from ragkit.store.local import source_copies
+from ragkit.store.local.columns import FieldColumns
 from ragkit.store.local.files import CheckedFolder, FileRecord, sync_file, writing
 from ragkit.store.local.garbage import sweep
 from ragkit.store.local.locks import Pin, writer_lock
@@ -62,6 +64,7 @@ class Store:
         self.catalog = catalog
         self.recall = recall
         self.id_source = id_source or catalog
+        self._columns = FieldColumns(lambda after: versions(catalog, after=after))
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._reader: Reader | None = None
@@ -141,7 +144,16 @@ class Store:
             recipe = self.catalog.setting("recipe")
             if self.catalog.latest().number != commit.number:
                 return None
-            fresh = Reader(self.catalog, commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, recipe=recipe)
+            fresh = Reader(
+                self.catalog,
+                self._columns,
+                commit,
+                segments,
+                lexical=lexical,
+                lexical_pin=pin,
+                deleted=deleted,
+                recipe=recipe,
+            )
             if lost := fresh.lost:
                 raise Damaged(f"{self.catalog.path} is damaged: {lost}. Run: {self.repair_command}")
             return fresh
@@ -185,7 +197,15 @@ class Store:
             missing.append(f"{doubtful} documents: their rows in the catalog are damaged")
         recipe = self.catalog.setting("recipe")
         fresh = Reader(
-            self.catalog, commit, segments, lexical=lexical, lexical_pin=pin, deleted=deleted, missing=missing, recipe=recipe
+            self.catalog,
+            self._columns,
+            commit,
+            segments,
+            lexical=lexical,
+            lexical_pin=pin,
+            deleted=deleted,
+            missing=missing,
+            recipe=recipe,
         )
         if not missing and (lost := fresh.lost):
             fresh.missing = (lost,)
