@@ -15,15 +15,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ragkit import Index
 
 DIMS, BATCH = 512, 4000
-FORMS: dict[str, Any] = {"npy": {}, "parquet": {"documents": "parquet", "vectors": "parquet"}}
-STEPS = ("open", "export-npy", "export-parquet", "import-npy", "import-parquet")
+STEPS = ("open", "export", "import")
 
 
 def make(folder: Path, documents: int) -> None:
@@ -37,12 +35,11 @@ def make(folder: Path, documents: int) -> None:
 
 def step(name: str, folder: Path) -> None:
     start = time.process_time()
-    what, _, form = name.partition("-")
-    if what == "import":
-        Index.import_from(folder / f"new-{form}", folder / form)
+    if name == "import":
+        Index.import_from(folder / "new", folder / "exported")
     else:
         with Index.open(folder / "library") as index:
-            index.stats() if what == "open" else index.export(folder / form, **FORMS[form])
+            index.stats() if name == "open" else index.export(folder / "exported")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"  {name}: peak {peak:.0f} MiB, {time.process_time() - start:.1f} CPU s")
 

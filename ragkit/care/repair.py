@@ -1,11 +1,11 @@
-"""A damaged index made whole again, from what of it is intact.
+"""Repair a damaged index from the parts of it that are intact.
 
-What is derived is made anew: the lexical index from the catalog's texts, compressed FAISS indexes from the rows they stand
-for. Rows whose block is damaged are embedded again from the stored text, with all of their document. A document of which
-the catalog has lost something goes, and is named: it must be added again. Damaged segments are moved to quarantine/.
+Derived parts are made anew: the lexical index from the catalog's texts, compressed FAISS indexes from the rows they stand
+for. A document with rows in a damaged block is embedded again from its stored text. A document of which the catalog has
+lost something is removed, and named in the report: it must be added again. Damaged segments are moved to quarantine/.
 
 The damaged segments stay where they are, and searches go on refusing, until the last commit replaces them: between two steps
-nothing is answered from half of an index. Interrupted, it is run again.
+nothing is answered from half of an index. When a repair is interrupted, run it again.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.care.verify import PARENTS, damaged_files, loose, strangers, verify
+from ragkit.care.verify import PARENTS, damaged_files, stray_files, unrecorded_files, verify, without_remedy
 from ragkit.core.errors import Damaged, StorageError
 from ragkit.core.space import Space
-from ragkit.core.types import AddReport, Floats, Ints, Progress
+from ragkit.core.types import AddReport, Floats, Ints
+from ragkit.ingest.item import Callback
+from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.catalog.check import damaged_rows
 from ragkit.store.catalog.checksums import NAME, differing
 from ragkit.store.catalog.salvage import (
@@ -45,7 +47,6 @@ QUARANTINE = "quarantine"
 HEADER = 128  # bytes before the rows: `ragkit.store.vectors.dense` writes always as many
 VECTORS_LOST = "its vectors were damaged; add it again"
 Embed = Callable[[Writer, Sequence[DocumentRow]], AddReport]
-Callback = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,50 +56,99 @@ class RepairReport:
     problems: tuple[str, ...] = ()
     lexical: bool = False  # whether the lexical index was made anew
     salvaged: int = 0  # vectors copied out of damaged segments
-    embedded: tuple[str, ...] = ()  # documents embedded again, from their stored texts, and their pages seen again
-    warnings: tuple[str, ...] = ()  # what these are kept without: pages of a file that is gone
+    embedded: tuple[str, ...] = ()  # documents embedded again from their stored texts, with their page images
+    warnings: tuple[str, ...] = ()  # what these documents lack now, such as page images of a file that is gone
     lost: tuple[Failure, ...] = ()  # documents to add again
     quarantined: tuple[str, ...] = ()  # the folders that damaged segments were moved to
 
 
 def repair(
-    store: Store, *, embed: Embed | None, bare: bool = False, lock_timeout: float, progress: Callback | None = None
+    store: Store,
+    *,
+    embed: Embed | None,
+    vectors_optional: bool = False,
+    lock_timeout: float,
+    progress: Callback | None = None,
 ) -> RepairReport:
     """Make the index whole; Damaged, with the way out, where it cannot be done from the index itself.
 
-    `embed` makes new versions of stored documents, with new vectors; without it documents that lost vectors are lost.
-    `bare`: documents may be there without vectors, and are not lost for that.
+    `embed` makes new versions of stored documents, with new vectors; without it, documents that lost vectors are lost.
+    vectors_optional: documents may have been added without vectors, and are not lost for lacking them.
     """
     with store.writer(timeout=lock_timeout, mending=True) as writer:
         findings = verify(store, progress=progress)
-        problems = tuple(one.problem for one in findings if not one.remedy.startswith("none needed"))
+        problems = tuple(finding.problem for finding in findings if not finding.remedy.startswith("none needed"))
+        report = RepairReport(problems)
         try:
-            report = RepairReport(problems) if not problems else _mend(store, writer, problems, embed, bare, progress)
+            if problems:
+                report = _rebuild(store, writer, report, embed, vectors_optional=vectors_optional, progress=progress)
         except Damaged as error:
-            raise Damaged(f"{str(error).partition(' Run: ')[0]} {_beyond(store.path)}") from error
+            raise Damaged(f"{without_remedy(error)} {_way_out(store.path)}") from error
         if copies := [_quarantine_copy(store.path, copy) for copy, _ in source_copies.damaged(store.path)]:
             report = replace(report, quarantined=(*report.quarantined, *copies))
     with store.writer(timeout=lock_timeout):
-        pass  # what crashes left is removed
+        pass  # the next writer removes what crashes left
     if problems and (left := verify(store)):
         raise Damaged(f"{store.path} is still damaged: {left[0].problem}. Restore it from a backup.")
     return report
 
 
-def _beyond(path: Path) -> str:
+def _way_out(path: Path) -> str:
     return (
-        "That cannot be mended from the index itself. Restore it from a backup, or read what is left and import it to a new "
+        "That cannot be repaired from the index itself. Restore it from a backup, or read what is left and import it to a new "
         f"index: ragkit export {path} FOLDER; ragkit import NEW FOLDER"
     )
 
 
-def _mend(
-    store: Store, writer: Writer, problems: tuple[str, ...], embed: Embed | None, bare: bool, progress: Callback | None
+def _rebuild(
+    store: Store,
+    writer: Writer,
+    report: RepairReport,
+    embed: Embed | None,
+    *,
+    vectors_optional: bool,
+    progress: Callback | None,
 ) -> RepairReport:
+    """Repair the catalog, then the segments, then the lexical index. Nothing of it is visible before the last commit."""
     catalog = store.catalog
+    _make_parents(store)
+    lost = _repair_catalog(catalog)
+    commit = catalog.latest()
+    strays = _quarantine_strays(store, commit)
+    damaged = _damaged_segments(store, progress)
+    saved = {row.id: _salvage(store, row) for row in damaged}
+    intact = store.reader(degraded=True)
+    holders: list[Segment | Salvaged] = [*intact.segments, *(segment for segment in saved.values() if segment is not None)]
+    lost += tombstone_orphans(catalog, {id for segment in holders for id in np.unique(segment.documents).tolist()})
+    lacking = _lacking_vectors(catalog, commit, holders)
+    if vectors_optional:
+        lacking &= _documents_in(store, damaged, otherwise=lacking)
+    lacking |= short_of_units(catalog)
+    documents = intact.find(sorted(lacking), by="id")
+    embedded = embed(writer, documents).updated if documents and embed is not None else ()
+    deleted = catalog.deleted_documents(catalog.latest().number).tolist()
+    lost += drop_documents(catalog, lacking - set(deleted), reason=VECTORS_LOST)
+    rebuild_lexical = _needs_lexical(store)
+    replace_damaged(writer, salvaged=saved, rebuild_lexical=rebuild_lexical)
+    return replace(
+        report,
+        lexical=rebuild_lexical or intact.lexical is None,
+        salvaged=sum(len(segment.keys) for segment in saved.values() if segment is not None),
+        embedded=tuple(outcome.source for outcome in embedded),
+        warnings=tuple(f"{outcome.source}: {warning}" for outcome in embedded for warning in outcome.warnings),
+        lost=tuple(lost),
+        quarantined=(*strays, *_quarantine_segments(store, damaged)),
+    )
+
+
+def _make_parents(store: Store) -> None:
     for parent in PARENTS:
         with writing(store.path):
             (store.path / parent).mkdir(exist_ok=True)
+
+
+def _repair_catalog(catalog: Catalog) -> list[Failure]:
+    """Remove damaged rows, with their documents; return these documents."""
     rows = list(damaged_rows(catalog))
     if any(row.key is None for row in rows):
         reindex(catalog)
@@ -106,39 +156,18 @@ def _mend(
     if not rows and differing(catalog):
         catalog.vacuum()  # the rows are whole: the file is written anew from them
         catalog.path.with_name(NAME).unlink(missing_ok=True)
-    lost = remove_damaged_rows(catalog, rows)
-    commit = catalog.latest()
-    strays = _quarantine_strays(store, commit)
-    damaged = _damaged_segments(store, progress)
-    saved = {row.id: _salvage(store, row) for row in damaged}
-    whole = store.reader(degraded=True)
-    holders: list[Segment | Salvaged] = [*whole.segments, *(one for one in saved.values() if one is not None)]
-    lost += tombstone_orphans(catalog, {id for one in holders for id in np.unique(one.documents).tolist()})
-    held = np.concatenate([np.asarray(one.keys) for one in holders]) if holders else np.empty(0, dtype=np.int64)
+    return remove_damaged_rows(catalog, rows)
+
+
+def _lacking_vectors(catalog: Catalog, commit: Commit, holders: Sequence[Segment | Salvaged]) -> set[int]:
+    """Return the ids of live documents with a unit that no segment holds."""
+    held = np.concatenate([np.asarray(segment.keys) for segment in holders]) if holders else np.empty(0, dtype=np.int64)
     keys, owners = live_units(catalog, commit.number)
-    lacking = set(np.unique(owners[~np.isin(keys, held)]).tolist())
-    if bare:
-        lacking &= _documents_in(store, damaged, otherwise=lacking)
-    lacking |= short_of_units(catalog)
-    documents = whole.find(sorted(lacking), by="id")
-    again = embed(writer, documents).updated if documents and embed is not None else ()
-    dead = store.catalog.deleted_documents(catalog.latest().number).tolist()
-    lost += drop_documents(catalog, lacking - set(dead), reason=VECTORS_LOST)
-    rebuild_lexical = _words_differ(store)
-    replace_damaged(writer, salvaged=saved, rebuild_lexical=rebuild_lexical)
-    return RepairReport(
-        problems=problems,
-        lexical=rebuild_lexical or whole.lexical is None,
-        salvaged=sum(len(one.keys) for one in saved.values() if one is not None),
-        embedded=tuple(one.source for one in again),
-        warnings=tuple(f"{one.source}: {warning}" for one in again for warning in one.warnings),
-        lost=tuple(lost),
-        quarantined=(*strays, *(_quarantine(store, row) for row in damaged if (store.path / "segments" / row.id).is_dir())),
-    )
+    return set(np.unique(owners[~np.isin(keys, held)]).tolist())
 
 
-def _words_differ(store: Store) -> bool:
-    """Whether the lexical index cannot be read, or holds other units than the catalog: those of documents that were lost."""
+def _needs_lexical(store: Store) -> bool:
+    """Whether the lexical index cannot be read, or holds other units than the catalog, such as those of lost documents."""
     reader = store.reader(degraded=True)
     lexical, keys = reader.lexical, reader.unit_keys(kind=CHUNK)
     return lexical is None or not np.array_equal(np.sort(lexical.rows()[0]), keys)
@@ -147,32 +176,39 @@ def _words_differ(store: Store) -> bool:
 def _damaged_segments(store: Store, progress: Callback | None) -> list[SegmentRow]:
     rows = store.catalog.segments(store.catalog.latest().number)
     folders = {row.id: CheckedFolder(store.path / "segments" / row.id, store.catalog.files(row.id)) for row in rows}
-    bad = {path.parent.name for path, _ in damaged_files(list(folders.values()), progress=progress)}
-    return [row for row in rows if row.id in bad or not folders[row.id].records or any(_own(row, folders[row.id]))]
+    damaged = {path.parent.name for path, _ in damaged_files(list(folders.values()), progress=progress)}
+    return [
+        row
+        for row in rows
+        if row.id in damaged or not folders[row.id].records or any(_forgotten_files(row, folders[row.id]))
+    ]
 
 
-def _own(row: SegmentRow, folder: CheckedFolder) -> Iterator[Path]:
-    """The segment's own files that nothing recorded: the catalog has lost that."""
+def _forgotten_files(row: SegmentRow, folder: CheckedFolder) -> Iterator[Path]:
+    """Yield the segment's own files of which the catalog has lost the record."""
     names = ("keys.", "documents.", *(f"{space}." for space in row.spaces))
-    return (path for path in strangers(folder) if path.name.startswith(names))
+    return (path for path in unrecorded_files(folder) if path.name.startswith(names))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
-    """Rows of a damaged segment, of which only those are asked for whose blocks are whole."""
+    """The intact rows of a damaged segment: `stored` are all its rows, `intact` the positions of those in whole blocks."""
 
     stored: npt.NDArray[np.float16]
-    at: npt.NDArray[np.intp]
+    intact: npt.NDArray[np.intp]
 
     def rows(self, positions: npt.NDArray[np.int64]) -> Floats:
-        return np.asarray(self.stored[self.at[positions]], dtype=np.float32)
+        return np.asarray(self.stored[self.intact[positions]], dtype=np.float32)
 
 
 def _salvage(store: Store, row: SegmentRow) -> Segment | Salvaged | None:
-    """The rows of a damaged segment that are as they were written, their keys too: all, where no more is damaged than its coarse
-    vectors. None where nothing can be told."""
+    """Return the rows of a damaged segment that are as they were written, and their keys; None where that cannot be decided.
+
+    It is the whole segment where nothing but its coarse vectors is damaged: these are made anew.
+    """
     folder = CheckedFolder(store.path / "segments" / row.id, store.catalog.files(row.id))
-    if (bad := damaged_files([folder])) and all(COARSE in path.name for path, _ in bad) and not any(_own(row, folder)):
+    damaged = [path.name for path, _ in damaged_files([folder])]
+    if damaged and all(COARSE in name for name in damaged) and not any(_forgotten_files(row, folder)):
         return Segment(folder.path, row, list(folder.records.values()), repair_command=store.repair_command)
     if row.spaces != (Space.DENSE,):
         return None
@@ -183,23 +219,24 @@ def _salvage(store: Store, row: SegmentRow) -> Segment | Salvaged | None:
         stored = np.memmap(folder.file(record.name), dtype="<f2", mode="r", offset=start, shape=shape)
     except (StorageError, OSError, ValueError, KeyError):
         return None
-    whole = np.array([_block_is_whole(folder, record.name, at) for at in range(-(-record.size // record.block))], dtype=np.bool_)
+    blocks = range(-(-record.size // record.block))
+    whole = np.array([_block_is_whole(folder, record.name, number) for number in blocks], dtype=np.bool_)
     width = 2 * shape[1]
     first = start + np.arange(row.rows) * width
-    good = np.flatnonzero(whole[first // record.block] & whole[(first + width - 1) // record.block])
-    return Salvaged(CHUNK, keys[good], documents[good], _Rows(stored, good)) if len(good) else None
+    intact = np.flatnonzero(whole[first // record.block] & whole[(first + width - 1) // record.block])
+    return Salvaged(CHUNK, keys[intact], documents[intact], _Rows(stored, intact)) if len(intact) else None
 
 
 def _documents_in(store: Store, rows: Sequence[SegmentRow], *, otherwise: set[int]) -> set[int]:
-    """The document versions of damaged segments; `otherwise` where one does not tell."""
-    found: set[int] = set()
+    """Return the ids of the document versions in damaged segments; `otherwise` where a segment's column of them is damaged."""
+    documents: set[int] = set()
     for row in rows:
         folder = CheckedFolder(store.path / "segments" / row.id, store.catalog.files(row.id))
         try:
-            found |= set(_column(folder, "documents.npy").tolist())
+            documents |= set(_column(folder, "documents.npy").tolist())
         except (StorageError, OSError, ValueError):
             return otherwise
-    return found
+    return documents
 
 
 def _column(folder: CheckedFolder, name: str) -> Ints:
@@ -218,36 +255,36 @@ def _block_is_whole(folder: CheckedFolder, name: str, number: int) -> bool:
 
 
 def _quarantine_strays(store: Store, commit: Commit) -> list[str]:
-    """Move files that nothing recorded out of the way: another program left them, and nothing of the index is in them."""
-    words = CheckedFolder(store.path / "lexical" / commit.lexical, store.catalog.files(commit.lexical))
-    strays = [*loose(store), *strangers(words)]
+    """Move unrecorded files to quarantine: another program left them, and they are no part of the index."""
+    lexical = CheckedFolder(store.path / "lexical" / commit.lexical, store.catalog.files(commit.lexical))
+    strays = [*stray_files(store), *unrecorded_files(lexical)]
     for row in store.catalog.segments(commit.number):
         folder = CheckedFolder(store.path / "segments" / row.id, store.catalog.files(row.id))
-        strays += set(strangers(folder)).difference(_own(row, folder))
-    moved = []
-    for path in strays:
-        target = store.path / QUARANTINE / f"{path.parent.name}-{path.name}"
-        with writing(target):
-            target.parent.mkdir(exist_ok=True)
-            path.replace(target)
-        moved.append(str(target))
-    return moved
+        strays += set(unrecorded_files(folder)).difference(_forgotten_files(row, folder))
+    return [_quarantine(store.path, path, f"{path.parent.name}-{path.name}") for path in strays]
 
 
 def _quarantine_copy(folder: Path, copy: Path) -> str:
-    """Move a damaged copy of a source file out of the way: what was read from it stands in the catalog."""
-    target = folder / QUARANTINE / f"{source_copies.FOLDER}-{copy.name}"
+    """Move a damaged copy of a source file to quarantine: what was read from it is in the catalog."""
+    return _quarantine(folder, copy, f"{source_copies.FOLDER}-{copy.name}")
+
+
+def _quarantine_segments(store: Store, rows: Sequence[SegmentRow]) -> Iterator[str]:
+    """Move the segments that no commit sees any more to quarantine, each with a note of what it was."""
+    for row in rows:
+        folder = store.path / "segments" / row.id
+        if not folder.is_dir():
+            continue
+        target = _quarantine(store.path, folder, row.id)
+        with writing(store.path):
+            note = json.dumps({"id": row.id, "rows": row.rows, "spaces": row.spaces})
+            (Path(target) / "segment.json").write_text(note + "\n")
+        yield target
+
+
+def _quarantine(index: Path, path: Path, name: str) -> str:
+    target = index / QUARANTINE / name
     with writing(target):
         target.parent.mkdir(exist_ok=True)
-        copy.replace(target)
+        path.replace(target)
     return str(target)
-
-
-def _quarantine(store: Store, row: SegmentRow) -> str:
-    """Move a segment that no commit sees any more out of the way, with a note of what it was."""
-    target = store.path / QUARANTINE / row.id
-    with writing(target):
-        target.parent.mkdir(exist_ok=True)
-        (store.path / "segments" / row.id).rename(target)
-        (target / "segment.json").write_text(json.dumps({"id": row.id, "rows": row.rows, "spaces": row.spaces}) + "\n")
-    return str(Path(target))

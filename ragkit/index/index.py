@@ -66,8 +66,7 @@ from ragkit.store.values import PAGE, DocumentRow, Failure
 
 if TYPE_CHECKING:
     from ragkit.care.backup import BackupReport
-    from ragkit.care.exchange import ExportReport, Written
-    from ragkit.care.export_folder import Form
+    from ragkit.care.export import ExportReport
     from ragkit.care.migrate import RebuildReport
     from ragkit.care.repair import RepairReport
     from ragkit.care.status import Status
@@ -516,30 +515,30 @@ class Index:
 
         given = self.recipe.encode.model.startswith(PREFIX)
         how = again if embed and not given else None
-        return repair(self._store, embed=how, bare=given, lock_timeout=lock_timeout, progress=progress)
+        return repair(self._store, embed=how, vectors_optional=given, lock_timeout=lock_timeout, progress=progress)
 
-    def export(
-        self, target: str | Path, *, documents: Written = "jsonl", vectors: Form = "npy", progress: Callback | None = None
-    ) -> ExportReport:
-        """Write documents ("jsonl" or "parquet"), units and all vectors ("npy" or "parquet") to the new folder `target`: see
-        docs/exchange.md. Raises StorageError where something is there, MissingExtra where pyarrow is not."""
-        from ragkit.care.exchange import export
+    def export(self, target: str | Path, *, progress: Callback | None = None) -> ExportReport:
+        """Write documents, units and all vectors to the new folder `target`, as JSON lines and NumPy files: see docs/exchange.md.
 
-        return export(self._store, Path(target), documents=documents, vectors=vectors, progress=progress)
+        Raises StorageError where something is there already.
+        """
+        from ragkit.care.export import export
+
+        return export(self._store, Path(target), progress=progress)
 
     @classmethod
     def import_from(
         cls, path: str | Path, folder: str | Path, *, progress: Callback | None = None, lock_timeout: float = LOCK_TIMEOUT
     ) -> AddReport:
         """Bring what `export` wrote to `folder` into the index at `path`, which is made where there is none, with its chunks and
-        vectors: no model is loaded. StorageError where the index was built otherwise, Damaged where the folder is not whole."""
-        from ragkit.care.exchange import import_documents, prepare_index
-        from ragkit.care.export_folder import opened
+        vectors: no model is loaded. StorageError where the index has another recipe, Damaged where the folder is not whole."""
+        from ragkit.care.export_folder import open_export
+        from ragkit.care.import_ import import_documents, prepare_index
 
-        with opened(Path(folder)) as parcel:
-            prepare_index(Path(path).absolute(), parcel, timeout=lock_timeout)
-            with cls.open(path) as index, index._store.writer(timeout=lock_timeout) as writer:
-                return import_documents(index._store, writer, parcel, progress=progress)
+        exported = open_export(Path(folder))
+        prepare_index(Path(path).absolute(), exported, timeout=lock_timeout)
+        with cls.open(path) as index, index._store.writer(timeout=lock_timeout) as writer:
+            return import_documents(writer, exported, progress=progress)
 
     def backup(self, target: str | Path, *, progress: Callback | None = None) -> BackupReport:
         """Copy the index, as of its newest commit, to the new folder `target`, while others add and search.

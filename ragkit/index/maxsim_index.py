@@ -37,8 +37,7 @@ from ragkit.store.vectors.multi_layout import Layout, Stored
 from ragkit.store.vectors.tiles import Items, Scores
 
 if TYPE_CHECKING:
-    from ragkit.care.exchange import ExportReport
-    from ragkit.care.export_folder import Form
+    from ragkit.care.export import ExportReport
     from ragkit.care.verify import Finding
 
 LOCK_TIMEOUT = 10.0  # seconds
@@ -268,11 +267,11 @@ class MaxSimIndex:
         """Per committed segment: rows, how many are live, tokens, dims, precision, how many coarse vectors."""
         return list(self._store.reader().multi_stats())
 
-    def export(self, target: str | Path, *, vectors: Form = "npy") -> ExportReport:
-        """Write what is committed, keys and vectors, to the new folder `target`, as "npy" or "parquet": see docs/exchange.md."""
-        from ragkit.care.exchange import export
+    def export(self, target: str | Path) -> ExportReport:
+        """Write what is committed, keys and vectors, to the new folder `target`: see docs/exchange.md."""
+        from ragkit.care.export import export
 
-        return export(self._store, Path(target), vectors=vectors)
+        return export(self._store, Path(target))
 
     @classmethod
     def import_from(
@@ -281,24 +280,23 @@ class MaxSimIndex:
         """Put what `export` wrote to `folder` into the index at `path`, which is made where there is none, under the same keys;
         how many. Keys that are there already are replaced. coarse: as in `open`; a new index has that of the exported one, unless
         given. Raises RecipeMismatch, Damaged, StorageError; ValueError for vectors that `coarse` is not for."""
-        from ragkit.care.exchange import BATCH_BYTES, keyed_vectors
-        from ragkit.care.export_folder import opened
+        from ragkit.care.export_folder import open_export
+        from ragkit.care.import_ import BATCH_BYTES, keyed_vectors
 
-        with opened(Path(folder)) as parcel:
-            layout, items = keyed_vectors(parcel)
-            if coarse is None and not (Path(path) / "catalog.db").exists():
-                coarse = layout.coarse
-            with cls.open(path, dim=layout.dims, precision=layout.precision, coarse=coarse) as index:
-                count = size = 0
-                for key, stored in items:
-                    index._added[key] = stored
-                    index._deleted.add(key)
-                    count, size = count + 1, size + stored.values.nbytes
-                    if size >= BATCH_BYTES:
-                        index.commit(lock_timeout=lock_timeout)
-                        size = 0
-                index.commit(lock_timeout=lock_timeout)
-                return count
+        layout, items = keyed_vectors(open_export(Path(folder)))
+        if coarse is None and not (Path(path) / "catalog.db").exists():
+            coarse = layout.coarse
+        with cls.open(path, dim=layout.dims, precision=layout.precision, coarse=coarse) as index:
+            count = size = 0
+            for key, stored in items:
+                index._added[key] = stored
+                index._deleted.add(key)
+                count, size = count + 1, size + stored.values.nbytes
+                if size >= BATCH_BYTES:
+                    index.commit(lock_timeout=lock_timeout)
+                    size = 0
+            index.commit(lock_timeout=lock_timeout)
+            return count
 
     def verify(self) -> list[Finding]:
         """Compare every checksum, and the catalog with the segments. Empty where the index is whole."""

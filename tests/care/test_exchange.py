@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 
 from ragkit import Index, MaxSimIndex
 from ragkit.core.arrays import unit_rows
-from ragkit.core.errors import Damaged, MissingExtra, StorageError
+from ragkit.core.errors import Damaged, StorageError
 from ragkit.testing import HashEncoder
 from tests.care.damage import answers, flip
 from tests.care.golden.make import SETTINGS, records
@@ -22,7 +21,6 @@ from tests.conftest import NOTES
 from tests.conftest import records as notes
 from tests.index.test_pages import pdf
 
-FORMS = [{"documents": "jsonl", "vectors": "npy"}, {"documents": "parquet", "vectors": "parquet"}]
 WITH_TOKENS = {"model": HashEncoder(dims=32, multi_dims=18), "chunk_tokens": 16}
 
 
@@ -37,14 +35,11 @@ def rich(tmp_path: Path) -> Path:
     return tmp_path / "rich"
 
 
-@pytest.mark.parametrize("form", FORMS, ids=["open", "parquet"])
-def test_imported_into_a_new_index_it_answers_the_same(
-    rich: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: dict[str, Any]
-) -> None:
+def test_imported_into_a_new_index_it_answers_the_same(rich: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Index.open(rich) as index:
         expected = answers(index)
         documents = {row.source: (index.document(row.source), dict(row.meta), row.lang) for row in index.documents()}
-        index.export(tmp_path / "form", **form)
+        index.export(tmp_path / "form")
     with monkeypatch.context() as patch:
         patch.setattr("ragkit.recipe.models.load_encoder", None)  # no model is there
         report = Index.import_from(tmp_path / "new", tmp_path / "form")
@@ -71,15 +66,13 @@ def _assert_same_answers(found: Any, expected: Any) -> None:
         }
 
 
-@pytest.mark.parametrize(
-    ("precision", "form"), [("int8", FORMS[0]), ("int8", FORMS[1]), ("float16", FORMS[1]), ("float32", FORMS[0])]
-)
-def test_multi_vectors_come_back_bit_for_bit(tmp_path: Path, precision: str, form: dict[str, Any]) -> None:
+@pytest.mark.parametrize("precision", ["int8", "float16", "float32"])
+def test_multi_vectors_come_back_bit_for_bit(tmp_path: Path, precision: str) -> None:
     with Index.open(tmp_path / "library", **WITH_TOKENS, multi=precision) as index:
         index.add(notes())
         index.delete("bridge")
         expected, stored = answers(index), _stored(index)
-        report = index.export(tmp_path / "parcel", **form)
+        report = index.export(tmp_path / "parcel")
         assert report.tokens == sum(len(codes) for codes in stored.values()) > 50
     Index.import_from(tmp_path / "new", tmp_path / "parcel")
     with Index.open(tmp_path / "new") as index:
@@ -102,20 +95,20 @@ def _stored(index: Index) -> dict[tuple[str, int], Any]:
 
 
 @pytest.mark.parametrize(
-    ("settings", "added", "form"),
+    ("settings", "added"),
     [
-        ({"model": HashEncoder(dims=32), "late_chunking": True, "dims": 16, "chunk_tokens": 16}, notes(), FORMS[0]),
-        ({"model": "vectors:2"}, [{"id": "a", "text": "One.", "vector": [1, 0]}, {"id": "b", "text": "Bare words."}], FORMS[1]),
-        ({"model": "hash:8"}, [], FORMS[1]),
+        ({"model": HashEncoder(dims=32), "late_chunking": True, "dims": 16, "chunk_tokens": 16}, notes()),
+        ({"model": "vectors:2"}, [{"id": "a", "text": "One.", "vector": [1, 0]}, {"id": "b", "text": "Bare words."}]),
+        ({"model": "hash:8"}, []),
     ],
     ids=["late chunking", "given vectors", "nothing"],
 )
-def test_every_kind_of_index_comes_back(tmp_path: Path, settings: Any, added: Any, form: dict[str, Any]) -> None:
+def test_every_kind_of_index_comes_back(tmp_path: Path, settings: Any, added: Any) -> None:
     with Index.open(tmp_path / "library", **settings) as index:
         if added:
             index.add(added)
         expected = _rows(index)
-        index.export(tmp_path / "parcel", **form)
+        index.export(tmp_path / "parcel")
     report = Index.import_from(tmp_path / "new", tmp_path / "parcel")
     assert len(report.added) == len(expected) == len(added)
     with Index.open(tmp_path / "new") as index:
@@ -133,8 +126,8 @@ def _rows(index: Index) -> dict[str, Any]:
     return {row.source: rows.get(row.id) for row in index.documents()}
 
 
-@pytest.mark.parametrize(("precision", "form"), [("int8", "npy"), ("float32", "parquet")])
-def test_an_index_of_vectors_alone_keeps_its_keys(tmp_path: Path, precision: str, form: Any) -> None:
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_an_index_of_vectors_alone_keeps_its_keys(tmp_path: Path, precision: Any) -> None:
     rng = np.random.default_rng(4)
     items = {key: unit_rows(rng.normal(size=(int(rng.integers(1, 9)), 10))) for key in (5, -7, 900, 1 << 60)}
     query = unit_rows(rng.normal(size=(4, 10)))
@@ -144,7 +137,7 @@ def test_an_index_of_vectors_alone_keeps_its_keys(tmp_path: Path, precision: str
         index.delete([900])
         index.commit()
         expected = index.search(query)
-        report = index.export(tmp_path / "parcel", vectors=form)
+        report = index.export(tmp_path / "parcel")
         assert (report.documents, report.vectors, report.tokens) == (3, 0, sum(len(items[key]) for key in (5, -7, 1 << 60)))
     for _ in range(2):  # again: the same keys are replaced
         assert MaxSimIndex.import_from(tmp_path / "new", tmp_path / "parcel") == 3
@@ -158,38 +151,6 @@ def test_an_index_of_vectors_alone_keeps_its_keys(tmp_path: Path, precision: str
         words.export(tmp_path / "words-parcel")
     with pytest.raises(StorageError, match=r"Index\.import_from"):
         MaxSimIndex.import_from(tmp_path / "other", tmp_path / "words-parcel")
-
-
-def test_without_pyarrow_parquet_names_its_extra(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    for form in ({"documents": "parquet"}, {"vectors": "parquet"}):
-        with pytest.raises(MissingExtra, match=r"ragkit\[parquet\]"):
-            index.export(tmp_path / "parcel", **form)
-    with pytest.raises(ValueError, match="npy, parquet"):
-        index.export(tmp_path / "parcel", vectors="csv")
-    index.export(tmp_path / "parcel")  # needs no pyarrow
-
-
-def test_pyarrow_alone_can_read_it(tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
-    with Index.open(tmp_path / "library", **WITH_TOKENS, multi="float16") as index:
-        index.add(notes())
-        index.export(tmp_path / "parcel", documents="parquet", vectors="parquet")
-        tables = {file.stem: parquet.read_table(file).to_pylist() for file in (tmp_path / "parcel").glob("*.parquet")}
-        documents = {row["id"]: row for row in tables["documents"]}
-        dense, multi = (
-            {row["key"]: np.array(row[column], dtype=np.float32) for row in tables[space]}
-            for space, column in (("chunk.dense", "vector"), ("chunk.multi", "vectors"))
-        )
-        encoding = index.encoder.encode_query(["granite"])
-        for hit in index.search("granite", 50, mode="dense"):
-            document = documents[hit.document_id]
-            [unit] = [unit for unit in document["units"] if unit["key"] == hit.key]
-            assert document["text"][unit["start"] : unit["end"]] == hit.text
-            assert float(dense[hit.key] @ encoding.dense[0]) == pytest.approx(hit.score, abs=1e-4)
-        for hit in index.search("granite", 50, mode="multi"):
-            score = float((encoding.multi[0] @ multi[hit.key].T).max(axis=1).sum())
-            assert score == pytest.approx(hit.score, abs=2e-3)
 
 
 def _assert_same_document(found: Any, expected: Any) -> None:
@@ -226,15 +187,14 @@ def test_the_documents_alone_can_be_added_to_an_index_of_another_recipe(rich: Pa
         assert (len(report.added), report.failed) == (5, ())
 
 
-@pytest.mark.parametrize("documents", ["jsonl", "parquet"])
-def test_what_is_to_be_made_anew_is_so_after_an_import(tmp_path: Path, documents: Any) -> None:
+def test_what_is_to_be_made_anew_is_so_after_an_import(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     pdf(tmp_path / "files" / "tower.pdf", [("A red tower", "red")])
     (tmp_path / "files" / "note.txt").write_text("A note about towers.")
     with Index.open(tmp_path / "library", model="hash:32") as index:
         index.add(tmp_path / "files")
         index.rebuild(pdf_engine="pypdfium2")
-        index.export(tmp_path / "parcel", documents=documents)
+        index.export(tmp_path / "parcel")
     assert json.loads((tmp_path / "parcel" / "manifest.json").read_text())["made_anew"] == [str(tmp_path / "files" / "tower.pdf")]
     assert len(Index.import_from(tmp_path / "other", tmp_path / "parcel").added) == 2
     assert len(Index.import_from(tmp_path / "other", tmp_path / "parcel").unchanged) == 2
@@ -262,26 +222,23 @@ def test_an_import_changes_and_keeps_what_is_there(index: Index, tmp_path: Path)
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An index with token vectors, exported in both forms, once."""
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index with token vectors, exported once."""
     where = tmp_path_factory.mktemp("exported")
     with Index.open(where / "library", **WITH_TOKENS, multi=True) as index:
         index.add(notes())
-        for form in FORMS:
-            index.export(where / form["vectors"], **form)
-    return {form["vectors"]: where / form["vectors"] for form in FORMS}
+        index.export(where / "parcel")
+    return where / "parcel"
 
 
 @pytest.fixture
-def parcel(exported: dict[str, Path], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(exported["npy"], tmp_path / "parcel"))
+def parcel(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "parcel"))
 
 
-@pytest.mark.parametrize("form", ["npy", "parquet"])
-def test_a_damaged_export_is_refused_whichever_file_it_is(exported: dict[str, Path], tmp_path: Path, form: str) -> None:
-    parcel = Path(shutil.copytree(exported[form], tmp_path / "parcel"))
+def test_a_damaged_export_is_refused_whichever_file_it_is(parcel: Path, tmp_path: Path) -> None:
     files = [one for one in sorted(parcel.iterdir()) if one.name != "manifest.json"]
-    assert len(files) == (7 if form == "npy" else 4)
+    assert len(files) == 7
     for file in files:
         flip(file, -3)
         with pytest.raises(Damaged, match=file.name):
@@ -360,7 +317,7 @@ def test_an_import_that_was_cut_short_is_completed_by_another(
     index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index.export(tmp_path / "parcel")
-    monkeypatch.setattr("ragkit.care.exchange.BATCH", 1)
+    monkeypatch.setattr("ragkit.care.import_.BATCH", 1)
 
     def stop(step: Any) -> None:
         if step.done == 4:

@@ -265,7 +265,7 @@ def test_what_another_program_left_is_put_aside_and_nothing_is_made_anew(tmp_pat
     stray = only((tmp_path / "library").glob(where)) / ".DS_Store"
     stray.write_text("left by a file manager")
     with Index.open(tmp_path / "library", model=model) as index:
-        assert [one.problem for one in index.verify()] == [f"{stray}: nothing recorded it"]
+        assert [one.problem for one in index.verify()] == [f"{stray}: the catalog has no record of it"]
         report = index.repair()
         assert (report.lost, report.embedded, report.salvaged) == ((), (), 0)
         assert [Path(one).read_text() for one in report.quarantined] == ["left by a file manager"]

@@ -146,15 +146,12 @@ def migrate(
 def export(
     index: IndexPath,
     target: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to make; it must not be there yet.")],
-    documents: Annotated[str, typer.Option(help="How documents and units are written: jsonl or parquet.")] = "jsonl",
-    vectors: Annotated[str, typer.Option(help="How vectors are written: npy or parquet.")] = "npy",
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write documents, units and all vectors to FOLDER, for other tools or `ragkit import`."""
-    forms: Any = {"documents": documents, "vectors": vectors}
+    """Write documents, units and all vectors to FOLDER, as JSON lines and NumPy files, for other tools or `ragkit import`."""
     with open_index(index, create=False) as library, progress_bar("exporting", quiet=quiet or as_json) as progress:
-        report = library.export(target, **forms, progress=progress)
+        report = library.export(target, progress=progress)
     counts = f"{report.vectors} vectors" + (f", {report.tokens} of tokens" if report.tokens else "")
     _print_report(report, f"{report.path}: {report.documents} documents, {report.units} units, {counts}", as_json=as_json)
 
