@@ -1,4 +1,4 @@
-"""What this installation is made of, and what is missing: versions, devices, engines, licences."""
+"""Report what this installation consists of, and what is missing: versions, devices, engines, licences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import shutil
 import sqlite3
 import sys
 from importlib import metadata
-from typing import Any
+
+from ragkit.core.types import Json
 
 # package on PyPI: (what it is for, its licence, the extra that brings it)
 PACKAGES: dict[str, tuple[str, str, str]] = {
@@ -44,8 +45,8 @@ PACKAGES: dict[str, tuple[str, str, str]] = {
 }
 
 
-def examine() -> dict[str, Any]:
-    """Everything `ragkit doctor` prints, as JSON holds it."""
+def examine() -> Json:
+    """Return everything that `ragkit doctor` prints, as a JSON object."""
     packages = {
         name: {"version": _version(name), "for": use, "licence": licence, "extra": extra}
         for name, (use, licence, extra) in PACKAGES.items()
@@ -79,8 +80,8 @@ def _version(package: str) -> str | None:
 def _libreoffice() -> str | None:
     from ragkit.load.office import program
 
-    found = program()
-    return None if found is None else str(found)
+    path = program()
+    return None if path is None else str(path)
 
 
 def _devices() -> list[str]:
@@ -88,13 +89,10 @@ def _devices() -> list[str]:
         return ["cpu"]
     import torch
 
-    found = (
-        [f"cuda:{n} {torch.cuda.get_device_name(n)}" for n in range(torch.cuda.device_count())]
-        if torch.cuda.is_available()
-        else []
-    )
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = [f"cuda:{number} {torch.cuda.get_device_name(number)}" for number in range(cuda)]
     mps = ["mps"] if torch.backends.mps.is_available() else []
-    return [f"cpu ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})", *found, *mps]
+    return [f"cpu ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()})", *gpus, *mps]
 
 
 def _faiss() -> str | None:
@@ -122,7 +120,7 @@ def _default_model() -> str:
     return f"{card.name}, {card.dims} dims, {card.max_tokens} tokens, {card.licence}, weights verified"
 
 
-def _advice(packages: dict[str, Any]) -> list[str]:
+def _advice(packages: Json) -> list[str]:
     advice = []
     if packages["faiss-cpu"]["version"] and packages["faiss-gpu"]["version"]:
         advice.append("faiss-cpu and faiss-gpu are both installed and overwrite each other: pip uninstall one of them")
@@ -133,8 +131,8 @@ def _advice(packages: dict[str, Any]) -> list[str]:
     return advice
 
 
-def render(findings: dict[str, Any]) -> str:
-    """The findings as text for a terminal."""
+def render(findings: Json) -> str:
+    """Return the findings as text for a terminal."""
     head = [
         f"{name:14} {findings[name]}"
         for name in (
@@ -158,5 +156,5 @@ def render(findings: dict[str, Any]) -> str:
         + (f"   [{entry['extra']}]" if entry["extra"] else "")
         for name, entry in findings["packages"].items()
     ]
-    advice = [f"! {line}" for line in findings["advice"]] or ["everything needed is here"]
+    advice = [f"! {line}" for line in findings["advice"]] or ["everything needed is installed"]
     return "\n".join([*head, *devices, "packages", *rows, *advice])

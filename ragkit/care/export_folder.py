@@ -130,9 +130,7 @@ class ExportFolder:
 def open_export(path: Path) -> ExportFolder:
     """Open what `export` wrote; StorageError where it is something else, Damaged where a checksum or a shape is wrong."""
     manifest, files = _read_manifest(path)
-    for name, digest in files.items():
-        if Path(name).name != name or not (path / name).is_file() or sha256(path / name) != digest:
-            raise Damaged(f"{path / name} is not the file that was exported. Export it again.")
+    _check_files(path, files)
     spaces = _spaces(path, manifest)
     try:
         dense = {space: _dense(path, space, fields, files) for space, fields in spaces.items() if space.form == "dense"}
@@ -141,6 +139,12 @@ def open_export(path: Path) -> ExportFolder:
         raise Damaged(f"{path} does not hold the vectors that its manifest names: {error!r}") from error
     documents = path / "documents.jsonl" if "documents.jsonl" in files else None
     return ExportFolder(path, manifest, dense, multi, documents)
+
+
+def _check_files(path: Path, files: Mapping[str, str]) -> None:
+    for name, digest in files.items():
+        if Path(name).name != name or not (path / name).is_file() or sha256(path / name) != digest:
+            raise Damaged(f"{path / name} is not the file that was exported. Export it again.")
 
 
 def _read_manifest(path: Path) -> tuple[Json, dict[str, str]]:
@@ -188,6 +192,13 @@ def _multi(folder: Path, space: Space, files: Mapping[str, str]) -> MultiRows:
     if stats.quantiser != layout.quantiser or not (0 <= loss.residual <= 2 and 0 <= loss.longest <= LONGEST):
         raise Damaged(f"{folder / space}.json has values that no index stores: {stats}")
     keys, values, offsets = (_array(folder, files, f"{space}.{name}") for name in ("keys.npy", "npy", "offsets.npy"))
+    _check_tokens(folder, layout, keys, values, offsets)
+    order = _order(folder, keys)
+    return MultiRows(str(folder / space), keys[order], order, values, np.asarray(offsets), layout, loss)
+
+
+def _check_tokens(folder: Path, layout: Layout, keys: Array, values: Array, offsets: Array) -> None:
+    """Raise Damaged where token vectors, and the offsets of the units among them, are not of the shapes that a layout has."""
     fits = values.ndim == 2 and values.shape[1] == layout.width and values.dtype == DTYPES[layout.precision]
     if not fits or offsets.dtype != np.int64 or offsets.shape != (len(keys) + 1,):
         raise Damaged(
@@ -195,8 +206,6 @@ def _multi(folder: Path, space: Space, files: Mapping[str, str]) -> MultiRows:
         )
     if offsets[0] != 0 or offsets[-1] != len(values) or (np.diff(offsets) < 1).any():
         raise Damaged(f"{folder} has offsets that do not ascend from 0 to {len(values)}")
-    order = _order(folder, keys)
-    return MultiRows(str(folder / space), keys[order], order, values, np.asarray(offsets), layout, loss)
 
 
 def _check_listed(files: Mapping[str, str], name: str) -> None:

@@ -1,25 +1,27 @@
-"""Changing one's mind: another recipe for an index that is there, redoing only what the change reaches.
+"""Change the recipe of an index, redoing only what the change reaches.
 
     recall, coarse          the rows are written again, nothing is embedded
     pdf_engine, ocr         nothing is embedded; PDF files, and images for ocr, are parsed anew when they are next added
-    dims, fewer             the rows are cut and renormalised, nothing is embedded
-    pages, page_*           the vectors of texts are taken over; pages are seen again, or for fewer page_dims cut
+    fewer dims              the rows are cut and renormalised, nothing is embedded
+    pages, page_*           the vectors of texts are taken over; page images are embedded again, or cut to fewer page_dims
     anything else           documents are chunked and embedded again, from their stored texts: nothing is parsed again
 
-What is embedded again is built beside, in `rebuild/`, an index of its own with the numbers of this one, and takes its place
-in one commit. Searches go on meanwhile, with the former recipe; adding waits. Interrupted, it goes on where it was.
+Documents that are embedded again are built beside the index, in `rebuild/`: an index of its own, with the numbers of this one,
+which takes its place in one commit. Searches go on meanwhile, with the former recipe; adding waits. When it is interrupted, the
+same call goes on where it was.
 """
 
 from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from ragkit.chunk import Chunker
 from ragkit.core.errors import Damaged, LoadError, StorageError
+from ragkit.core.types import Json
 from ragkit.encode.contract import Encoder
 from ragkit.encode.external import embeds_text
 from ragkit.ingest.add import Ingest
@@ -45,15 +47,16 @@ from ragkit.store.local.writer import Writer
 from ragkit.store.values import Change
 
 
-def _laid_out_alone(name: str) -> bool:
-    """Whether a file has pages only as LibreOffice lays it out."""
+def _needs_layout(name: str) -> bool:
+    """Whether a file has pages only once LibreOffice has laid it out."""
     return office.convertible(name) and not office.has_slides(name)
 
 
 STAGING = "rebuild"
 PDF = "application/pdf"
-OFFICE = tuple(sorted({kind.mime for name in supported() if (kind := format_of(f"a{name}")) and _laid_out_alone(f"a{name}")}))
-IMAGES = tuple(sorted({kind.mime for name in supported() if (kind := format_of(f"a{name}")) and kind.loader == "image"}))
+_FORMATS = [(f"a{suffix}", kind) for suffix in supported() if (kind := format_of(f"a{suffix}"))]  # by the name of a file
+OFFICE = tuple(sorted({kind.mime for name, kind in _FORMATS if _needs_layout(name)}))
+IMAGES = tuple(sorted({kind.mime for _, kind in _FORMATS if kind.loader == "image"}))
 MakeIngest = Callable[[Store, Writer], Ingest]
 
 
@@ -80,7 +83,7 @@ class Migration:
     new: Recipe
     encoder: Encoder
     page_encoder: Encoder | None
-    stored: Mapping[str, Any]
+    stored: Json
     reach: str
     same_model: bool
     same_pages: bool
@@ -116,7 +119,7 @@ def plan_migration(models: Models, catalog: Catalog, keywords: SettingsKeywords)
 
 
 def migrate(
-    store: Store, writer: Writer, plan: Migration, *, chunker: str | Callable[..., Any], options: AddOptions, lock_timeout: float
+    store: Store, writer: Writer, plan: Migration, *, chunker: Chunker, options: AddOptions, lock_timeout: float
 ) -> RebuildReport:
     """Make the change that was planned; `to_parse` of the report is left to the caller. chunker: of the new recipe.
 
@@ -146,25 +149,36 @@ def migrate(
 
 
 def reach(old: Recipe, new: Recipe, *, width: int, same_model: bool) -> str:
-    """How far a change reaches, as `RebuildReport.done` says it. `width` is that of the stored vectors."""
-    fewer = new.encode.dims is not None and new.encode.dims < width and old.encode.overflow != "window"
-    same = old.encode.model_copy(update={"dims": None}) == new.encode.model_copy(update={"dims": None})
-    cut = (new.encode.dims or 0) == (old.encode.dims or 0) or new.encode.dims == width or fewer
-    if not same_model or not same or old.chunk != new.chunk or old.multi != new.multi or old.pages != new.pages or not cut:
+    """Return how far a change reaches, as `RebuildReport.done` says it. `width` is that of the stored vectors."""
+    if not (same_model and _same_units(old, new) and _dims_can_be_cut(old, new, width)):
         return "embedded"
-    rows = (old.store.recall, old.store.coarse) != (new.store.recall, new.store.coarse)
-    if new.encode.dims not in (old.encode.dims, width) or rows:
+    same_rows = (old.store.recall, old.store.coarse) == (new.store.recall, new.store.coarse)
+    if new.encode.dims not in (old.encode.dims, width) or not same_rows:
         return "rows"
     return "settings" if old != new else "nothing"
 
 
+def _same_units(old: Recipe, new: Recipe) -> bool:
+    """Whether both recipes make the same units and vectors, dims apart."""
+    encode = new.encode.model_copy(update={"dims": old.encode.dims})
+    return (old.chunk, old.encode, old.multi, old.pages) == (new.chunk, encode, new.multi, new.pages)
+
+
+def _dims_can_be_cut(old: Recipe, new: Recipe, width: int) -> bool:
+    """Whether the new recipe's dense vectors are the stored ones, of `width` dims, or can be cut out of them."""
+    dims = new.encode.dims
+    if dims in (old.encode.dims, width):
+        return True
+    return dims is not None and dims < width and old.encode.overflow != "window"
+
+
 def keeps_texts(old: Recipe, new: Recipe) -> bool:
-    """Whether chunks and their vectors are the same by both recipes, if the model is."""
+    """Whether both recipes make the same chunks and vectors of them, if the model is the same."""
     return (old.chunk, old.encode, old.multi) == (new.chunk, new.encode, new.multi)
 
 
 def keeps_pages(old: Recipe, new: Recipe, encoder: Encoder | None) -> bool:
-    """Whether the vectors of pages by the new recipe are those of the old one, or their first dims."""
+    """Whether the new recipe's vectors of pages are those of the old one, or their first dims."""
     if old.pages is None or new.pages is None or encoder is None:
         return old.pages == new.pages
     width = encoder.card.dims
@@ -173,7 +187,7 @@ def keeps_pages(old: Recipe, new: Recipe, encoder: Encoder | None) -> bool:
 
 
 def reparse_mimes(old: Recipe, new: Recipe) -> tuple[str, ...]:
-    """MIME types of the documents that the new recipe would parse otherwise."""
+    """Return the MIME types of the documents that the new recipe parses otherwise."""
     laid_out = OFFICE if old.pages is None and new.pages is not None else ()  # texts without pages until they are asked for
     if old.load.ocr != new.load.ocr:
         return (PDF, *IMAGES, *laid_out)
@@ -181,7 +195,7 @@ def reparse_mimes(old: Recipe, new: Recipe) -> tuple[str, ...]:
 
 
 def keep_sources(store: Store) -> tuple[str, ...]:
-    """Copy the files of all documents into the index, as far as they are there as they were read; what is not, by document."""
+    """Copy the files of all documents into the index; return a warning for each that is gone, or not as it was read."""
     missing = []
     for row in store.reader().documents():
         if row.path is None or row.path != row.identity:
@@ -193,8 +207,8 @@ def keep_sources(store: Store) -> tuple[str, ...]:
     return tuple(missing)
 
 
-def rewrite(store: Store, writer: Writer, old: Recipe, new: Recipe, stored: Mapping[str, Any], *, rows: bool) -> None:
-    """The new recipe in one commit, with the stored rows cut to it where `rows`."""
+def rewrite(store: Store, writer: Writer, old: Recipe, new: Recipe, stored: Json, *, rows: bool) -> None:
+    """Take the new recipe in one commit. rows: rewrite the stored rows, cut to its dims."""
     dims = new.encode.dims if rows else None
     former = store.recall, store.layouts
     store.recall, store.layouts = new.store.recall, layouts_of(new)
@@ -213,10 +227,10 @@ def rewrite(store: Store, writer: Writer, old: Recipe, new: Recipe, stored: Mapp
 
 
 def rebuild_beside(
-    store: Store, old: Recipe, new: Recipe, stored: Mapping[str, Any], *, ingest: MakeIngest, lock_timeout: float
+    store: Store, old: Recipe, new: Recipe, stored: Json, *, ingest: MakeIngest, lock_timeout: float
 ) -> tuple[int, int, tuple[str, ...]]:
-    """Build everything anew beside and swap it in; how many documents and units, and which pages were lost. The caller holds the
-    writer's lock.
+    """Build the index anew beside itself and swap it in; return how many documents and units it has, and warnings of pages that
+    were lost. The caller holds the writer's lock.
 
     StorageError where a document cannot be made by the new recipe: then nothing is changed.
     """
@@ -233,8 +247,8 @@ def rebuild_beside(
     return commit.documents, commit.units, warnings
 
 
-def _staging(store: Store, stored: Mapping[str, Any], recipe: Recipe) -> Store:
-    """The index that is being built beside: the one that was begun, if it has the same recipe, or a new one."""
+def _staging(store: Store, stored: Json, recipe: Recipe) -> Store:
+    """Return the index to build in: the one that an earlier call began, if it has the same recipe, or a new one."""
     path = store.path / STAGING
     with writing(path):
         if not _begun(path, stored):
@@ -246,7 +260,7 @@ def _staging(store: Store, stored: Mapping[str, Any], recipe: Recipe) -> Store:
     return Store(path, catalog, recall=recipe.store.recall, layouts=layouts_of(recipe), id_source=store.catalog)
 
 
-def _begun(path: Path, stored: Mapping[str, Any]) -> bool:
+def _begun(path: Path, stored: Json) -> bool:
     if not (path / "catalog.db").exists():
         return False
     catalog = Catalog(path / "catalog.db")
@@ -259,7 +273,10 @@ def _begun(path: Path, stored: Mapping[str, Any]) -> bool:
 
 
 def _fill(store: Store, staged: Store, writer: Writer, ingest: Ingest) -> tuple[str, ...]:
-    """Bring the staged index to what the index holds now, whatever of it was there already; the pages that could not be seen."""
+    """Bring the staged index to what the index holds now; return warnings of the pages that could not be seen.
+
+    What an earlier call put there stays, unless its document changed since.
+    """
     reader = store.reader()
     identities = {row.identity for row in reader.documents()}
     if gone := [row.id for row in writer.reader().documents() if row.identity not in identities]:
@@ -267,16 +284,16 @@ def _fill(store: Store, staged: Store, writer: Writer, ingest: Ingest) -> tuple[
         writer.commit("delete")
     report = ingest.run_stored(reader, reader.documents(), replaces=False, total=len(identities))
     if report.failed:
-        shown = "; ".join(f"{one.source}: {one.reason}" for one in report.failed[:3])
+        first = "; ".join(f"{outcome.source}: {outcome.reason}" for outcome in report.failed[:3])
         raise StorageError(
             f"{store.path} was not changed: {len(report.failed)} of {len(identities)} documents cannot be made by the new "
-            f"recipe ({shown}). Choose other settings, or delete these documents first."
+            f"recipe ({first}). Choose other settings, or delete these documents first: ragkit delete {store.path} SOURCE..."
         )
-    made = (*report.added, *report.updated)
-    return tuple(f"{one.source}: {warning}" for one in made for warning in one.warnings if NOT_SEEN in warning)
+    outcomes = (*report.added, *report.updated)
+    return tuple(f"{outcome.source}: {warning}" for outcome in outcomes for warning in outcome.warnings if NOT_SEEN in warning)
 
 
-def _swap(store: Store, staged: Store, old: Recipe, new: Recipe, stored: Mapping[str, Any]) -> None:
+def _swap(store: Store, staged: Store, old: Recipe, new: Recipe, stored: Json) -> None:
     reader = staged.reader()
     lexical = uuid.uuid4().hex
     records = staged.catalog.files(reader.commit.lexical)
@@ -301,7 +318,7 @@ def _swap(store: Store, staged: Store, old: Recipe, new: Recipe, stored: Mapping
 
 
 def _link(folder: CheckedFolder, target: Path) -> None:
-    """The folder's files under another name: links, or checked copies where the file system has none."""
+    """Give the folder's files another name: as hard links, or as checked copies where the file system has none."""
     if target.exists():  # an earlier try got so far
         shutil.rmtree(target)
     target.mkdir()

@@ -1,10 +1,11 @@
-"""Count what an index holds."""
+"""The counts of an index: what it holds, and how its vectors are stored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from ragkit.core.types import Metadata
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,9 +20,9 @@ class Stats:
     bytes: int
     bytes_by_part: Mapping[str, int]
     model: str
-    recipe: Mapping[str, Any]
-    dense: tuple[Mapping[str, Any], ...]  # per segment: rows, structure, measured recall
-    multi: tuple[Mapping[str, Any], ...]  # per segment: rows, tokens, dims, precision
-    page_dense: tuple[Mapping[str, Any], ...]  # the same of page images
-    page_multi: tuple[Mapping[str, Any], ...]
+    recipe: Metadata
+    dense: tuple[Metadata, ...]  # per segment: rows, structure, measured recall
+    multi: tuple[Metadata, ...]  # per segment: rows, tokens, dims, precision
+    page_dense: tuple[Metadata, ...]  # the same of page images
+    page_multi: tuple[Metadata, ...]
     failures: int

@@ -1,4 +1,4 @@
-"""What became of all that was added: documents by kind and language, failures with their reasons, files gone from the disk."""
+"""Sum up what became of all that was added: documents by kind and language, failures with reasons, files gone from the disk."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 from ragkit.care.stats import Stats
 from ragkit.store.values import DocumentRow, Failure
 
-SHOWN = 50  # failures, and files, named one by one
-_OWN = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(?:[.,]\d+)*")  # what differs between two failures of one kind
+SHOWN = 50  # failures, and files, that are listed by name
+# Names and numbers. Failures that differ in nothing else are of one kind.
+_VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(?:[.,]\d+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,11 @@ class FailedFile:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`mimes` and `languages` count documents; `partly` are those of which pages could not be read; `gone` the sources whose
-    file is not there any more; `reasons` count failures alike but for names and numbers."""
+    """What became of all that was added.
+
+    mimes, languages: how many documents have each. reasons: how many failures have each, names and numbers left out. partly:
+    sources of documents with pages that could not be read. gone: sources whose file no longer exists.
+    """
 
     documents: int
     units: int
@@ -41,19 +45,19 @@ class Status:
 
 
 def status(documents: Iterable[DocumentRow], failures: Iterable[Failure], stats: Stats) -> Status:
-    """Sum up an index: its documents, failures and counts. Asks the disk once for each file."""
+    """Sum up an index from its documents, failures and counts. The disk is asked once for each file."""
     mimes: Counter[str] = Counter()
     languages: Counter[str] = Counter()
-    partly, gone, there = [], [], dict[str, bool]()
+    partly, gone, exists = [], [], dict[str, bool]()
     for row in documents:
         mimes[row.mime] += 1
         languages[row.lang or "?"] += 1
         if row.meta.get("unread"):
             partly.append(row.source)
         if row.path is not None:
-            if row.path not in there:
-                there[row.path] = os.path.lexists(row.path)
-            if not there[row.path]:
+            if row.path not in exists:
+                exists[row.path] = os.path.lexists(row.path)
+            if not exists[row.path]:
                 gone.append(row.source)
     failed = tuple(FailedFile(failure.source, failure.reason) for failure in failures)
     return Status(
@@ -63,29 +67,38 @@ def status(documents: Iterable[DocumentRow], failures: Iterable[Failure], stats:
         mimes=dict(mimes.most_common()),
         languages=dict(languages.most_common()),
         failures=failed,
-        reasons=dict(Counter(_OWN.sub("…", failure.reason) for failure in failed).most_common()),
+        reasons=dict(Counter(_VARIABLE.sub("…", failure.reason) for failure in failed).most_common()),
         partly=tuple(partly),
         gone=tuple(gone),
     )
 
 
-def lines(found: Status, index: Path) -> Iterator[str]:
-    """The status as text for a terminal."""
-    yield f"{index}: {found.documents} documents, {found.units} units, commit {found.commit}"
-    for title, counts in (("kinds", found.mimes), ("languages", found.languages)):
-        if counts:
-            yield f"{title:10} " + ", ".join(f"{name} {count}" for name, count in counts.items())
-    if found.failures:
-        yield f"failed     {len(found.failures)}; try again: ragkit retry {index}"
-        if len(found.failures) > SHOWN:
-            yield from (f"  {count:6}  {reason}" for reason, count in found.reasons.items())
-            yield f"  the first {SHOWN}; --json lists them all"
-        yield from (f"  {one.source}: {one.reason}" for one in found.failures[:SHOWN])
-    if found.partly:
-        yield f"partly     {len(found.partly)} documents have pages that could not be read"
-        yield from (f"  {source}" for source in found.partly[:SHOWN])
-    if found.gone:
-        yield f"gone       {len(found.gone)} documents whose files are not there; delete them: ragkit add --prune {index} FOLDER"
-        yield from (f"  {source}" for source in found.gone[:SHOWN])
-    if not (found.failures or found.partly or found.gone):
+def lines(status: Status, index: Path) -> Iterator[str]:
+    """Yield the status as lines for a terminal."""
+    yield f"{index}: {status.documents} documents, {status.units} units, commit {status.commit}"
+    if status.mimes:
+        yield _count_line("kinds", status.mimes)
+    if status.languages:
+        yield _count_line("languages", status.languages)
+    if status.failures:
+        yield from _failure_lines(status, index)
+    if status.partly:
+        yield f"partly     {len(status.partly)} documents have pages that could not be read"
+        yield from (f"  {source}" for source in status.partly[:SHOWN])
+    if status.gone:
+        yield f"gone       {len(status.gone)} documents without files; to delete them, run: ragkit add --prune {index} FOLDER"
+        yield from (f"  {source}" for source in status.gone[:SHOWN])
+    if not (status.failures or status.partly or status.gone):
         yield "nothing failed, and every file is where it was"
+
+
+def _count_line(title: str, counts: Mapping[str, int]) -> str:
+    return f"{title:10} " + ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _failure_lines(status: Status, index: Path) -> Iterator[str]:
+    yield f"failed     {len(status.failures)}; to try again, run: ragkit retry {index}"
+    if len(status.failures) > SHOWN:
+        yield from (f"  {count:6}  {reason}" for reason, count in status.reasons.items())
+        yield f"  the first {SHOWN}; --json lists them all"
+    yield from (f"  {failed.source}: {failed.reason}" for failed in status.failures[:SHOWN])

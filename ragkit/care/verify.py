@@ -7,7 +7,7 @@ findings holds, bit for bit, what was written.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,18 +43,21 @@ class Finding:
 
 def verify(store: Store, *, progress: Callback | None = None) -> list[Finding]:
     """Return everything that is wrong with an index; an empty list where nothing is."""
-    repair = store.repair_command
+    findings: list[Finding] = []
     try:
-        findings = [Finding(row.problem, repair) for row in damaged_rows(store.catalog)]
+        findings += _repairable(store, (row.problem for row in damaged_rows(store.catalog)))
         findings += _unknown_folders(store)
         folders = _live_folders(store)
-        findings += [Finding(problem, repair) for problem in _unrecorded(store, folders)]
+        findings += _repairable(store, _unrecorded(store, folders))
     except Damaged as error:
-        return findings or [Finding(without_remedy(error), repair)]
-    findings += [Finding(problem, repair) for _, problem in damaged_files(folders, progress=progress)]
+        return findings or _repairable(store, [without_remedy(error)])
+    findings += _repairable(store, (problem for _, problem in damaged_files(folders, progress=progress)))
     findings += [Finding(problem, f"rm {shlex.quote(str(copy))}") for copy, problem in source_copies.damaged(store.path)]
-    findings = findings or [Finding(problem, repair) for problem in _disagreements(store)]
-    return findings or [Finding(problem, repair) for problem in differing(store.catalog)]
+    return findings or _repairable(store, _disagreements(store)) or _repairable(store, differing(store.catalog))
+
+
+def _repairable(store: Store, problems: Iterable[str]) -> list[Finding]:
+    return [Finding(problem, store.repair_command) for problem in problems]
 
 
 def without_remedy(error: Exception) -> str:

@@ -97,15 +97,17 @@ class TextEmbedder:
         if not texts:
             return
         try:
-            encoding = self._encode([text.text for text in texts])
-            multi = None if self.layout is None else self._stored(_multi_vectors(encoding, len(texts)))
+            self._set_vectors(texts)
         except RagkitError as error:
-            if len(texts) > 1:  # one bad text must not take its neighbours with it
-                for text in texts:
-                    self._embed_slice([text])
+            if len(texts) == 1:
+                texts[0].item.problem = str(error)
                 return
-            texts[0].item.problem = str(error)
-            return
+            for text in texts:  # one bad text must not take its neighbours with it
+                self._embed_slice([text])
+
+    def _set_vectors(self, texts: Sequence[_Text]) -> None:
+        encoding = self._encode([text.text for text in texts])
+        multi = None if self.layout is None else self._stored(_multi_vectors(encoding, len(texts)))
         for number, text in enumerate(texts):
             text.item.dense[text.position] = None if encoding.dense is None else encoding.dense[number]
             text.item.multi[text.position] = None if multi is None else multi[number]
@@ -132,11 +134,11 @@ class TextEmbedder:
         try:
             rows, multi = self._late_vectors(items)
         except RagkitError as error:
-            if len(items) > 1:
-                for item in items:
-                    self._embed_late([item])
+            if len(items) == 1:
+                items[0].problem = str(error)
                 return
-            items[0].problem = str(error)
+            for item in items:
+                self._embed_late([item])
             return
         for number, item in enumerate(items):
             item.dense = list(rows[number])

@@ -12,14 +12,14 @@ from pathlib import Path
 from ragkit.core.arrays import unit_rows
 from ragkit.core.types import Metadata
 from ragkit.ingest.item import USER_FIELDS, Item, is_unchanged
-from ragkit.ingest.reuse import EmbeddingInput, ReusedVectors, reusable_vectors, same_content, stored_pages
+from ragkit.ingest.reuse import EmbeddingInput, ReusedVectors, page_units, reusable_vectors, same_content, stored_pages
 from ragkit.load import can_render, office
 from ragkit.recipe.create import layouts_of
 from ragkit.recipe.recipe import Recipe
 from ragkit.store.local import source_copies
 from ragkit.store.local.store import Store
 from ragkit.store.local.writer import Writer
-from ragkit.store.values import CHUNK, PAGE, DocumentRow, PageVectors
+from ragkit.store.values import CHUNK, DocumentRow, PageVectors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +103,7 @@ class KnownDocuments:
             return False
         reader = self._former.store.reader()
         row = reader.by_identity(item.origin.identity)
-        return row is not None and any(unit.kind == PAGE for unit in reader.units_of(row.id))
+        return row is not None and bool(page_units(reader, row))
 
     def file_of(self, item: Item) -> Path | None:
         """Return where a document's bytes still are: its file, or the copy that the index keeps; None where nowhere."""

@@ -1,11 +1,11 @@
-"""The pages of a document become vectors as a reader sees them: rendered, judged, encoded, a few at a time.
+"""Embed the pages of a document as a reader sees them: rendered, judged, encoded, a few at a time.
 
-In go a document's pages and its file; out come `PageVectors`, how many pages were left out, and what went wrong. Rendering runs
-ahead in the parser's sandbox while the encoder works, as far as 64 MiB of pictures go. Multi-vectors are
-brought to their stored form at once, and those of a long document wait for their commit in an unlinked file.
+In go a document's pages and its file; out come `PageVectors`, how many pages were left out, and warnings. Rendering runs ahead
+in the parser's sandbox while the encoder works, as far as 64 MiB of pictures go. Multi-vectors are brought to their stored
+form at once, and those of a long document wait for their commit in an unlinked file.
 
-Rules. As many rows as pages kept, in their order. A page that cannot be rendered or encoded costs that page, and is told. The
-pictures are of the very bytes that the text was read from, or the document fails.
+Rules. There are as many rows as pages embedded, in their order. A page that cannot be rendered or encoded costs that page
+alone, with a warning. The pictures are of the very bytes that the text was read from, or the document fails.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,7 @@ FULL = 0.1  # share of a square's pixels with ink outside the words that makes i
 # the same 45 have 0.0025 or more at each of three sizes, and the others, but one, 0.0004 or less; 0.02 missed charts. A rule
 # across a page has more than that, too: better a page too many than a chart too few.
 FIGURE = 0.002
-SCANT = 100  # characters; a page with fewer tells little by its text. Of those 84 pages none but the blank one
+SCANT = 100  # characters; the text of a page with fewer says little of it. Of those 84 pages none has fewer but the blank one
 
 NOT_SEEN = "not seen"  # in the warning of pages that should have been
 
@@ -50,8 +50,8 @@ NOT_SEEN = "not seen"  # in the warning of pages that should have been
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """What became of a document's pages: the vectors of those kept, how many were blank, how many are told by their text, and
-    what is wrong with the others."""
+    """What became of a document's pages: the vectors of some, how many were blank, how many are left to their text alone, and
+    warnings of those that could not be seen."""
 
     vectors: PageVectors
     blank: int = 0
@@ -60,7 +60,9 @@ class Seen:
 
 
 @dataclass(slots=True, eq=False)
-class _Kept:
+class _Collected:
+    """What `Seen` is made from, as the pages are seen."""
+
     pages: list[Page] = field(default_factory=list)
     patches: list[Patches | None] = field(default_factory=list)
     dense: list[Floats] = field(default_factory=list)
@@ -75,8 +77,8 @@ class _Kept:
 
 
 class PageReader:
-    """Renders pages with a `Parser` and sees them with an encoder, as the recipe's stage says. `folder` is where long documents'
-    vectors wait."""
+    """Renders pages with a `Parser` and embeds them, as the recipe's stage says. `folder` is where vectors of long documents
+    wait."""
 
     def __init__(
         self,
@@ -96,70 +98,74 @@ class PageReader:
         self._on_pages = on_pages
 
     def size(self, page: Page) -> tuple[int, int]:
-        """Pixels at which a page is rendered: those that the encoder looks at."""
+        """Return the pixels at which a page is rendered: as many as the encoder looks at."""
         width, height = max(page.width, 1.0), max(page.height, 1.0)
         if isinstance(self._encoder, ImageEncoder):
             return self._encoder.image_size(width, height)
         return max(1, round(width * DPI / 72)), max(1, round(height * DPI / 72))
 
     def page_bytes(self, page: Page) -> int:
-        """About what a page's multi-vector takes on disk."""
+        """Return about how many bytes a page's multi-vector takes on disk."""
         if self._layout is None or not isinstance(self._encoder, ImageEncoder):
             return 0
         cells = self._encoder.patches(*self.size(page)).tokens.size
         return int(cells * self._layout.bytes_a_token) // self._stage.pool
 
     def see(self, path: Path, document: Document, *, name: Path | None = None) -> Seen:
-        """The document's pages, rendered from the file at `path`; `name` is its own, where it is kept under another."""
-        kept = _Kept()
+        """Embed a document's pages, rendered from the file at `path`. `name` is the file's own, where `path` is a copy."""
+        collected = _Collected()
         with closing(_Spool(self._folder)) as spool:
-            self._see(path, document, kept, spool, name=name)
-        return Seen(kept.vectors(), kept.blank, kept.plain, tuple(kept.warnings))
+            self._see(path, document, collected, spool, name=name)
+        return Seen(collected.vectors(), collected.blank, collected.plain, tuple(collected.warnings))
 
-    def _see(self, path: Path, document: Document, kept: _Kept, spool: _Spool, *, name: Path | None) -> None:
+    def _see(self, path: Path, document: Document, collected: _Collected, spool: _Spool, *, name: Path | None) -> None:
         pages = {page.number: page for page in document.pages}
-        wanted = [WantedPage(page.number, *self.size(page)) for page in document.pages]
-        rendered = zip(document.pages, self._parser.render_pages(path, wanted, name=name), strict=True)
+        requests = [WantedPage(page.number, *self.size(page)) for page in document.pages]
+        rendered = zip(document.pages, self._parser.render_pages(path, requests, name=name), strict=True)
         while batch := list(islice(rendered, BATCH)):
-            chosen = [one for page, one in batch if self._wanted(document, page, one, kept)]
-            self._encode([(pages[one.number], one.image) for one in chosen if isinstance(one, RenderedPage)], kept)
-            kept.multi = spool.relieve(kept.multi)
+            chosen = [picture for page, picture in batch if self._is_chosen(document, page, picture, collected)]
+            pictures = [(pages[picture.number], picture.image) for picture in chosen if isinstance(picture, RenderedPage)]
+            self._encode(pictures, collected)
+            collected.multi = spool.relieve(collected.multi)
             self._on_pages(len(batch))
 
-    def _wanted(self, document: Document, page: Page, one: RenderedPage | LoadError, kept: _Kept) -> bool:
-        if isinstance(one, LoadError):
-            kept.warnings.append(f"page {page.number} was {NOT_SEEN}: {one}")
+    def _is_chosen(
+        self, document: Document, page: Page, picture: RenderedPage | LoadError, collected: _Collected
+    ) -> bool:
+        """Whether a page is embedded by the stage's rule; the others are counted, or warned of."""
+        if isinstance(picture, LoadError):
+            collected.warnings.append(f"page {page.number} was {NOT_SEEN}: {picture}")
             return False
-        if one.blank:
-            kept.blank += 1
+        if picture.blank:
+            collected.blank += 1
             return False
-        if self._stage.which == "all" or figure_share(one.image, page) >= FIGURE:
+        if self._stage.which == "all" or figure_share(picture.image, page) >= FIGURE:
             return True
         if self._stage.which == "auto" and len(page.span.of(document.text).strip()) < SCANT:
             return True
-        kept.plain += 1
+        collected.plain += 1
         return False
 
-    def _encode(self, pictures: Sequence[tuple[Page, Image]], kept: _Kept) -> None:
+    def _encode(self, pictures: Sequence[tuple[Page, Image]], collected: _Collected) -> None:
         if not pictures:
             return
         try:
             with as_encode_errors():
                 dense, multi, patches = self._vectors([image for _, image in pictures])
         except EncodeError as error:
-            if len(pictures) > 1:  # one bad picture must not take its neighbours with it
-                for one in pictures:
-                    self._encode([one], kept)
+            if len(pictures) == 1:
+                collected.warnings.append(f"page {pictures[0][0].number} was {NOT_SEEN}: {error}")
                 return
-            kept.warnings.append(f"page {pictures[0][0].number} was {NOT_SEEN}: {error}")
+            for picture in pictures:  # one bad picture must not take its neighbours with it
+                self._encode([picture], collected)
             return
-        kept.dense += [] if dense is None else [dense]
-        kept.multi += [] if multi is None else [multi]
-        kept.pages += [page for page, _ in pictures]
-        kept.patches += patches
+        collected.dense += [] if dense is None else [dense]
+        collected.multi += [] if multi is None else [multi]
+        collected.pages += [page for page, _ in pictures]
+        collected.patches += patches
 
     def _vectors(self, images: Sequence[Image]) -> tuple[Floats | None, Stored | None, list[Patches | None]]:
-        """What is kept of n pictures: single vectors (n, d), n multi-vectors as they are stored, and where they look."""
+        """Return what is stored of n pictures: dense vectors (n, d), n multi-vectors as on disk, and where these look."""
         stage = self._stage
         encoding = self._encoder.encode_document(images, task=stage.task, truncate_dim=stage.dims, truncate=True)
         width = stage.dims or self._encoder.card.dims
@@ -169,31 +175,32 @@ class PageReader:
         if self._layout is None:
             return dense, None, patches
         assert encoding.multi is not None
-        reduced = [self._reduced(encoding.multi[at], one, images[at]) for at, one in enumerate(patches)]
+        reduced = [self._reduced(encoding.multi[number], patches[number], image) for number, image in enumerate(images)]
         multi = self._layout.store(MultiVectors.pack([rows for rows, _ in reduced]))
-        return dense, multi, [one for _, one in reduced]
+        return dense, multi, [grid for _, grid in reduced]
 
     def _patches(self, image: Image) -> Patches | None:
         return self._encoder.patches(image.width, image.height) if isinstance(self._encoder, ImageEncoder) else None
 
     def _reduced(self, rows: Floats, patches: Patches | None, image: Image) -> tuple[Floats, Patches | None]:
-        """A page's multi-vector made smaller, as the stage says, and where the vectors left look."""
+        """Return a page's multi-vector with fewer vectors, as the stage says, and where these look."""
         if patches is None:
             return rows, patches
         return fewer_patches(rows, patches, pool=self._stage.pool, background=self._stage.background, image=image)
 
 
 class _Spool:
-    """Multi-vectors that wait for their commit: in memory, or beyond SPOOL bytes in a file without a name, which ends with us."""
+    """Multi-vectors that wait for their commit: in memory, or beyond SPOOL bytes in a file without a name, which no crash leaves
+    behind."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._file: Any = None
+        self._file: IO[bytes] | None = None
 
     def relieve(self, parts: list[Stored]) -> list[Stored]:
-        """The parts, those in memory written down where they are too many."""
-        held = [one for one in parts if not isinstance(one.values, np.memmap)]
-        if sum(one.values.nbytes for one in held) < SPOOL:
+        """Return the parts; those in memory are written to the file where they are too large together."""
+        held = [part for part in parts if not isinstance(part.values, np.memmap)]
+        if sum(part.values.nbytes for part in held) < SPOOL:
             return parts
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - it is closed by `close`
@@ -202,17 +209,17 @@ class _Spool:
         self._file.write(np.ascontiguousarray(joined.values).data)
         self._file.flush()
         mapped = np.memmap(self._file, dtype=joined.values.dtype, mode="r", offset=begin, shape=joined.values.shape)
-        return [*(one for one in parts if isinstance(one.values, np.memmap)), Stored(mapped, joined.lengths, joined.loss)]
+        return [*(part for part in parts if isinstance(part.values, np.memmap)), Stored(mapped, joined.lengths, joined.loss)]
 
     def close(self) -> None:
-        """Let go of the file; what was mapped of it stays, as long as it is used."""
+        """Close the file. What is mapped of it stays readable for as long as it is used."""
         if self._file is not None:
             self._file.close()
 
 
 def figure_share(image: Image, page: Page) -> float:
-    """The share of a page, 0-1, on which there is ink that is no word: pictures, drawings, charts. 1 for a page without words
-    that has ink all over."""
+    """Return the share of a page, 0-1, that has ink other than words: pictures, drawings, charts. It is 1 for a page without
+    words that has ink all over."""
     grey = np.asarray(image.convert("L"))
     height, width = (side // CELL * CELL for side in grey.shape)
     if height == 0 or width == 0:
@@ -226,7 +233,7 @@ def figure_share(image: Image, page: Page) -> float:
 
 
 def _pixels(page: Page, shape: tuple[int, ...]) -> Iterator[list[int]]:
-    """The words' boxes in pixels of the rendered page, a little larger: ink runs over."""
+    """Yield the words' boxes in pixels of the rendered page, a little larger, since ink runs over."""
     boxes = page.words.boxes
     if len(boxes) == 0 or page.width <= 0 or page.height <= 0:
         return

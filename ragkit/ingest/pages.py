@@ -50,7 +50,7 @@ class PageEmbedder:
             raise LoadError(f"none of its pages can be seen again: {seen.warnings[0]}")  # what was seen before must not be lost
         item.seen, item.complete = seen.vectors, item.complete and not seen.warnings
         item.warnings += seen.warnings
-        if not item.chunks and not seen.vectors.pages and not seen.warnings:
+        if not item.units and not seen.warnings:
             item.warnings += ("nothing was found in it: no text, and no page that is not blank",)
         self.report.count_pages(len(seen.vectors.pages), blank=seen.blank)
 

@@ -91,21 +91,25 @@ def prepare_batch(
     items: Sequence[Item | Failure], recipe: Recipe, models: LoadedModels, *, options: AddOptions | None = None
 ) -> list[Prepared | Failure]:
     """Chunk and encode loaded documents together; one result for each, in their order. Failures are passed on."""
-    batch = [item for item in items if isinstance(item, Item)]
-    for item in batch:
+    loaded = [item for item in items if isinstance(item, Item)]
+    for item in loaded:
         split(item, recipe, models)
-    if models.embeds:
-        TextEmbedder(recipe, models.encoder, Report()).embed([item for item in batch if not item.problem])
-    if models.page_encoder is not None:
-        _embed_pages(batch, recipe, models.page_encoder, options or AddOptions())
+    _embed([item for item in loaded if not item.problem], recipe, models, options or AddOptions())
     return [_result(item) if isinstance(item, Item) else item for item in items]
+
+
+def _embed(items: Sequence[Item], recipe: Recipe, models: LoadedModels, options: AddOptions) -> None:
+    if models.embeds:
+        TextEmbedder(recipe, models.encoder, Report()).embed(items)
+    if models.page_encoder is not None:
+        _embed_pages([item for item in items if item.document.pages], recipe, models.page_encoder, options)
 
 
 def _embed_pages(items: Sequence[Item], recipe: Recipe, encoder: Encoder, options: AddOptions) -> None:
     with page_parser(recipe, options) as parser, tempfile.TemporaryDirectory(prefix="ragkit-pages-") as scratch:
         embedder = PageEmbedder(recipe, encoder, Report(), parser, Path(scratch))
         for item in items:
-            if item.problem or not item.document.pages:
+            if item.problem:
                 continue
             same = item.file is not None and is_unchanged(item.file, item.origin.content_hash, item.stamp)
             try:
@@ -139,7 +143,7 @@ def as_prepared(item: Item) -> Prepared:
 
 
 def split(item: Item, recipe: Recipe, models: LoadedModels) -> None:
-    """Set the chunks of a document, and its vector where it brings one; or its problem. Adds warnings of what is lacking."""
+    """Set the chunks of a document, and its vector where it brings one; or its problem. Sets its warnings, too."""
     try:
         if models.embeds and item.document.vector is None:
             item.chunks = tuple(_chunks(item.document, recipe, models))
@@ -150,14 +154,18 @@ def split(item: Item, recipe: Recipe, models: LoadedModels) -> None:
         expected = isinstance(error, (RagkitError, ValueError))
         item.problem = str(error) if expected else f"{type(error).__name__}: {error}"
         return
-    item.warnings = load_warnings(item.document)
+    item.warnings = (*load_warnings(item.document), *_lacks(item, recipe, models))
+
+
+def _lacks(item: Item, recipe: Recipe, models: LoadedModels) -> Iterator[str]:
+    """Yield warnings of what a document cannot be found by: text, a vector."""
     sees = models.sees(item)
     if recipe.load.ocr == "off" and not sees and (count := textless_pages(item.document)):
-        item.warnings += (f'{count} of {len(item.document.pages)} pages have no text; ocr="auto" (--ocr auto) reads them',)
+        yield f'{count} of {len(item.document.pages)} pages have no text; ocr="auto" (--ocr auto) reads them'
     if not item.chunks and not sees:
-        item.warnings += ("no text was found in it",)
+        yield "no text was found in it"
     elif not models.embeds and not item.dense:
-        item.warnings += ("it brings no vector, so it is found by its words alone",)
+        yield "it brings no vector, so it is found by its words alone"
 
 
 def _chunks(document: Document, recipe: Recipe, models: LoadedModels) -> list[Chunk]:

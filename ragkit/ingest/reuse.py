@@ -14,7 +14,7 @@ import numpy as np
 from ragkit.core.errors import Damaged
 from ragkit.core.types import Chunk, Document, Floats, Ints, Page, Span
 from ragkit.store.local.reader import Reader
-from ragkit.store.values import CHUNK, PAGE, DocumentRow, PageVectors
+from ragkit.store.values import CHUNK, PAGE, DocumentRow, PageVectors, UnitRow
 from ragkit.store.vectors.multi_layout import Stored
 
 
@@ -109,17 +109,22 @@ def stored_pages(reader: Reader, row: DocumentRow, pages: Sequence[Page]) -> Pag
     """Return the stored vectors of the page images of a live document version that has these pages; None where some are missing,
     or there are none."""
     try:
-        units = [unit for unit in reader.units_of(row.id) if unit.kind == PAGE]
+        units = page_units(reader, row)
         ids = np.array([row.id], dtype=np.int64)
         dense, multi = reader.rows_of(ids, kind=PAGE).get(row.id), reader.multi_of(ids, kind=PAGE).get(row.id)
     except Damaged:  # the pages are seen anew; `ragkit verify` reports the damage
         return None
     by_number = {page.number: page for page in pages}
     embedded = tuple(by_number[unit.page] for unit in units if unit.page in by_number)
-    counts = {len(vectors) for vectors in (dense, multi) if vectors is not None}
-    if not units or counts != {len(embedded)} or len(embedded) != len(units):
+    counts = {len(embedded), *(len(vectors) for vectors in (dense, multi) if vectors is not None)}
+    if not units or counts != {len(units)} or (dense is None and multi is None):
         return None
     return PageVectors(embedded, tuple(unit.patches for unit in units), dense, tuple(multi or ()))
+
+
+def page_units(reader: Reader, row: DocumentRow) -> list[UnitRow]:
+    """Return the units of a document that are page images."""
+    return [unit for unit in reader.units_of(row.id) if unit.kind == PAGE]
 
 
 def same_input(first: EmbeddingInput, second: EmbeddingInput) -> bool:
