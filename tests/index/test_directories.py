@@ -273,7 +273,7 @@ def test_status_and_retry_from_the_command_line(folder: Path, tmp_path: Path) ->
     told = runner.invoke(app, ["status", library])
     assert told.exit_code == 3
     assert "1 documents" in told.stdout
-    assert "bad.json: it is no JSON" in told.stdout
+    assert "bad.json: not JSON" in told.stdout
     found = json.loads(runner.invoke(app, ["status", library, "--json"]).stdout)
     assert [one["source"] for one in found["failures"]] == ["bad.json"]
     assert sum(found["reasons"].values()) == 1

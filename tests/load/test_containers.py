@@ -95,7 +95,7 @@ def test_a_mailbox_holds_messages_known_by_their_ids(tmp_path: Path) -> None:
     assert isinstance(results[0], Document)
     assert results[0].text.endswith("\n\nFrom here\non.")
     path.write_bytes(b"no mailbox\n")
-    assert "no mailbox" in told(read(path))[0][1]
+    assert "not a mailbox" in told(read(path))[0][1]
 
 
 def multipart(kind: str, *parts: str, headers: str = "Subject: S\n") -> bytes:
@@ -140,7 +140,7 @@ def test_messages_of_one_id_are_two_and_failures_name_their_message(tmp_path: Pa
     assert told(read(tmp_path / "box.mbox")) == [
         ("box.mbox#1@x.org", "a"),
         ("box.mbox#1@x.org (2)", "b"),
-        ("LoadError", "message 3: it is no message: it has no headers"),
+        ("LoadError", "message 3: not a message: it has no headers"),
     ]
 
 

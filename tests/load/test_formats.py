@@ -112,7 +112,7 @@ def test_any_json_keeps_all_its_words(value: Any) -> None:
 def test_json_with_a_value_on_each_line_is_a_list_of_them() -> None:
     lines = '{"title": "a"}\n\n{"title": "b", "n": [1]}\n'
     assert read("a.json", lines).text == read("a.json", '[{"title": "a"}, {"title": "b", "n": [1]}]').text
-    with pytest.raises(LoadError, match="it is no JSON: Extra data: line 2"):
+    with pytest.raises(LoadError, match="not JSON: Extra data: line 2"):
         read("a.json", '{"title": "a"}\n{"title": \n')
 
 
@@ -434,7 +434,7 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_header() -> None:
         read("a.png", picture("PNG", size=(300, 200)), pixels=59_999)
     with pytest.raises(LoadError):
         read("a.png", picture("PNG")[:20])
-    with pytest.raises(LoadError, match="no image"):
+    with pytest.raises(LoadError, match="not an image"):
         read("a.png", "words")
 
 

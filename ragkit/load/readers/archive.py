@@ -13,12 +13,12 @@ import lzma
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from io import RawIOBase
+from io import BufferedIOBase, RawIOBase
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import IO
 
 from ragkit.core.errors import EncryptedDocument, LimitExceeded, LoadError
 from ragkit.core.types import Document
@@ -27,13 +27,26 @@ from ragkit.load.limits import Budget, Options
 from ragkit.load.member import EmbeddedFile, begins, inside, load_embedded, unique
 from ragkit.load.normalize import iso
 
+Member = tuple[EmbeddedFile, str]  # a file and its date
+
 _PIECE = 1 << 18  # bytes unpacked at a time
 _BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, ValueError)
-_OPENERS: dict[str, Any] = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def _gunzip(packed: IO[bytes]) -> BufferedIOBase:
+    return gzip.GzipFile(fileobj=packed, mode="rb")
+
+
+_OPENERS: dict[str, Callable[[IO[bytes]], BufferedIOBase]] = {
+    ".gz": _gunzip,
+    ".tgz": _gunzip,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+}
 
 
 def load(path: Path, options: Options) -> Iterator[Document | LoadError]:
-    """The Documents of all files in an archive; one that cannot be read is yielded as an error that names it."""
+    """Yield the Documents of all files in an archive; for a file that cannot be read, an error that names it."""
     begun = 0
 
     def on_part(name: str) -> bool:
@@ -54,45 +67,46 @@ def load(path: Path, options: Options) -> Iterator[Document | LoadError]:
         raise LoadError("the archive holds no file")
 
 
-Member = tuple[EmbeddedFile, str]  # a file and its date
-
-
 def _zip(path: Path, options: Options) -> Iterator[Member | LoadError]:
-    budget = options.budget
-    assert budget is not None
     taken: set[str] = set()
     with path.open("rb") as file:
         try:
             archive = zipfile.ZipFile(file)
             infos = archive.infolist()
         except _BROKEN as error:
-            raise LoadError(f"it is no zip archive, or it is damaged: {error}") from None
+            raise LoadError(f"not a zip archive, or damaged: {error}") from None
         for info in infos:
             name = plain_name(_zip_name(info))
-            mode = info.external_attr >> 16
-            if not name or info.is_dir() or mode & 0o170000 == 0o120000:
+            is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
+            if not name or info.is_dir() or is_link:
                 continue
             name = unique(name, taken, suffix=PurePosixPath(name).suffix)
-            if not begins(name, options):
-                continue
-            try:
-                password = options.password.encode() if options.password else None
-                with archive.open(info, pwd=password) as member:
-                    data = _counted(member, name, options, budget)
-                yield EmbeddedFile(name, data), _zip_date(info)
-            except RuntimeError as error:  # zipfile's word for a missing or wrong password
-                wrong = "the password does not open it" if options.password else "it needs a password"
-                yield EncryptedDocument(f"{name}: it is encrypted; {wrong}" if info.flag_bits & 1 else f"{name}: {error}")
-            except _BROKEN as error:
-                yield LoadError(f"{name}: damaged in the archive: {error}")
-            except LoadError as error:
-                if budget.spent:
-                    raise
-                yield error
+            if begins(name, options):
+                yield _zip_member(archive, info, name, options)
+
+
+def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, options: Options) -> Member | LoadError:
+    """Return a file and its date, or why it cannot be read. Raise LimitExceeded where the whole archive unpacks to too much."""
+    budget = options.budget
+    assert budget is not None
+    try:
+        password = options.password.encode() if options.password else None
+        with archive.open(info, pwd=password) as member:
+            data = _counted(member, name, options, budget)
+        return EmbeddedFile(name, data), _zip_date(info)
+    except RuntimeError as error:  # zipfile raises it for a missing or wrong password
+        wrong = "the password does not open it" if options.password else "it needs a password"
+        return EncryptedDocument(f"{name}: it is encrypted; {wrong}" if info.flag_bits & 1 else f"{name}: {error}")
+    except _BROKEN as error:
+        return LoadError(f"{name}: damaged in the archive: {error}")
+    except LoadError as error:
+        if budget.spent:
+            raise
+        return error
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """A name that is UTF-8 without saying so, as macOS writes them, is read as such, and not as cp437."""
+    """Return a member's name; one that is UTF-8 without saying so, as macOS writes them, is not read as cp437."""
     try:
         return info.filename if info.flag_bits & 0x800 else info.filename.encode("cp437").decode()
     except UnicodeError:
@@ -107,43 +121,45 @@ def _zip_date(info: zipfile.ZipInfo) -> str:
 
 
 def _tar(path: Path, options: Options) -> Iterator[Member | LoadError]:
-    budget = options.budget
-    assert budget is not None
     opener = _OPENERS.get(path.suffix.lower())
-    taken: set[str] = set()
     with path.open("rb") as packed:
         try:
-            unpacked: Any = opener(packed) if opener else packed
-            stream = _Counted(unpacked, budget if opener else None)
+            stream = _Counted(opener(packed), options.budget) if opener else _Counted(packed, None)
             with tarfile.open(fileobj=stream, mode="r|") as archive:
-                for info in archive:
-                    name = plain_name(info.name)
-                    if not name or not info.isreg():
-                        continue
-                    name = unique(name, taken, suffix=PurePosixPath(name).suffix)
-                    if not begins(name, options):
-                        continue
-                    member = archive.extractfile(info)
-                    if member is None:
-                        continue
-                    try:
-                        data = _counted(member, name, options, None if opener else budget)
-                    except LimitExceeded as error:
-                        if budget.spent:
-                            raise
-                        yield error
-                        continue
-                    yield EmbeddedFile(name, data), iso(info.mtime)
-            if any(stream.last):  # tarfile takes any end for the end
+                # What a packed archive unpacks to is counted by its stream, else it is counted member by member.
+                yield from _tar_members(archive, options, None if opener else options.budget)
+            if any(stream.last):  # tarfile takes any end of the file for the end of the archive
                 yield LoadError("the archive is cut short, or goes on after its end mark: files may be missing")
         except _BROKEN as error:
-            raise LoadError(f"it is no tar archive, or it is damaged: {error}") from None
+            raise LoadError(f"not a tar archive, or damaged: {error}") from None
+
+
+def _tar_members(archive: tarfile.TarFile, options: Options, budget: Budget | None) -> Iterator[Member | LoadError]:
+    taken: set[str] = set()
+    for info in archive:
+        name = plain_name(info.name)
+        if not name or not info.isreg():
+            continue
+        name = unique(name, taken, suffix=PurePosixPath(name).suffix)
+        if begins(name, options) and (member := archive.extractfile(info)) is not None:
+            yield _tar_member(member, name, info.mtime, options, budget)
+
+
+def _tar_member(member: IO[bytes], name: str, time: float, options: Options, budget: Budget | None) -> Member | LoadError:
+    """Return a file and its date, or an error where it is too large. Raise LimitExceeded where the whole archive is."""
+    assert options.budget is not None
+    try:
+        return EmbeddedFile(name, _counted(member, name, options, budget)), iso(time)
+    except LimitExceeded as error:
+        if options.budget.spent:
+            raise
+        return error
 
 
 class _Counted(RawIOBase):
-    """A stream that takes from a budget what is read from it: what a tar archive skips is unpacked too."""
+    """A stream that takes from a budget what is read from it: what tarfile skips is unpacked too."""
 
-    def __init__(self, inner: BinaryIO, budget: Budget | None) -> None:
+    def __init__(self, inner: IO[bytes] | BufferedIOBase, budget: Budget | None) -> None:
         self._inner, self._budget = inner, budget
         self.last = b""  # the last block read; of a whole archive it is empty
 
@@ -158,8 +174,8 @@ class _Counted(RawIOBase):
         return data
 
 
-def _counted(member: Any, name: str, options: Options, budget: Budget | None) -> bytes:
-    """A member's bytes. LimitExceeded where they are too many for one file, or for all."""
+def _counted(member: IO[bytes], name: str, options: Options, budget: Budget | None) -> bytes:
+    """Return a member's bytes. Raise LimitExceeded where they are too many for one file, or for all files together."""
     pieces, size = [], 0
     while piece := member.read(_PIECE):
         size += len(piece)
@@ -172,7 +188,7 @@ def _counted(member: Any, name: str, options: Options, budget: Budget | None) ->
 
 
 def plain_name(name: str) -> str:
-    """A member's name as a relative path without "." and ".."; "" for what is hidden or has none."""
+    """Return a member's name as a relative path without "." and ".."; "" for a hidden file and for one without a name."""
     parts = [part for part in one_line(name).replace("\\", "/").replace("#", "_").split("/") if part not in ("", ".", "..")]
     if parts and len(parts[0]) == 2 and parts[0][1] == ":":  # a drive
         parts = parts[1:]

@@ -50,8 +50,7 @@ def _read_block(source: LineSource, at: int, attributes: str) -> int:
     if match := _HEADING.fullmatch(line.text.rstrip()):
         return _read_heading(source, at, match)
     if match := _ATTRIBUTE.fullmatch(line.text):
-        if match[1] in _META and match[2].strip():
-            source.meta.setdefault(_META[match[1]], match[2].strip())
+        _read_attribute(source, match)
         return at + 1
     if _TABLE.fullmatch(line.text):
         return _read_table(source, at, attributes)
@@ -65,6 +64,11 @@ def _read_block(source: LineSource, at: int, attributes: str) -> int:
     else:
         source.add("paragraph", at, end)
     return end
+
+
+def _read_attribute(source: LineSource, match: re.Match[str]) -> None:
+    if match[1] in _META and match[2].strip():
+        source.meta.setdefault(_META[match[1]], match[2].strip())
 
 
 def _is_source(attributes: str) -> bool:

@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ragkit.core.errors import LimitExceeded, LoadError
 from ragkit.core.types import Block, Document, Span
@@ -25,12 +24,12 @@ _INDENT = "  "
 _TITLES = ("title", "name")
 
 
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as it is written: names may come twice."""
+class _Pairs(list[tuple[str, object]]):
+    """The names and values of a JSON object as they are written: names may come twice."""
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
-    """The one Document of a .json, .yaml or .yml file."""
+    """Yield the one Document of a .json, .yaml or .yml file."""
     text = text_of(path.read_bytes())
     if path.suffix.lower() != ".json":
         cuts = sorted({0, *(match.start() for match in _ENTRY.finditer(text))})
@@ -39,14 +38,15 @@ def load(path: Path, options: Options) -> Iterator[Document]:
     try:
         value = _parsed(text)
     except (ValueError, RecursionError) as error:
-        raise LoadError(f"it is no JSON: {error}" if isinstance(error, ValueError) else "it is nested too deeply") from None
+        raise LoadError(f"not JSON: {error}" if isinstance(error, ValueError) else "it is nested too deeply") from None
     yield _written(value, options.limits)
 
 
-def _parsed(text: str) -> Any:
-    """The value of a JSON text; of one with a value on each line, as logs and exports have them, the list of these."""
+def _parsed(text: str) -> object:
+    """Return the value of a JSON text; where each line is a value, as in logs and exports, the list of these."""
     try:
-        return json.loads(text, object_pairs_hook=_Pairs)
+        value: object = json.loads(text, object_pairs_hook=_Pairs)
+        return value
     except ValueError:
         lines = [line for line in text.split("\n") if line.strip()]
         with suppress(ValueError):
@@ -55,14 +55,14 @@ def _parsed(text: str) -> Any:
         raise
 
 
-def _written(value: Any, limits: Limits) -> Document:
-    """The lines of a JSON value, with a block for each entry of the top level."""
+def _written(value: object, limits: Limits) -> Document:
+    """Return the Document of a JSON value: its lines, with a block for each entry of the top level."""
     lines: list[str] = []
-    starts, size, seen = [], 0, -1
-    for depth, line, number in _lines(value):
-        if number != seen:
+    starts, size, last = [], 0, -1
+    for depth, line, entry in _lines(value):
+        if entry != last:
             starts.append(size)
-            seen = number
+            last = entry
         lines.append(_INDENT * depth + clean(line))
         size += len(lines[-1]) + 1
         if size > limits.characters:
@@ -72,32 +72,35 @@ def _written(value: Any, limits: Limits) -> Document:
         Block("code", Span(start, end - 1)) for start, end in zip(starts, [*starts[1:], len(text) + 1], strict=True) if text
     )
     named = dict(value) if isinstance(value, _Pairs) else {}
-    title = next((named[name] for name in _TITLES if isinstance(named.get(name), str)), "")
+    title = next((value for value in map(named.get, _TITLES) if isinstance(value, str)), "")
     return Document(text=text, title=" ".join(clean(title).split()), meta={"language": "json"}, blocks=blocks)
 
 
-def _lines(value: Any) -> Iterator[tuple[int, str, int]]:
-    """Depth, line, and the number of the top level's entry, in order; with a list of our own, so depth costs no stack."""
-    entry = 0
-    todo: list[tuple[int, str, Any]] = [(0, "", value)]
-    first = True
-    while todo:
-        depth, lead, one = todo.pop()
-        if depth == 0 and not first:
-            entry += 1
-        inner = [] if not isinstance(one, list) else one if isinstance(one, _Pairs) else [("-", each) for each in one]
-        if inner:
-            below = depth if first else depth + 1
-            if lead:
-                yield depth, lead.rstrip(), entry
-            marks = [f"{name}: " if isinstance(one, _Pairs) else "- " for name, _ in inner]
-            todo += [(below, mark, each) for mark, (_, each) in zip(reversed(marks), reversed(inner), strict=True)]
-        else:
-            yield depth, lead + _scalar(one), entry
-        first = False
+def _lines(value: object) -> Iterator[tuple[int, str, int]]:
+    """Yield depth, line, and the number of the top level's entry, in order. A stack of its own keeps depth off Python's."""
+    if not isinstance(value, list) or not value:
+        yield 0, _scalar(value), 0
+        return
+    waiting = [(0, mark, inner) for mark, inner in reversed(_entries(value))]
+    entry = -1
+    while waiting:
+        depth, mark, inner = waiting.pop()
+        entry += depth == 0
+        if not isinstance(inner, list) or not inner:
+            yield depth, mark + _scalar(inner), entry
+            continue
+        yield depth, mark.rstrip(), entry
+        waiting += [(depth + 1, deeper, each) for deeper, each in reversed(_entries(inner))]
 
 
-def _scalar(value: Any) -> str:
+def _entries(value: list[object]) -> list[tuple[str, object]]:
+    """Return what stands before each value of an object or a list, and the value."""
+    if isinstance(value, _Pairs):
+        return [(f"{name}: ", inner) for name, inner in value]
+    return [("- ", inner) for inner in value]
+
+
+def _scalar(value: object) -> str:
     if isinstance(value, str):
         return " ".join(value.split("\n")) if "\n" in value else value
     if isinstance(value, _Pairs):

@@ -15,13 +15,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ragkit.core.errors import LimitExceeded, LoadError
-from ragkit.core.types import Block, Document, Page, Span, Words
+from ragkit.core.types import Block, Document, Json, Page, Span, Words
 from ragkit.load.builder import CELL, PAGE_BREAK, clean, one_line
 from ragkit.load.limits import Limits, Options
 from ragkit.load.member import EmbeddedFile
@@ -40,6 +41,7 @@ _KINDS = {
 _CELLS = 1_000_000  # of one table, merged ones counted in each place they cover
 
 Box = tuple[float, float, float, float]
+Node = Mapping[str, Any]  # an object of the JSON that docling exports
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,38 +60,39 @@ class _Item:
     level: int
     text: str
     places: tuple[_Place, ...] = ()
-    rows: tuple[tuple[int, int, int], ...] = ()  # of a table: start and end of its lines, and whether they are header rows
+    rows: tuple[tuple[int, int, int], ...] = ()  # of a table: start and end of its lines, and 1 where they are header rows
 
 
 def load(path: Path | EmbeddedFile, options: Options) -> Iterator[Document]:
-    """The one Document of a file that docling exported."""
+    """Yield the one Document of a file that docling exported."""
     try:
-        found = json.loads(path.read_bytes())
+        exported = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise LoadError(f"it is no JSON: {error}") from None
-    yield from_docling(found, limits=options.limits, on_page=options.on_page)
+        raise LoadError(f"not JSON: {error}") from None
+    yield from_docling(exported, limits=options.limits, on_page=options.on_page)
 
 
 def from_docling(
-    converted: Any, *, id: str = "", limits: Limits | None = None, on_page: Callable[[int], None] | None = None
+    converted: object, *, id: str = "", limits: Limits | None = None, on_page: Callable[[int], None] | None = None
 ) -> Document:
-    """A Document of a DoclingDocument, or of what its `export_to_dict` gives. LoadError for what is neither."""
+    """Return the Document of a DoclingDocument, or of what its `export_to_dict` gives. Raise LoadError for anything else."""
     exported = converted.export_to_dict() if hasattr(converted, "export_to_dict") else converted
     if not isinstance(exported, Mapping) or exported.get("schema_name") != "DoclingDocument":
-        raise LoadError("it is no DoclingDocument: its JSON has no schema_name that says so")
+        raise LoadError('not a DoclingDocument: its JSON has no "schema_name": "DoclingDocument"')
     limits = limits or Limits()
     try:
         sizes = {int(number): _size(page) for number, page in exported.get("pages", {}).items()}
         if len(sizes) > limits.pages:
             raise LimitExceeded(f"{len(sizes)} pages, more than the limit of {limits.pages} (Limits.pages)")
-        items = list(_Reader(exported, sizes, limits).items())
-        document = _document(items, dict(sorted(sizes.items())), exported)
-        return check(replace(document, id=id))
+        assembly = _Assembly(dict(sorted(sizes.items())))
+        for item in list(_Reader(exported, sizes, limits).items()):
+            assembly.add(item)
+        return check(replace(assembly.document(exported), id=id))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise LoadError(f"it is no DoclingDocument as docling writes it: {type(error).__name__}: {error}") from None
+        raise LoadError(f"not a DoclingDocument as docling writes it: {type(error).__name__}: {error}") from None
 
 
-def _size(page: Mapping[str, Any]) -> tuple[float, float]:
+def _size(page: Node) -> tuple[float, float]:
     return float(page["size"]["width"]), float(page["size"]["height"])
 
 
@@ -97,7 +100,7 @@ def _size(page: Mapping[str, Any]) -> tuple[float, float]:
 class _Reader:
     """Walks the body in reading order; each item once, however often it is referred to."""
 
-    exported: Mapping[str, Any]
+    exported: Node
     sizes: Mapping[int, tuple[float, float]]
     limits: Limits
     seen: set[str] = field(default_factory=set)
@@ -113,12 +116,13 @@ class _Reader:
                 self.seen.add(reference)
                 node = self._node(reference)
                 if node.get("label") == "inline":
-                    yield from self._kept([self._inline(node)])
+                    yield from self._counted([self._inline(node)])
                     continue
-                yield from self._kept(self._of(node))
+                yield from self._counted(self._of(node))
                 waiting.append(self._children(node))
 
-    def _kept(self, items: list[_Item]) -> Iterator[_Item]:
+    def _counted(self, items: list[_Item]) -> Iterator[_Item]:
+        """Yield the items that have text. Raise LimitExceeded once there is too much of it."""
         for item in items:
             self.characters += len(item.text) + 2
             if self.characters > self.limits.characters:
@@ -126,24 +130,22 @@ class _Reader:
             if item.text:
                 yield item
 
-    def _children(self, node: Mapping[str, Any]) -> Iterator[str]:
+    def _children(self, node: Node) -> Iterator[str]:
         return iter([str(child["$ref"]) for child in node.get("children", ())])
 
-    def _node(self, reference: str) -> Mapping[str, Any]:
-        """The item that a reference like "#/texts/3" names."""
+    def _node(self, reference: str) -> Node:
+        """Return the node that a reference like "#/texts/3" names."""
         _, name, *number = reference.split("/")
-        found = self.exported[name]
-        return found[int(number[0])] if number else found  # type: ignore[no-any-return]
+        nodes = self.exported[name]
+        return nodes[int(number[0])] if number else nodes  # type: ignore[no-any-return]
 
-    def _of(self, node: Mapping[str, Any]) -> list[_Item]:
-        """The items that a node makes by itself, captions before what they are of."""
+    def _of(self, node: Node) -> list[_Item]:
+        """Return the items that a node makes by itself, its captions before it."""
         label = node.get("label", "")
         if "data" in node and "table_cells" in node["data"]:
             return [*self._captions(node), self._table(node)]
         if label in ("picture", "chart"):
-            said = [note.get("text", "") for note in node.get("annotations", ()) if note.get("kind") == "description"]
-            said.append(((node.get("meta") or {}).get("description") or {}).get("text", ""))
-            text = one_line(" ".join(dict.fromkeys(filter(None, said))))
+            text = _description(node)
             return [*self._captions(node), _Item("paragraph", 0, text, self._places(node, len(text)))]
         if "text" not in node:
             return []
@@ -153,16 +155,16 @@ class _Reader:
         level = 1 if label == "title" else min(int(node.get("level", 1)) + 1, 6) if kind == "heading" else 0
         return [_Item(kind, level, text, self._places(node, len(text)))]
 
-    def _captions(self, node: Mapping[str, Any]) -> list[_Item]:
-        found = []
+    def _captions(self, node: Node) -> list[_Item]:
+        items = []
         for reference in (str(caption["$ref"]) for caption in node.get("captions", ())):
             if reference not in self.seen:
                 self.seen.add(reference)
-                found += self._of(self._node(reference))
-        return found
+                items += self._of(self._node(reference))
+        return items
 
-    def _inline(self, node: Mapping[str, Any]) -> _Item:
-        """Pieces of one paragraph, set in several ways."""
+    def _inline(self, node: Node) -> _Item:
+        """Return the one paragraph whose pieces are set in several ways."""
         text, places = "", []
         for reference in self._children(node):
             self.seen.add(reference)
@@ -172,19 +174,18 @@ class _Reader:
                 text += piece.text
         return _Item("paragraph", 0, text, tuple(places))
 
-    def _places(self, node: Mapping[str, Any], length: int) -> tuple[_Place, ...]:
-        """One place for each stretch of the text; the last one reaches to its end."""
-        said = [one for one in node.get("prov", ()) if int(one["page_no"]) in self.sizes]
-        starts = [min(max(int(one["charspan"][0]), 0), length) if at else 0 for at, one in enumerate(said)]
-        found: list[_Place] = []
-        for at, (one, start) in enumerate(zip(said, starts, strict=True)):
-            end = starts[at + 1] if at + 1 < len(said) else length
-            if start < end and start >= (found[-1].end if found else 0):
-                page = int(one["page_no"])
-                found.append(_Place(start, end, page, self._box(one["bbox"], page)))
-        return tuple(found)
+    def _places(self, node: Node, length: int) -> tuple[_Place, ...]:
+        """Return a place for each stretch of the text; the last one reaches to the text's end."""
+        stretches = [stretch for stretch in node.get("prov", ()) if int(stretch["page_no"]) in self.sizes]
+        starts = [min(max(int(stretch["charspan"][0]), 0), length) if at else 0 for at, stretch in enumerate(stretches)]
+        places: list[_Place] = []
+        for stretch, start, end in zip(stretches, starts, [*starts[1:], length], strict=False):
+            if start < end and start >= (places[-1].end if places else 0):
+                page = int(stretch["page_no"])
+                places.append(_Place(start, end, page, self._box(stretch["bbox"], page)))
+        return tuple(places)
 
-    def _box(self, box: Mapping[str, Any], page: int) -> Box:
+    def _box(self, box: Node, page: int) -> Box:
         width, height = self.sizes[page]
         left, right = sorted((float(box["l"]), float(box["r"])))
         edges = float(box["t"]), float(box["b"])
@@ -196,35 +197,36 @@ class _Reader:
             min(max(bottom, 0.0), height),
         )
 
-    def _table(self, node: Mapping[str, Any]) -> _Item:
-        """Rows as lines; a place for each cell that has a box, else one for each row: the table's."""
-        filled = self._grid(node["data"])
-        whole = self._places(node, 1)
-        text, places, rows = "", [], []
-        for line in filled:
-            texts = [one_line(str(cell.get("text", ""))) if cell else "" for cell in line]
-            if not any(texts):
+    def _table(self, node: Node) -> _Item:
+        """Return a table with its rows as lines, and a place for each cell that has a box; a row without any has the table's."""
+        whole = next(iter(self._places(node, 1)), None)
+        text, rows = "", []
+        places: list[_Place] = []
+        for cells in self._grid(node["data"]):
+            words = [one_line(str(cell.get("text", ""))) if cell else "" for cell in cells]
+            if not any(words):
                 continue
             text += "\n" if text else ""
-            start, boxed = len(text), False
-            for number, (cell, words) in enumerate(zip(line, texts, strict=True)):
-                text += CELL if number else ""
-                if whole and words and cell and cell.get("bbox"):
-                    box = self._box(cell["bbox"], whole[0].page)
-                    places.append(_Place(len(text), len(text) + len(words), whole[0].page, box))
-                    boxed = True
-                text += words
-            text = text.rstrip()
-            if whole and not boxed:
-                places.append(replace(whole[0], start=start, end=len(text)))
-            rows.append((start, len(text), int(all(cell.get("column_header") for cell in line if cell))))
+            start = len(text)
+            text = (text + CELL.join(words)).rstrip()
+            if whole is not None:
+                row_places = list(self._cell_places(cells, words, start, whole.page))
+                places += row_places or [replace(whole, start=start, end=len(text))]
+            rows.append((start, len(text), int(all(cell.get("column_header") for cell in cells if cell))))
         return _Item("table", 0, text, tuple(places), tuple(rows))
 
-    def _grid(self, data: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
+    def _cell_places(self, cells: list[Node], words: list[str], start: int, page: int) -> Iterator[_Place]:
+        for cell, text in zip(cells, words, strict=True):
+            if text and cell and cell.get("bbox"):
+                yield _Place(start, start + len(text), page, self._box(cell["bbox"], page))
+            start += len(text) + len(CELL)
+
+    def _grid(self, data: Node) -> list[list[Node]]:
+        """Return the cells in rows and columns, a merged one in each place that it covers, {} where there is none."""
         high, wide = int(data["num_rows"]), int(data["num_cols"])
         if high * wide > _CELLS:
             raise LimitExceeded(f"a table of {high} rows and {wide} columns, more than {_CELLS} cells")
-        grid: list[list[Mapping[str, Any]]] = [[{} for _ in range(max(wide, 0))] for _ in range(max(high, 0))]
+        grid: list[list[Node]] = [[{} for _ in range(max(wide, 0))] for _ in range(max(high, 0))]
         left = _CELLS
         for cell in data["table_cells"]:
             down = range(max(int(cell["start_row_offset_idx"]), 0), min(int(cell["end_row_offset_idx"]), high))
@@ -232,70 +234,95 @@ class _Reader:
             left -= len(down) * len(across)
             if left < 0:
                 raise LimitExceeded(f"a table whose cells cover more than {_CELLS} places")
-            for row in down:
-                for column in across:
-                    grid[row][column] = cell
+            for row, column in product(down, across):
+                grid[row][column] = cell
         return grid
 
 
-def _document(items: list[_Item], sizes: Mapping[int, tuple[float, float]], exported: Mapping[str, Any]) -> Document:
-    parts: list[str] = []
-    size = 0
-    blocks: list[Block] = []
-    begins: dict[int, int] = {}  # where the pages begin, by number
-    ends: dict[int, int] = {}
-    words: dict[int, list[tuple[int, int, Box]]] = {number: [] for number in sizes}
-    page = 0
-    repeated: set[str] = set()
-    before: _Item | None = None
-    for item in items:
-        first = item.places[0].page if item.places else page
-        turns = first > page and bool(sizes)
-        joins = before is not None and before.kind == item.kind == "list" and not turns
-        gap = "" if before is None else PAGE_BREAK if turns and page else "\n" if joins else "\n\n"
+def _description(node: Node) -> str:
+    """Return what a picture's annotations and metadata say of it."""
+    texts = [note.get("text", "") for note in node.get("annotations", ()) if note.get("kind") == "description"]
+    texts.append(((node.get("meta") or {}).get("description") or {}).get("text", ""))
+    return one_line(" ".join(dict.fromkeys(filter(None, texts))))
+
+
+class _Assembly:
+    """The text so far with its blocks, and what stands on which page."""
+
+    def __init__(self, sizes: Mapping[int, tuple[float, float]]) -> None:
+        self._sizes = sizes
+        self._parts: list[str] = []
+        self._size = 0
+        self._blocks: list[Block] = []
+        self._page = 0
+        self._begins: dict[int, int] = {}  # where the pages begin, by number
+        self._ends: dict[int, int] = {}
+        self._words: dict[int, list[tuple[int, int, Box]]] = {number: [] for number in sizes}
+        self._repeated: set[str] = set()  # texts of headers and footers
+        self._before: _Item | None = None
+
+    def add(self, item: _Item) -> None:
+        first = item.places[0].page if item.places else self._page
+        turns = first > self._page and bool(self._sizes)
+        joins = self._before is not None and self._before.kind == item.kind == "list" and not turns
+        gap = self._gap(turns=turns, joins=joins)
+        start = self._size + len(gap)
         if turns:
-            ends[page] = size
-            page = first
-            begins[page] = size + len(gap)
-        parts += (gap, item.text)
-        start = size + len(gap)
-        size = start + len(item.text)
-        for place in item.places:
-            if place.page > page:  # it runs on: the next page begins within it
-                ends[page], page = start + place.start, place.page
-                begins[page] = start + place.start
-            if place.page == page:
-                words[page].append((start + place.start, start + place.end, place.box))
+            self._begin_page(first, start, end=self._size)
+        self._parts += (gap, item.text)
+        self._size = start + len(item.text)
+        self._add_words(item, start)
         if joins:
-            blocks[-1] = replace(blocks[-1], span=Span(blocks[-1].span.start, size))
+            self._blocks[-1] = replace(self._blocks[-1], span=Span(self._blocks[-1].span.start, self._size))
         else:
-            level = item.level
-            if item.kind in ("header", "footer"):
-                level = int(item.text in repeated or item.text.strip().isdigit())
-                repeated.add(item.text)
-            blocks.append(Block(item.kind, Span(start, size), level))
-        blocks += [Block("row", Span(start + low, start + high), header) for low, high, header in item.rows]
-        before = item
-    ends[page] = size
-    text = "".join(parts)
-    first_heading = next((block for block in blocks if block.kind == "heading"), None)
-    origin = exported.get("origin") or {}
-    meta: dict[str, Any] = {"pages": len(sizes)} if sizes else {}
-    meta |= {"origin": str(origin["filename"])} if origin.get("filename") else {}
-    title = first_heading.span.of(text) if first_heading else ""
-    return Document(text=text, title=title, meta=meta, blocks=tuple(blocks), pages=tuple(_pages(sizes, begins, ends, words)))
+            self._blocks.append(Block(item.kind, Span(start, self._size), self._level(item)))
+        self._blocks += [Block("row", Span(start + low, start + high), header) for low, high, header in item.rows]
+        self._before = item
 
+    def _gap(self, *, turns: bool, joins: bool) -> str:
+        if self._before is None:
+            return ""
+        if turns and self._page:
+            return PAGE_BREAK
+        return "\n" if joins else "\n\n"
 
-def _pages(
-    sizes: Mapping[int, tuple[float, float]],
-    begins: Mapping[int, int],
-    ends: Mapping[int, int],
-    words: Mapping[int, list[tuple[int, int, Box]]],
-) -> Iterator[Page]:
-    at = 0
-    for number, (width, height) in sizes.items():
-        start = begins.get(number, at)
-        at = max(ends.get(number, start), start)
-        spans = np.array([row[:2] for row in words[number]], np.int64).reshape(-1, 2)
-        boxes = np.array([row[2] for row in words[number]], np.float32).reshape(-1, 4)
-        yield Page(number, width, height, Span(start, at), Words(spans, boxes))
+    def _begin_page(self, page: int, start: int, *, end: int) -> None:
+        """Begin a page at a character; the one before it ends at another."""
+        self._ends[self._page] = end
+        self._page = page
+        self._begins[page] = start
+
+    def _add_words(self, item: _Item, start: int) -> None:
+        for place in item.places:
+            if place.page > self._page:  # the item runs on: the next page begins within it
+                self._begin_page(place.page, start + place.start, end=start + place.start)
+            if place.page == self._page:
+                self._words[self._page].append((start + place.start, start + place.end, place.box))
+
+    def _level(self, item: _Item) -> int:
+        """Return an item's level; that of headers and footers is 1 where they are repeated, or a page number."""
+        if item.kind not in ("header", "footer"):
+            return item.level
+        level = int(item.text in self._repeated or item.text.strip().isdigit())
+        self._repeated.add(item.text)
+        return level
+
+    def document(self, exported: Node) -> Document:
+        """Return the Document of all items, called after its first heading."""
+        self._ends[self._page] = self._size
+        text = "".join(self._parts)
+        heading = next((block for block in self._blocks if block.kind == "heading"), None)
+        origin = exported.get("origin") or {}
+        meta: Json = {"pages": len(self._sizes)} if self._sizes else {}
+        meta |= {"origin": str(origin["filename"])} if origin.get("filename") else {}
+        title = heading.span.of(text) if heading else ""
+        return Document(text=text, title=title, meta=meta, blocks=tuple(self._blocks), pages=tuple(self._pages()))
+
+    def _pages(self) -> Iterator[Page]:
+        at = 0
+        for number, (width, height) in self._sizes.items():
+            start = self._begins.get(number, at)
+            at = max(self._ends.get(number, start), start)
+            spans = np.array([row[:2] for row in self._words[number]], np.int64).reshape(-1, 2)
+            boxes = np.array([row[2] for row in self._words[number]], np.float32).reshape(-1, 4)
+            yield Page(number, width, height, Span(start, at), Words(spans, boxes))

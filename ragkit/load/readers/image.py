@@ -10,13 +10,12 @@ import contextlib
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ragkit.core import images as pictures
 from ragkit.core.errors import LimitExceeded, LoadError, MissingExtra, UnsupportedFormat
-from ragkit.core.types import Document
+from ragkit.core.types import Document, Json
 from ragkit.load import ocr
 from ragkit.load.builder import DocumentBuilder
 from ragkit.load.limits import Limits, Options
@@ -29,7 +28,7 @@ _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
-    """The one Document of an image file: pages without text, or with `options.ocr` with what was recognised."""
+    """Yield the one Document of an image file: pages without text, or where `options.ocr` asks for it with recognised text."""
     builder = DocumentBuilder(options.limits)
     frames = open_pages(path, options)
     try:
@@ -68,13 +67,13 @@ def _recognised(frames: Frames, options: Options) -> Document:
 
 
 def open_pages(path: Path, options: Options) -> Frames:
-    """The pages of an image file, to be drawn. Raises LoadError, or UnsupportedFormat without Pillow."""
+    """Open an image file, to draw its pages. Raise LoadError, or UnsupportedFormat without Pillow."""
     prepare()
     return Frames(path, options.limits)
 
 
 def prepare(_engine: str = "") -> None:
-    """Imports Pillow. Raises UnsupportedFormat without it."""
+    """Import Pillow. Raise UnsupportedFormat without it."""
     try:
         from PIL import Image
     except ImportError:
@@ -92,7 +91,7 @@ class Frames:
         self._file = path.open("rb")
         try:
             with _damage():
-                self._image: Any = Image.open(self._file, formats=_FORMATS)
+                self._image: pictures.Image = Image.open(self._file, formats=_FORMATS)
                 self._frames = int(getattr(self._image, "n_frames", 1)) if self._image.format == "TIFF" else 1
         except BaseException:
             self._file.close()
@@ -105,13 +104,13 @@ class Frames:
     def count(self) -> int:
         return self._frames
 
-    def meta(self) -> dict[str, Any]:
+    def meta(self) -> Json:
         with _damage():
             self._image.seek(0)
             return _meta(self._image)
 
     def size(self, index: int) -> tuple[float, float]:
-        """In points, as a viewer shows it. LimitExceeded for more pixels than Limits.pixels."""
+        """Return width and height in points, as a viewer shows it. Raise LimitExceeded for more pixels than Limits.pixels."""
         with _damage():
             image = self._at(index)
             dpi = _resolution(image)
@@ -119,12 +118,12 @@ class Frames:
         return width * 72 / dpi, height * 72 / dpi
 
     def draw(self, index: int, width: int, height: int) -> Pixels:
-        """Upright, on white, in RGB, and brought to so many pixels by bicubic averaging: (height, width, 3)."""
+        """Return a page upright, on white, in RGB, and brought to so many pixels by bicubic averaging: (height, width, 3)."""
         with _damage():
             picture = pictures.upright(self._at(index))
         return np.asarray(pictures.resized(picture, (width, height)))
 
-    def _at(self, index: int) -> Any:
+    def _at(self, index: int) -> pictures.Image:
         self._image.seek(index)
         width, height = self._image.size
         if width * height > self._limits.pixels:
@@ -134,20 +133,20 @@ class Frames:
 
 @contextlib.contextmanager
 def _damage() -> Iterator[None]:
-    """What Pillow raises of a broken file, as a LoadError."""
+    """Raise what Pillow raises of a broken file as a LoadError."""
     from PIL import UnidentifiedImageError
 
     try:
         yield
     except UnidentifiedImageError:
-        raise LoadError("it is no image of a known kind, or it is damaged") from None
+        raise LoadError("not an image of a supported kind, or damaged") from None
     except pictures.NoWhite as error:
         raise LoadError(str(error)) from None
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
         raise LoadError(f"the image is damaged: {error}") from None
 
 
-def _resolution(image: Any) -> float:
+def _resolution(image: pictures.Image) -> float:
     try:
         dpi = float(image.info.get("dpi", (_DPI,))[0])
     except (TypeError, ValueError, IndexError, ZeroDivisionError):
@@ -155,13 +154,13 @@ def _resolution(image: Any) -> float:
     return dpi if 20 <= dpi <= 4800 else _DPI
 
 
-def _meta(image: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {"width": image.width, "height": image.height}
+def _meta(image: pictures.Image) -> Json:
+    meta: Json = {"width": image.width, "height": image.height}
     for tag, name in _EXIF.items():
         value = image.getexif().get(tag)
         if isinstance(value, str) and (value := value.strip("\0 ")):
-            found[name] = value
-    if "created" in found:  # "2024:01:31 12:00:00"
-        date, _, time = found["created"].partition(" ")
-        found["created"] = date.replace(":", "-") + (f"T{time}" if time else "")
-    return found
+            meta[name] = value
+    if "created" in meta:  # "2024:01:31 12:00:00"
+        date, _, time = meta["created"].partition(" ")
+        meta["created"] = date.replace(":", "-") + (f"T{time}" if time else "")
+    return meta

@@ -22,7 +22,7 @@ _UTF8_MARK = b"\xef\xbb\xbf"
 
 
 def load(path: Path, options: Options) -> Iterator[Document | LoadError]:
-    """A Document for each line, `id` the record's own or one made from its content; a LoadError for each that is none."""
+    """Yield a Document for each line, its `id` the record's own or made from its content; a LoadError for a bad line."""
     limit = options.limits.file_bytes
     with path.open("rb") as file:
         number = 0

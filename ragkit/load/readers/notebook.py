@@ -6,10 +6,9 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ragkit.core.errors import LoadError
-from ragkit.core.types import Document
+from ragkit.core.types import Document, Json
 from ragkit.load.builder import DocumentBuilder, clean
 from ragkit.load.decode import text_of
 from ragkit.load.limits import Options
@@ -20,40 +19,47 @@ _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
-    """The one Document of an .ipynb file, of notebook format 3 or 4."""
+    """Yield the one Document of an .ipynb file, of notebook format 3 or 4."""
     try:
         notebook = json.loads(text_of(path.read_bytes()))
     except (ValueError, RecursionError) as error:
-        raise LoadError(f"it is no JSON: {error}") from None
+        raise LoadError(f"not JSON: {error}") from None
     if not isinstance(notebook, dict):
-        raise LoadError("it is no notebook: a JSON object was expected")
-    sheets = [one for one in _list(notebook.get("worksheets")) if isinstance(one, dict)]
-    cells = _list(notebook.get("cells")) or [cell for sheet in sheets for cell in _list(sheet.get("cells"))]
+        raise LoadError("not a notebook: a JSON object was expected")
     builder = DocumentBuilder(options.limits)
-    for cell in cells:
-        if isinstance(cell, dict):
-            _cell(builder, cell)
+    for cell in _cells(notebook):
+        _write_cell(builder, cell)
     about = _dict(notebook.get("metadata"))
-    authors = [str(one.get("name", "")) for one in _list(about.get("authors")) if isinstance(one, dict)]
+    authors = [str(author.get("name", "")) for author in _dicts(about.get("authors"))]
     programming = _dict(about.get("kernelspec")).get("language") or _dict(about.get("language_info")).get("name")
     meta = {"author": ", ".join(filter(None, authors)), "language": str(programming or "")}
     yield builder.document(title=str(about.get("title") or ""), meta=meta)
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _cells(notebook: Json) -> list[Json]:
+    """Return the cells: format 4 has them in one list, format 3 in worksheets."""
+    cells = notebook.get("cells")
+    if isinstance(cells, list) and cells:
+        return _dicts(cells)
+    return [cell for sheet in _dicts(notebook.get("worksheets")) for cell in _dicts(sheet.get("cells"))]
 
 
-def _dict(value: Any) -> dict[str, Any]:
+def _dicts(value: object) -> list[Json]:
+    return [element for element in value if isinstance(element, dict)] if isinstance(value, list) else []
+
+
+def _dict(value: object) -> Json:
     return value if isinstance(value, dict) else {}
 
 
-def _joined(value: Any) -> str:
-    """Notebooks keep texts whole or in lines."""
-    return "".join(map(str, value)) if isinstance(value, list) else value if isinstance(value, str) else ""
+def _joined(value: object) -> str:
+    """Return a text, which notebooks keep whole or in lines; "" for anything else."""
+    if isinstance(value, list):
+        return "".join(map(str, value))
+    return value if isinstance(value, str) else ""
 
 
-def _cell(builder: DocumentBuilder, cell: dict[str, Any]) -> None:
+def _write_cell(builder: DocumentBuilder, cell: Json) -> None:
     kind, source = cell.get("cell_type"), clean(_joined(cell.get("source", cell.get("input")))).strip("\n")
     if kind == "markdown":
         builder.include(Document(text=source, blocks=tuple(blocks_of(source))))
@@ -61,14 +67,14 @@ def _cell(builder: DocumentBuilder, cell: dict[str, Any]) -> None:
         builder.heading(source, int(cell["level"]) if isinstance(cell.get("level"), int) else 1)
     elif kind == "code":
         builder.block("code", source)
-        for output in _list(cell.get("outputs")):
-            _output(builder, _dict(output))
+        for output in _dicts(cell.get("outputs")):
+            _write_output(builder, output)
     else:
         builder.paragraph(source)
 
 
-def _output(builder: DocumentBuilder, output: dict[str, Any]) -> None:
-    """What a cell printed or showed: a table where it is HTML, else its plain text; pictures say nothing here."""
+def _write_output(builder: DocumentBuilder, output: Json) -> None:
+    """Write what a cell printed or showed: its HTML where it has one, else its plain text. Pictures are left out."""
     data = _dict(output.get("data", output))
     if page := _joined(data.get("text/html")):
         builder.include(html.parse(page))

@@ -7,13 +7,12 @@ footnote, signs are written into the source that no text has (Unicode's nonchara
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count, groupby
 from pathlib import Path
-from typing import Any
 
 from ragkit.core.errors import LoadError, MissingExtra, UnsupportedFormat
-from ragkit.core.types import Document
+from ragkit.core.types import Document, Json
 from ragkit.load.builder import DocumentBuilder
 from ragkit.load.limits import Options
 
@@ -33,14 +32,14 @@ _DATE = re.compile(r"\{\\(creatim|revtim)\\yr(\d+)\\mo(\d+)\\dy(\d+)(?:\\hr(\d+)
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
-    """The one Document of an .rtf file."""
+    """Yield the one Document of an .rtf file."""
     try:
         from striprtf.striprtf import rtf_to_text
     except ImportError:
         raise UnsupportedFormat(str(MissingExtra.of("striprtf", "office", "reading RTF"))) from None
-    source = path.read_bytes().decode("latin-1")  # RTF is ASCII; bytes beyond it are told by their own escapes
+    source = path.read_bytes().decode("latin-1")  # RTF is ASCII; bytes beyond it are written as escapes
     if not source.lstrip().startswith("{\\rtf"):
-        raise LoadError("it is no RTF: it does not begin with {\\rtf")
+        raise LoadError("not an RTF file: it does not begin with {\\rtf")
     text = rtf_to_text(_marked(source), errors="replace").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     builder = DocumentBuilder(options.limits)
     _write(builder, _SYMBOLS.sub("", text))
@@ -49,7 +48,7 @@ def load(path: Path, options: Options) -> Iterator[Document]:
 
 
 def _marked(source: str) -> str:
-    """The source with signs before headings, and around footnotes, which are taken out of the group that hides them."""
+    """Return the source with signs before headings and around footnotes, which are taken out of the group that hides them."""
     levels = {number: int(level) for number, level in _STYLE.findall(source)}
 
     def heading(match: re.Match[str]) -> str:
@@ -96,16 +95,17 @@ def _write(builder: DocumentBuilder, text: str) -> None:
             follow(line)
 
 
-def _meta(head: str, plain: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _meta(head: str, plain: Callable[..., str]) -> Json:
+    """Return title, author and dates; `plain` is striprtf's function that makes text of RTF."""
+    meta: Json = {}
     page = _PAGE.search(head)
     for match in _FIELD.finditer(head):
         value = plain(f"{{\\rtf1\\ansi{page[0] if page else ''} {match[2]}}}", errors="replace").strip()
         if value.strip("?\ufffd "):  # what the code page cannot hold is written as question marks
-            found.setdefault(_INFO[match[1]], value)
+            meta.setdefault(_INFO[match[1]], value)
     for match in _DATE.finditer(head):
         kind, year, month, day, hour, minute = match.groups()
         date = f"{int(year):04}-{int(month):02}-{int(day):02}" + (f"T{int(hour):02}:{int(minute):02}:00" if hour else "")
         if 0 < int(month) <= 12 and 0 < int(day) <= 31:
-            found["created" if kind == "creatim" else "modified"] = date
-    return found
+            meta["created" if kind == "creatim" else "modified"] = date
+    return meta

@@ -10,11 +10,12 @@ import datetime
 import re
 from collections.abc import Iterator, Sequence
 from io import BytesIO
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from ragkit.core.errors import EncryptedDocument, LoadError, MissingExtra, UnsupportedFormat
-from ragkit.core.types import Document
+from ragkit.core.types import Document, Json
 from ragkit.load.builder import DocumentBuilder, one_line
 from ragkit.load.limits import Options
 from ragkit.load.readers.odf import properties
@@ -23,22 +24,25 @@ from ragkit.load.readers.zip_xml import Package, core_properties
 _SIZE = (612.0, 792.0)  # points; a sheet has no size of its own, and citations need none
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _MERGED = 100_000  # cells filled from merged ones, at most
+_ENCRYPTED = "it is encrypted; save it without a password"
+
+Sheet = Any  # python_calamine.CalamineSheet: naming the type would import calamine, which not every installation has
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
-    """The one Document of a spreadsheet."""
+    """Yield the one Document of a spreadsheet."""
     try:
         import python_calamine as calamine
     except ImportError:
         raise UnsupportedFormat(str(MissingExtra.of("python-calamine", "office", "reading spreadsheets"))) from None
     data = path.read_bytes()
-    meta: dict[str, Any] = {}
+    meta: Json = {}
     if data.startswith(b"PK"):
         package = Package(data, options)
-        package.measure()  # the parser in Rust inflates without asking anybody
+        package.measure()  # the parser in Rust inflates without counting
         meta = properties(package) if "content.xml" in package else core_properties(package)
     elif "EncryptedPackage".encode("utf-16-le") in data:
-        raise EncryptedDocument("it is encrypted; save it without a password")
+        raise EncryptedDocument(_ENCRYPTED)
     title = meta.pop("title", "")
     builder = DocumentBuilder(options.limits)
     try:
@@ -50,31 +54,33 @@ def load(path: Path, options: Options) -> Iterator[Document]:
             sheet = workbook.get_sheet_by_index(number - 1)
             _write(builder, _cells(sheet))
     except calamine.PasswordError:
-        raise EncryptedDocument("it is encrypted; save it without a password") from None
+        raise EncryptedDocument(_ENCRYPTED) from None
     except calamine.CalamineError as error:
-        raise LoadError(f"it is no spreadsheet, or it is damaged: {error}") from None
+        raise LoadError(f"not a spreadsheet, or damaged: {error}") from None
     yield builder.document(title=title or Path(path.name).stem, meta=meta)
 
 
-def _cells(sheet: Any) -> list[list[str]]:
-    """The cells' texts, those covered by a merged one filled with its text."""
+def _cells(sheet: Sheet) -> list[list[str]]:
+    """Return the cells' texts; those that a merged cell covers have its text."""
     rows = [[shown(value) for value in row] for row in sheet.to_python()]
-    filled = 0
-    top0, left0 = sheet.start or (0, 0)
-    for (top, left), (bottom, right) in sheet.merged_cell_ranges or ():
-        if top < top0 or left < left0:
-            continue  # it begins before the first cell with a value, and so has none
-        for row in range(top - top0, min(bottom - top0 + 1, len(rows))):
-            for column in range(left - left0, min(right - left0 + 1, len(rows[row]))):
-                filled += 1
-                if filled > _MERGED:
-                    return rows
-                rows[row][column] = rows[row][column] or rows[top - top0][left - left0]
+    for row, column, text in islice(_covered(sheet, rows), _MERGED):
+        rows[row][column] = rows[row][column] or text
     return rows
 
 
-def shown(value: Any) -> str:
-    """A cell's value as people write it: whole numbers without a fraction, dates in ISO form."""
+def _covered(sheet: Sheet, rows: list[list[str]]) -> Iterator[tuple[int, int, str]]:
+    """Yield row, column and text of each cell that a merged one covers, that one itself included."""
+    first_row, first_column = sheet.start or (0, 0)
+    for (top, left), (bottom, right) in sheet.merged_cell_ranges or ():
+        if top < first_row or left < first_column:
+            continue  # it begins before the first cell with a value, and so has none
+        for row in range(top - first_row, min(bottom - first_row + 1, len(rows))):
+            for column in range(left - first_column, min(right - first_column + 1, len(rows[row]))):
+                yield row, column, rows[top - first_row][left - first_column]
+
+
+def shown(value: object) -> str:
+    """Return a cell's value as people write it: whole numbers without a fraction, dates in ISO form."""
     if isinstance(value, bool):
         return "TRUE" if value else "FALSE"
     if isinstance(value, float):
@@ -92,25 +98,30 @@ def _write(builder: DocumentBuilder, rows: Sequence[Sequence[str]]) -> None:
         if any(row):
             together.append(row)
         elif together:
-            _write_table(builder, together)
+            _write_table(builder, _without_empty_columns(together))
             together = []
 
 
-def _write_table(builder: DocumentBuilder, rows: Sequence[Sequence[str]]) -> None:
-    """Rows without the columns that are empty in all of them. A single cell is a line of text."""
-    used = [at for at in range(max(map(len, rows))) if any(at < len(row) and row[at] for row in rows)]
-    rows = [[row[at] if at < len(row) else "" for at in used] for row in rows]
-    while rows and len(used) > 1 and len(lone := [cell for cell in rows[0] if cell]) == 1 and len(rows) > 1:
-        builder.paragraph(lone[0])  # a title over the table
+def _without_empty_columns(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return the rows without the columns that are empty in all of them; shorter rows are filled up."""
+    filled = list(zip_longest(*rows, fillvalue=""))
+    return [list(row) for row in zip(*(column for column in filled if any(column)), strict=True)]
+
+
+def _write_table(builder: DocumentBuilder, rows: list[list[str]]) -> None:
+    """Write a table; rows of one cell above it are titles, and a single cell is a line of text."""
+    columns = len(rows[0])
+    while columns > 1 and len(rows) > 1 and len(cells := [cell for cell in rows[0] if cell]) == 1:
+        builder.paragraph(cells[0])
         rows = rows[1:]
-    if len(used) == 1 and len(rows) == 1:
+    if columns == 1 and len(rows) == 1:
         builder.paragraph(rows[0][0])
     else:
         builder.table(rows, headers=int(has_header(rows)))
 
 
 def has_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names the columns: words, or years above what is none, no two alike, and rows after it."""
+    """Whether the first row names the columns: words, or years above other values, no two alike, and rows after it."""
     if len(rows) < 2:
         return False
     names = [cell for cell in rows[0] if cell]

@@ -22,7 +22,7 @@ _TOP = re.compile(r"(?:\A|(?<=\n))(?=[^\s)}\]])")
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
-    """The one Document of a source file; `meta["language"]` is its programming language."""
+    """Yield the one Document of a source file; `meta["language"]` is its programming language."""
     data = path.read_bytes()
     named = [match[1].decode("ascii", "replace") for line in data.split(b"\n", 2)[:2] if (match := _CODING.match(line))]
     text = text_of(data, declared=named)
@@ -33,7 +33,7 @@ def load(path: Path, options: Options) -> Iterator[Document]:
 
 
 def _python(text: str) -> Iterator[Block]:
-    """A block for each top-level definition, its decorators and comments above it included, and for what is between."""
+    """Yield a block for each top-level definition, with its decorators and the comments above it, and for what is between."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a "\\d" in somebody's source is not our warning
@@ -55,7 +55,7 @@ def _python(text: str) -> Iterator[Block]:
 
 
 def _line_starts(text: str) -> list[int]:
-    """Where each line of Python begins, and the end: Python ends lines at \\n, \\r\\n and \\r only, and so must we."""
+    """Return where each line of Python begins, and the end: Python ends lines at \\n, \\r\\n and \\r only, and so must we."""
     return [0, *(match.end() for match in re.finditer(r"\r\n|\r|\n", text)), len(text)]
 
 
@@ -69,7 +69,7 @@ def _stanzas(text: str) -> Iterator[Block]:
 
 
 def stretches(text: str, cuts: list[int]) -> Iterator[Block]:
-    """The non-blank stretches between cuts, without the blank lines around them."""
+    """Yield the stretches between cuts that are not blank, without the blank lines around them."""
     for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True):
         piece = text[start:end]
         if not piece.strip():

@@ -22,16 +22,16 @@ from ragkit.load.readers.sheet import has_header
 
 _DELIMITERS = "\t;|,"  # of two that cut alike, the first: what has commas besides semicolons has them within its cells
 _SAMPLE = 50  # records looked at
-_SAID = re.compile(r"sep=([^\w \r\n\"])\r?\n", re.IGNORECASE)  # a first line that Excel writes and reads
+_EXCEL_LINE = re.compile(r"sep=([^\w \r\n\"])\r?\n", re.IGNORECASE)  # a first line that Excel writes and reads
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
-    """The one Document of a table."""
+    """Yield the one Document of a table."""
     text = clean(text_of(path.read_bytes()))
-    said = _SAID.match(text)
-    delimiter = said[1] if said else "\t" if path.suffix.lower() in (".tsv", ".tab") else _delimiter(text)
+    stated = _EXCEL_LINE.match(text)
+    delimiter = stated[1] if stated else "\t" if path.suffix.lower() in (".tsv", ".tab") else _delimiter(text)
     csv.field_size_limit(min(options.limits.characters, sys.maxsize))
-    lines = csv.reader(StringIO(text[said.end() :] if said else text, newline=""), delimiter=delimiter)
+    lines = csv.reader(StringIO(text[stated.end() :] if stated else text, newline=""), delimiter=delimiter)
     builder = DocumentBuilder(options.limits)
     try:
         first = list(islice(lines, _SAMPLE))
@@ -42,7 +42,7 @@ def load(path: Path, options: Options) -> Iterator[Document]:
 
 
 def _delimiter(text: str) -> str:
-    """The delimiter that cuts most of the first records into columns, alike and many."""
+    """Return the delimiter that cuts most of the first records into as many columns, and into many."""
 
     def quality(delimiter: str) -> tuple[bool, bool, int]:
         try:

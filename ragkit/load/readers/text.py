@@ -14,12 +14,12 @@ _PARAGRAPH = re.compile(r"\S[^\n]*(?:\n(?=[^\n]*\S)[^\n]*)*")
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
-    """The one Document of a text file."""
+    """Yield the one Document of a text file."""
     text = text_of(path.read_bytes())
     yield Document(text=text, blocks=tuple(paragraphs(text)))
 
 
 def paragraphs(text: str) -> Iterator[Block]:
-    """Stretches of lines that are not blank, without the white space around them."""
+    """Yield the stretches of lines that are not blank, without the white space around them."""
     for match in _PARAGRAPH.finditer(text):
         yield Block("paragraph", Span(match.start(), match.start() + len(match[0].rstrip())))
