@@ -13,9 +13,8 @@ import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from ragkit.core.types import Ints
+from ragkit.core.types import Ints, Mask
 
 GRAPHEME, WORD, CLAUSE, SENTENCE, LINE, ITEM, PARAGRAPH, SECTION = range(8)
 
@@ -65,7 +64,7 @@ class Cuts:
     def __len__(self) -> int:
         return len(self.at)
 
-    def where(self, keep: npt.NDArray[np.bool_]) -> Cuts:
+    def where(self, keep: Mask) -> Cuts:
         """Return the cuts that are true in `keep`."""
         return Cuts(self.at[keep], self.strength[keep])
 

@@ -15,18 +15,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
 from ragkit.core.arrays import MultiVectors
 from ragkit.core.errors import EncodeError, RagkitError
 from ragkit.core.types import (
+    Array,
     Floats,
     Ints,
+    Mask,
     Patches,  # re-exported: it is part of the contract
 )
 
 Item = Any  # str; a PIL image, or (str, image) together, where the model sees: see `ragkit.encode.texts.split_item`
-IdArray = npt.NDArray[Any]  # token ids of one text, (t,), in whatever dtype its encoder keeps them: only the encoder reads them
+IdArray = Array  # token ids of one text, (t,), in whatever dtype its encoder keeps them: only the encoder reads them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +53,7 @@ class TokenStates:
 
     states: Floats
     spans: Ints
-    special: npt.NDArray[np.bool_]
+    special: Mask
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +66,7 @@ class TokenIds:
 
     ids: IdArray
     spans: Ints
-    special: npt.NDArray[np.bool_]
+    special: Mask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from ragkit.core.errors import CheckpointError, MissingExtra
-from ragkit.core.types import Floats
+from ragkit.core.types import Array, Floats
 from ragkit.encode.torch_backend import Tensor
 
 Config = Mapping[str, Any]  # a JSON object of settings: config.json and its like
@@ -94,7 +93,7 @@ class Tensors:
 
     path: Path
     sha256: str  # of the whole file, hexadecimal
-    arrays: Mapping[str, npt.NDArray[Any]]
+    arrays: Mapping[str, Array]
     bfloat16: frozenset[str]
 
     def float32(self, name: str) -> Floats:

@@ -18,7 +18,7 @@ import xxhash
 
 from ragkit.core.arrays import unit_and_lengths, unit_rows
 from ragkit.core.images import Image
-from ragkit.core.types import Box, Floats, Ints, Patches
+from ragkit.core.types import Box, Floats, Ints, Mask, Patches
 from ragkit.encode.contract import EncoderCard, Encoding, IdArray, Item, TokenIds, TokenStates
 from ragkit.encode.images import Resizing, upright_rgb, upright_size
 from ragkit.encode.methods import RoleMethods, pack_multi
@@ -260,7 +260,7 @@ def _resizing(max_pixels: int | None, *, images: bool) -> Resizing:
     return Resizing(unit=CELL, least=CELL**2, most=max_pixels or MAX_PIXELS)
 
 
-def _between_specials(spans: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
+def _between_specials(spans: Ints) -> tuple[Ints, Mask]:
     """Return (spans, special) of the text's own tokens with a special token before and after them."""
     special = np.zeros(len(spans) + 2, dtype=np.bool_)
     special[[0, -1]] = True

@@ -13,10 +13,9 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ragkit.core.images import Image
-from ragkit.core.types import Box, Ints, Patches
+from ragkit.core.types import Box, Ints, Mask, Patches
 from ragkit.encode.images import Resizing, check_sides, shortest_at
 
 UNKNOWN = 1 << 20  # pixels to render for a processor that names no sizes
@@ -110,7 +109,7 @@ def _tile_by_tile(processor: Processor, blank: Image, *, count: int) -> Ints | N
     return grid.transpose(0, 2, 1, 3).reshape(down * side, across * side)
 
 
-def masked_tokens(model: Model, features: Features, *, task: str) -> npt.NDArray[np.bool_]:
+def masked_tokens(model: Model, features: Features, *, task: str) -> Mask:
     """Return which tokens of the first input become vectors, in order, by the model's own mask: (tokens,) bool."""
     for module in model:
         if type(module).__name__ == "MultiVectorMask":
