@@ -55,10 +55,10 @@ from torch.nn import functional
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
 from ragkit.encode.images import normalised, patch_rows
-from ragkit.encode.models.jina_v4 import AFTER, DESCRIBE
-from ragkit.encode.models.jina_v4 import BEFORE as PROMPT
 from ragkit.encode.models.jina_v4_files import ADAPTED, TASKS
 from ragkit.encode.models.jina_v4_model import Row
+from ragkit.encode.models.jina_v4_prompts import AFTER, DESCRIBE
+from ragkit.encode.models.jina_v4_prompts import BEFORE as PROMPT
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = 192, 2, 6, 2, 384
 V_HIDDEN, V_DEPTH, V_HEADS, V_INTERMEDIATE, V_FULL = 128, 4, 4, 288, (1, 3)

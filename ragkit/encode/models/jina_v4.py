@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ragkit.core.arrays import unit_and_lengths, unit_rows
-from ragkit.core.errors import CheckpointError, EncodeError, InputTooLong
+from ragkit.core.errors import EncodeError, InputTooLong
 from ragkit.core.images import Image, resized
 from ragkit.core.types import Box, Floats, Ints, Patches
 from ragkit.encode.batching import ahead
@@ -34,15 +34,13 @@ from ragkit.encode.images import Resizing, check_sides, normalised, patch_rows, 
 from ragkit.encode.methods import TokenMethods, pack_multi
 from ragkit.encode.models.jina_v4_files import MAX_TOKENS, V4Settings, V4Tensors
 from ragkit.encode.models.jina_v4_model import QwenAdapted, Row
+from ragkit.encode.models.jina_v4_prompts import DESCRIBE, Prompts
 from ragkit.encode.precision import checked_dtype, compute_dtype, default_device
 from ragkit.encode.tasks import checked_task, full_task, full_task_of_each
 from ragkit.encode.texts import check_rows, check_texts, check_truncate_dim, split_items, too_long
 from ragkit.encode.tokens import Tokenizer
 from ragkit.encode.torch_backend import Tensor, import_torch
 
-BEFORE = "<|im_start|>user\n<|vision_start|>"
-AFTER = "<|im_end|>\n"
-DESCRIBE = "Describe the image."
 CPU_TOKENS, GPU_TOKENS = 2048, 32768  # a batch, padding included
 CPU_PATCHES, GPU_PATCHES = 4096, 65536  # of images in a batch, 14 x 14 pixels each: one page of the published size, or 21
 
@@ -109,37 +107,6 @@ def _resizing(published: Resizing, max_pixels: int | None) -> Resizing:
     if max_pixels < least:
         raise ValueError(f"max_pixels must be at least {least}, the fewest this model sees of an image, got {max_pixels}")
     return replace(published, most=max_pixels)
-
-
-class Prompts:
-    """Inputs as token ids. Thread-safe."""
-
-    def __init__(self, tokenizer: Tokenizer, settings: V4Settings) -> None:
-        """Raise CheckpointError for a tokenizer that adds tokens of its own or lacks those of the prompt."""
-        self.tokenizer = tokenizer
-        self.before, self.after = tokenizer.ids([BEFORE, AFTER])
-        self.pad, self.end = settings.image_token, settings.vision_end
-        whole = tokenizer.ids([f"{BEFORE}<|image_pad|><|vision_end|>"])[0]
-        rows = settings.text["vocab_size"]
-        if tokenizer.special_count or whole.tolist()[-3:] != [settings.vision_start, self.pad, self.end]:
-            raise CheckpointError(
-                "tokenizer.json is not this model's: it adds tokens to a text, or its ids of <|vision_start|>, "
-                "<|image_pad|> and <|vision_end|> are not those in config.json. Fetch the model again"
-            )
-        if tokenizer.vocabulary_size > rows:
-            raise CheckpointError(
-                f"tokenizer.json has {tokenizer.vocabulary_size} tokens, config.json has {rows}: they belong to different models"
-            )
-
-    @staticmethod
-    def prefix(task: str) -> str:
-        """Return the words that stand before a text, by the full task."""
-        return "Passage: " if task.endswith(".passage") else "Query: "
-
-    def with_image(self, words: npt.NDArray[np.int32], high: int, wide: int) -> npt.NDArray[np.int32]:
-        """Return the prompt around high * wide image tokens, with the ids of a text or of DESCRIBE behind them."""
-        image = np.full(high * wide, self.pad, dtype=np.int32)
-        return np.concatenate([self.before, image, np.array([self.end], dtype=np.int32), words, self.after])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
