@@ -1,4 +1,4 @@
-"""One parse in progress: results that wait to be taken."""
+"""Results that one thread makes and another takes, and the threads that make them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Generic, TypeVar
 
 from ragkit.core.errors import LoadError
@@ -29,7 +30,7 @@ class Task(Generic[_R]):
         self._changed = threading.Condition()
 
     def put(self, result: _R) -> bool:
-        """Waits until there is room. False: nobody wants any more."""
+        """Wait until there is room, and put the result in. Return False where nobody wants any more."""
         with self._changed:
             self._changed.wait_for(lambda: self._dropped or len(self._results) < self._room)
             self._results.append(result)
@@ -37,8 +38,10 @@ class Task(Generic[_R]):
             return not self._dropped
 
     def fill(self, make: Callable[[], Iterator[_R]]) -> None:
-        """Makes results and puts them in, until there are none or nobody wants them; whatever is raised, is raised to who takes
-        them, who would wait for ever otherwise."""
+        """Make results and put them in, until there are none or nobody wants them.
+
+        Whatever `make` raises is raised by `results`: whoever takes the results would wait for ever otherwise.
+        """
         failure: BaseException | None = None
         try:
             for result in make():
@@ -52,6 +55,7 @@ class Task(Generic[_R]):
                 self._changed.notify_all()
 
     def drop(self) -> None:
+        """Say that nobody takes any more results."""
         with self._changed:
             self._dropped = True
             self._changed.notify_all()
@@ -61,6 +65,7 @@ class Task(Generic[_R]):
         return self._dropped
 
     def results(self) -> Iterator[_R]:
+        """Yield the results as they come. Raises what making them raised."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ended or bool(self._results))
@@ -73,7 +78,44 @@ class Task(Generic[_R]):
             yield result
 
 
+class TaskThreads:
+    """At most `most` threads that fill tasks, in the order in which the tasks come. Used by one thread."""
+
+    def __init__(self, most: int, *, name: str) -> None:
+        self._most, self._name = most, name
+        self._threads: list[threading.Thread] = []
+        self._ready: deque[Callable[[], None] | None] = deque()  # None ends a thread
+        self._changed = threading.Condition()
+
+    def fill(self, task: Task[_R], make: Callable[[], Iterator[_R]]) -> None:
+        """Have the next free thread make the task's results."""
+        with self._changed:
+            self._ready.append(partial(task.fill, make))
+            self._changed.notify()
+        if len(self._threads) < self._most:
+            self._threads.append(threading.Thread(target=self._work, name=self._name, daemon=True))
+            self._threads[-1].start()
+
+    def close(self) -> None:
+        """Forget the tasks that no thread has begun, and wait for the threads to end."""
+        with self._changed:
+            self._ready.clear()
+            self._ready.extend([None] * len(self._threads))
+            self._changed.notify_all()
+        for thread in self._threads:
+            join_thread(thread)
+
+    def _work(self) -> None:
+        while (work := self._next()) is not None:
+            work()
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._ready))
+            return self._ready.popleft()
+
+
 def join_thread(thread: threading.Thread) -> None:
-    """Wait for its end; one whose start a signal cut short ends by itself."""
+    """Wait for a thread's end; one whose start a signal cut short ends by itself."""
     with contextlib.suppress(RuntimeError):
         thread.join()

@@ -25,6 +25,8 @@ from ragkit.load.limits import Limits
 from ragkit.load.records import BLOCK_KINDS, check, record
 from ragkit.load.render import RenderedPage, WantedPage
 
+Header = dict[str, Any]  # JSON; "kind" says what the frame is
+
 PREFIX = struct.Struct("<4sIQ")
 MAGIC = b"RKF1"
 _HEADER = 64 * 1024 * 1024  # bytes; meta and page labels are all that is in it
