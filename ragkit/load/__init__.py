@@ -1,10 +1,10 @@
-"""A file becomes a Document: found, read in a sandbox, and given an identity.
+"""Files become Documents: they are found, read in a sandbox, and given an identity.
 
     with Parser(workers=2) as parser:
         for source, result in parser.parse(discover("papers/")):
             ...                                  # a Document, or a LoadError whose str() is the reason
 
-In go paths and records, out come Documents (`ragkit.core.types`). Rules: a file is only ever parsed in a child process;
+Paths and records go in, Documents (`ragkit.core.types`) come out. Rules: a file is only ever parsed in a child process;
 a failed document is a value, not an exception, and never takes others with it; loaders know nothing of what comes after
 them. To add a loader, read `ragkit.load.formats`.
 """

@@ -1,20 +1,20 @@
 """A Document is written from top to bottom: loaders of structured files say what comes next, spans and pages follow.
 
-The text is what a reader sees, without markup: blocks are a blank line apart, list items and table rows a line end, cells
-" | ", pages a form feed that belongs to no page. White space within a line is squeezed. A table's rows are whole: a line
-end in a cell is a space. Over `Limits.characters` or `Limits.pages` it stops at once.
+The text is what a reader sees, without markup. A blank line stands between blocks, a line end between list items and table
+rows, " | " between cells, and between pages a form feed that belongs to no page. White space within a line is squeezed. A
+table's row stands on one line: a line end in a cell becomes a space. A document over `Limits.characters` or `Limits.pages`
+raises LimitExceeded at once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from ragkit.core.errors import LimitExceeded
-from ragkit.core.types import Block, Document, Page, Span, Words
+from ragkit.core.types import Block, Document, Metadata, Page, Span, Words
 from ragkit.load.limits import Limits
 
 CELL = " | "
@@ -31,22 +31,23 @@ _UNSTORABLE = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 def clean(text: str) -> str:
-    """Without soft hyphens, which part words that a reader sees whole; what is no text, control characters and lone
-    surrogates, becomes U+FFFD."""
+    """Return text without soft hyphens, which part words that a reader sees whole; control characters and lone surrogates become
+    U+FFFD."""
     return _UNSTORABLE.sub("\ufffd", text.replace(SOFT_HYPHEN, "")) if not text.isprintable() else text
 
 
 def squeezed(text: str) -> str:
-    """White space within lines squeezed to one space, none around lines."""
+    """Return text with one space for each run of white space within a line, and none around lines."""
     return _LINES.sub("\n", _SPACE.sub(" ", clean(text))).strip(" \n")
 
 
 def one_line(text: str) -> str:
+    """Return text with one space for each run of white space, line ends included."""
     return " ".join(clean(text).split())
 
 
 def numeral(number: int, form: str) -> str:
-    """A number in one of the formats of lists: decimal, lowerLetter, upperLetter, lowerRoman, upperRoman."""
+    """Return a number in one of the formats of lists: decimal, lowerLetter, upperLetter, lowerRoman, upperRoman."""
     if form.endswith("Letter"):
         letter = chr(ord("a") + (number - 1) % 26) * min((number - 1) // 26 + 1, 20) if number > 0 else ""
         return letter.upper() if form.startswith("upper") else letter
@@ -60,7 +61,7 @@ def numeral(number: int, form: str) -> str:
 
 
 class DocumentBuilder:
-    """A document being written. Empty texts write nothing."""
+    """Builds one Document, from its beginning to its end. Empty texts write nothing. Raises LimitExceeded."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -76,7 +77,7 @@ class DocumentBuilder:
 
     @property
     def size(self) -> int:
-        """Characters so far, without the gap that is owed to the next block."""
+        """The characters so far, without the gap that is owed to the next block."""
         return self._size
 
     @property
@@ -84,6 +85,7 @@ class DocumentBuilder:
         return len(self._pages)
 
     def _write(self, text: str) -> Span:
+        """Write the gap that is owed, then the text. Returns the text's span."""
         start = self._size + len(self._gap)
         if start + len(text) > self._limits.characters:
             raise LimitExceeded(f"more than {self._limits.characters} characters (Limits.characters)")
@@ -93,11 +95,12 @@ class DocumentBuilder:
         return Span(start, self._size)
 
     def _owe_gap(self) -> None:
+        """Let a blank line stand before the next text, unless it begins its page."""
         if self._size > self._top:
             self._gap = self._gap or "\n\n"
 
     def block(self, kind: str, text: str, level: int = 0) -> Span | None:
-        """A block of its own; `text` is written as it is."""
+        """Write a block of its own, with `text` as it is. Returns its span, None for an empty one."""
         self.end_lists()
         if not text.strip():
             return None
@@ -114,7 +117,7 @@ class DocumentBuilder:
         return self._code(clean(text).rstrip()) if kind == "code" else self.block(kind, squeezed(text))
 
     def _code(self, text: str) -> Span | None:
-        """A line of code with its indentation; lines that follow each other are one block."""
+        """Write a line of code with its indentation; lines that follow each other are one block."""
         last = self._blocks[-1] if self._blocks else None
         if not text or self._lists or last is None or last[0] != "code" or last[2] != self._size or self._top == self._size:
             return self.block("code", text)
@@ -125,7 +128,7 @@ class DocumentBuilder:
         return span
 
     def item(self, text: str, depth: int = 0) -> Span | None:
-        """An item of a list that is `depth` lists deep, on lines of its own; items that follow each other share their list."""
+        """Write an item of a list that is `depth` lists deep, on lines of its own. Items that follow each other share a list."""
         text = squeezed(text)
         if not text:
             return None
@@ -156,7 +159,7 @@ class DocumentBuilder:
             self._close_list()
 
     def table(self, rows: Iterable[Sequence[str]], *, headers: int = 0, caption: str = "") -> None:
-        """A table: each row a line, its cells apart by " | "; the first `headers` rows are header rows."""
+        """Write a table: each row a line, its cells apart by " | "; the first `headers` rows are header rows."""
         self.end_lists()
         if caption:
             self.paragraph(caption, "caption")
@@ -178,7 +181,8 @@ class DocumentBuilder:
             self._gap = "\n\n"
 
     def page(self, width: float, height: float, label: str | None = None, *, number: int | None = None) -> None:
-        """A page begins; sizes in points. the next number unless given. The first page holds what was written before it."""
+        """Begin a page; sizes in points. It has the next number unless another is given. The first page also holds what was
+        written before it."""
         self.end_lists()
         if self._pages:
             self._ends.append(self._size)
@@ -191,7 +195,7 @@ class DocumentBuilder:
         self._page(start, width, height, label, number)
 
     def page_from(self, start: int, width: float, height: float) -> None:
-        """A page begins at a character written already: where a paragraph runs on from one page to the next."""
+        """Begin a page at a character that was written already, since a paragraph runs on from one page to the next."""
         if self._pages:
             self._ends.append(max(start, self._pages[-1][0]))
         self._page(max(start, self._pages[-1][0]) if self._pages else 0, width, height, None, None)
@@ -204,17 +208,17 @@ class DocumentBuilder:
         self._numbers.append(last + 1 if number is None else max(number, last + 1))
 
     def include(self, document: Document) -> None:
-        """Another document's text and blocks, as they are."""
+        """Write another document's text and blocks, as they are."""
         self.end_lists()
         if not document.text.strip():
             return
         self._owe_gap()
         start = self._write(document.text).start
-        self._blocks += [(b.kind, b.span.start + start, b.span.end + start, b.level) for b in document.blocks]
+        self._blocks += [(block.kind, block.span.start + start, block.span.end + start, block.level) for block in document.blocks]
         self._gap = "\n\n"
 
-    def document(self, *, title: str = "", meta: Mapping[str, Any] | None = None) -> Document:
-        """The Document. Without a title of its own it is called after its first heading of the highest level on the way."""
+    def document(self, *, title: str = "", meta: Metadata | None = None) -> Document:
+        """Return the Document. Without a `title` it takes the first heading, if that is of level 1 or 2."""
         self.end_lists()
         text = "".join(self._parts)
         blocks = tuple(Block(kind, Span(start, end), level) for kind, start, end, level in self._blocks)
@@ -225,10 +229,10 @@ class DocumentBuilder:
                 self._pages, [*self._ends, self._size] if self._pages else [], self._numbers, strict=True
             )
         )
-        known = {name: value for name, value in (meta or {}).items() if value not in ("", None, [], {})}
+        fields = {name: value for name, value in (meta or {}).items() if value not in ("", None, [], {})}
         if pages:
-            known.setdefault("pages", len(pages))
-        return Document(text=text, title=one_line(title) or _first_heading(text, blocks), meta=known, pages=pages, blocks=blocks)
+            fields.setdefault("pages", len(pages))
+        return Document(text=text, title=one_line(title) or _first_heading(text, blocks), meta=fields, pages=pages, blocks=blocks)
 
 
 def _first_heading(text: str, blocks: Sequence[Block]) -> str:

@@ -1,4 +1,5 @@
-"""Bytes become text: the encoding is declared by a mark, is UTF-8, is named by the file, or is detected, in that order.
+"""Bytes become text. The encoding is told by a byte order mark, else it is UTF-8, else the one that the file names, else it is
+detected.
 
 A wrong label is common, so a declared encoding is believed only where the bytes fit it.
 """
@@ -21,7 +22,7 @@ _MARKS = (
 _SAMPLE = 256 * 1024  # bytes looked at to guess an encoding
 _SURE = 128  # bytes outside ASCII from which a guess over all encodings is better than the likeliest few
 _LIKELY = ["cp1252", "cp932", "gb18030", "big5", "cp949", "cp1251", "koi8_r", "cp1256", "cp1255", "cp1253", "iso8859_2"]
-_BINARY = re.compile("[\x04-\x06\x0e-\x19]")  # no text has them; NUL, BEL, BS, SUB, ESC and what parts fields some have
+_BINARY = re.compile("[\x04-\x06\x0e-\x19]")  # not in texts, some of which do have NUL, BEL, BS, SUB, ESC and field separators
 _WORD = re.compile(r"[^\W\d_]+")
 _LETTERS = "\u0370-\u06ff\uff61-\uff9f"  # Greek, Cyrillic, Hebrew, Arabic, halfwidth Katakana
 _SIGNS = "\u3040-\u9fff\uac00-\ud7af"  # Japanese, Chinese, Korean: Latin letters stand beside them, not around one
@@ -30,19 +31,19 @@ _MIXED = re.compile(f"[A-Za-z][{_LETTERS}]|[{_LETTERS}][A-Za-z]|[A-Za-z][{_SIGNS
 
 
 def text_of(data: bytes, *, declared: Sequence[str] = ()) -> str:
-    """What `decode` gives of a file's bytes; LoadError where they are no text, whatever the file's name says."""
+    """Return the text of a file's bytes, as `decode` does. LoadError where they are no text, whatever the file's name says."""
     if data.startswith(b"%PDF-"):
-        raise LoadError("it is no text but a PDF; name it so")
+        raise LoadError("it is a PDF, not text; rename it to .pdf")
     text = decode(data, declared=declared)
     sample = text[:_SAMPLE]
-    found = len(_BINARY.findall(sample))
-    if found > 4 and found * 50 > len(sample):
-        raise LoadError(f"it is no text: {found} of its first {len(sample)} characters are control characters")
+    controls = len(_BINARY.findall(sample))
+    if controls > 4 and controls * 50 > len(sample):
+        raise LoadError(f"it is not text: {controls} of its first {len(sample)} characters are control characters")
     return text
 
 
 def decode(data: bytes, *, declared: Sequence[str] = ()) -> str:
-    """The text of a file's bytes, without a byte order mark; line ends stay. What fits no encoding becomes U+FFFD.
+    """Return the text of a file's bytes, without a byte order mark; line ends stay. What fits no encoding becomes U+FFFD.
 
     `declared`: encodings the file itself names, best first.
     """
@@ -67,7 +68,7 @@ def _clean(text: str) -> str:
 
 
 def _wide(data: bytes) -> str | None:
-    """UTF-16 without a mark: in most texts nearly every other byte is then zero."""
+    """Return the UTF-16 of bytes without a mark, or None: in most such texts nearly every other byte is zero."""
     sample = data[:4096]
     if len(sample) < 4:
         return None
@@ -80,7 +81,7 @@ def _wide(data: bytes) -> str | None:
 
 
 def _plausible(text: str) -> bool:
-    """Control characters of C1 are what a wrong single-byte encoding turns letters into."""
+    """Return whether a text has few control characters of C1: a wrong single-byte encoding turns letters into them."""
     sample = text[:_SAMPLE]
     return sum(1 for c in sample if "\x80" <= c <= "\x9f") * 100 <= len(sample)
 
@@ -95,7 +96,8 @@ def _guess(data: bytes) -> str:
 
 
 def _mixed(text: str) -> bool:
-    """Whether words of another script hold Latin letters as often as not, or are single letters all: "ДЦЬ GRЦSSE", "J顤g"."""
+    """Return whether words of another script hold Latin letters as often as not, or are all single letters: "ДЦЬ GRЦSSE",
+    "J顤g"."""
     words = [word for word in _WORD.findall(text) if _FOREIGN.search(word)]
     mixed = sum(1 for word in words if _MIXED.search(word))
     whole = sum(1 for word in words if len(word) > 1) - mixed

@@ -1,8 +1,8 @@
-"""How much one document may take before it is given up, and what a loader is told.
+"""How much one document may cost before it is given up, and the options of a loader.
 
 Values only; docs/limits.md is their table. The parent counts time from outside the child (`sandbox`); the child's own
-kernel limits hold memory; the rest is checked where the bytes are read and again, before anything is allocated, where the
-answer is received (`wire`).
+kernel limits hold memory. The rest is checked where the bytes are read, and again where the answer is received, before anything
+is allocated (`wire`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ragkit.core.errors import LimitExceeded
+from ragkit.core.types import Json
 
 MIB = 1 << 20
 
@@ -27,7 +28,7 @@ class Limits:
     page_seconds: float = 30.0  # wall time per page
     cpu_seconds: float = 240.0  # processor time per document
     page_cpu_seconds: float = 25.0  # processor time per page
-    lost_pages: int = 3  # that may end their child; the document is read again without each. One more, and it fails
+    lost_pages: int = 3  # that may end their child: the document is read again without each. With one more it fails
     memory: int = 4096 * MIB  # bytes of address space of the child
     file_bytes: int = 1024 * MIB  # of one file; of one line, where a file is read line by line
     pages: int = 10_000
@@ -45,28 +46,28 @@ class Limits:
 
     @classmethod
     def parse(cls, settings: Iterable[str]) -> Limits:
-        """Limits from "name=value" texts, as the command line takes them; the others stay at their defaults."""
+        """Return limits from "name=value" texts, as the command line takes them; the others stay at their defaults."""
         return cls(**parsed(cls, settings))
 
 
-def parsed(limits: type[Any], settings: Iterable[str]) -> dict[str, Any]:
-    """The fields of a dataclass of numbers that "name=value" texts set. ValueError for what is none."""
-    given: dict[str, float] = {}
-    known = {one.name: one.type for one in fields(limits)}
+def parsed(limits: type[Any], settings: Iterable[str]) -> Json:
+    """Return the fields of a dataclass of numbers that "name=value" texts set. ValueError for a text that sets none."""
+    values: Json = {}
+    types = {each.name: each.type for each in fields(limits)}
     for setting in settings:
         name, _, value = setting.partition("=")
-        if name.strip() not in known:
-            raise ValueError(f"there is no limit {name.strip()!r}; they are {', '.join(known)}")
-        number = int if known[name.strip()] == "int" else float
+        if name.strip() not in types:
+            raise ValueError(f"there is no limit {name.strip()!r}; they are {', '.join(types)}")
+        number = int if types[name.strip()] == "int" else float
         try:
-            given[name.strip()] = number(value.strip().replace("_", ""))
+            values[name.strip()] = number(value.strip().replace("_", ""))
         except ValueError:
             raise ValueError(f"the limit {name.strip()} needs a {number.__name__}, as {name.strip()}=60; got {value!r}") from None
-    return given
+    return values
 
 
 def cpu_of(process: int) -> float:
-    """Processor seconds that a process, by its id, has used so far; 0 where the system does not tell."""
+    """Return the processor seconds that a process, by its id, has used so far; 0 where the system does not tell."""
     if sys.platform != "linux":
         return 0.0
     with contextlib.suppress(OSError):
@@ -85,31 +86,31 @@ class Budget:
         return self._left < 0
 
     def take(self, size: int) -> None:
-        """Raises LimitExceeded once more was taken than there was."""
+        """Take so many bytes. Raises LimitExceeded once more were taken than there were."""
         self._left -= size
         if self._left < 0:
             raise LimitExceeded(f"it unpacks to more than {self._limit} bytes (Limits.inflated_bytes)")
 
 
-def _wanted(_name: str) -> bool:
+def _read_every_part(_name: str) -> bool:
     return True
 
 
-def _ignore(_page: int) -> None:
+def _ignore_page(_page: int) -> None:
     pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a loader is told beside the path. `on_page(number)` is called before each page, for the clock
-    outside, and with 0 when no page is being read any more."""
+    """How a loader reads a file. `on_page(number)` is called before each page, for the clock outside, and with 0 when no page is
+    being read any more."""
 
     limits: Limits = field(default_factory=Limits)
     pdf_engine: str = "auto"  # "pymupdf", "pypdfium2", or "auto": the first of them that is installed
     ocr: str = "off"  # of pages without text: "off", "auto", or languages as Tesseract names them, "eng+deu"
     password: str | None = field(default=None, repr=False)
-    on_page: Callable[[int], None] = _ignore
-    on_part: Callable[[str], bool] = _wanted  # called before each file in a file, with its name; False: leave it out
+    on_page: Callable[[int], None] = _ignore_page
+    on_part: Callable[[str], bool] = _read_every_part  # called before each file in a file, with its name; False: leave it out
     depth: int = 0  # how many files this one is in
     budget: Budget | None = None  # shared by all parts of one file
     skip: Mapping[int, str] = field(default_factory=dict)  # pages not to be read, by number, and why

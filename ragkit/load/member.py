@@ -1,8 +1,8 @@
 """A file within a file: a member of an archive, an attachment of a message. It is never written to disk.
 
-`EmbeddedFile` has what loaders use of `pathlib.Path`, so each of them reads parts as it reads files. `load_embedded` is what a
-container's loader calls for each: it finds the loader, keeps the limits on nesting and size, and finishes the Documents as
-those of files are finished.
+`EmbeddedFile` has what loaders use of `pathlib.Path`, so each of them reads embedded files as it reads files. The loader of a
+container calls `load_embedded` for each: it finds the loader, keeps the limits on nesting and size, and adds the metadata that
+the Documents of files have.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from ragkit.core.errors import EncryptedDocument, LimitExceeded, LoadError, UnsupportedFormat
 from ragkit.core.types import Document
-from ragkit.load.formats import format_of
+from ragkit.load.formats import Format, format_of
 from ragkit.load.limits import Budget, Options
 from ragkit.load.normalize import add_common_metadata
 
@@ -45,7 +45,7 @@ class EmbeddedFile:
 
 
 def inside(options: Options) -> Options:
-    """The options for what is in a container: one level deeper, on one budget with all the rest of the file."""
+    """Return the options for what is in a container: one level deeper, on one budget with all the rest of the file."""
     if options.depth >= options.limits.nesting:
         raise LimitExceeded(f"files within files more than {options.limits.nesting} deep (Limits.nesting)")
     budget = options.budget or Budget(options.limits.inflated_bytes)
@@ -53,67 +53,70 @@ def inside(options: Options) -> Options:
 
 
 def begins(name: str, options: Options) -> bool:
-    """Says that a part of the file itself begins; False where it is to be left out. What is deeper belongs to its part."""
+    """Say that an embedded file begins. Returns False where it is to be left out. Files deeper within belong to theirs, and are
+    not announced."""
     return options.depth > 1 or options.on_part(name)
 
 
 def unique(name: str, taken: set[str], *, suffix: str = "") -> str:
-    """The name, with a number before its suffix where it is taken; it is taken from now on."""
-    count, found = 1, name
-    while found in taken:
+    """Return the name, with a number before its suffix where it is taken, and add it to those taken."""
+    count, free = 1, name
+    while free in taken:
         count += 1
-        found = f"{name.removesuffix(suffix)} ({count}){suffix}"
-    taken.add(found)
-    return found
+        free = f"{name.removesuffix(suffix)} ({count}){suffix}"
+    taken.add(free)
+    return free
 
 
-def load_embedded(part: EmbeddedFile, options: Options, *, modified: str = "") -> Iterator[Document | LoadError]:
-    """The Documents of a part, each with an id that begins with the part's name; what fails is yielded, never raised:
-    UnsupportedFormat for an empty file and a kind of file that nothing reads, LoadError and its other kinds for one that should
-    have been read.
+def load_embedded(file: EmbeddedFile, options: Options, *, modified: str = "") -> Iterator[Document | LoadError]:
+    """Yield the Documents of an embedded file, each with an id that begins with the file's name.
 
-    `options` are those of `inside`; `modified` is the part's date in ISO form. `meta["sha256"]` is the hash of its bytes.
+    Failures are yielded, not raised: UnsupportedFormat for an empty file and a kind of file that nothing reads, LoadError and
+    its other kinds for one that should have been read.
+
+    `options` are those of `inside`; `modified` is the file's date in ISO form. `meta["sha256"]` is the hash of its bytes.
     """
-    kind = format_of(part.name)
+    kind = format_of(file.name)
     if kind is None:
-        yield UnsupportedFormat(f"{part.name}: no loader takes this kind of file")
+        yield UnsupportedFormat(f"{file.name}: no loader takes this kind of file")
         return
-    if not part.data:
-        yield UnsupportedFormat(f"{part.name}: it is empty")
+    if not file.data:
+        yield UnsupportedFormat(f"{file.name}: it is empty")
         return
-    loader = importlib.import_module(kind.module)
-    digest = hashlib.sha256(part.data).hexdigest()
+    digest = hashlib.sha256(file.data).hexdigest()
     try:
-        for result in loader.load(part, options):
+        for result in importlib.import_module(kind.module).load(file, options):
+            if isinstance(result, Document) and not kind.container:  # a container's loader completes its Documents itself
+                result = _complete(result, kind, file, options, digest=digest, modified=modified)
             if isinstance(result, Document):
-                done = result if kind.container else _finish(result, part, options, digest=digest, modified=modified)
-                if isinstance(done, Document):
-                    yield replace(done, id=f"{part.name}#{result.id}" if result.id else part.name)
-                    continue
-                result = done
-            yield named(result, part.name)
+                yield replace(result, id=f"{file.name}#{result.id}" if result.id else file.name)
+            else:
+                yield named(result, file.name)
     except LimitExceeded as error:
         if options.budget is not None and options.budget.spent:
             raise  # the whole file is over its limit, not this part
-        yield named(error, part.name)
+        yield named(error, file.name)
     except UnsupportedFormat as error:  # its loader lacks an extra, say: not the same as a kind that nothing reads
-        yield LoadError(f"{part.name}: {error}")
+        yield LoadError(f"{file.name}: {error}")
     except LoadError as error:
-        yield named(error, part.name)
+        yield named(error, file.name)
     except MemoryError:
         raise
     except Exception as error:  # what a parser raises on a broken part is that part's failure
-        yield LoadError(f"{part.name}: {type(error).__name__}: {error}")
+        yield LoadError(f"{file.name}: {type(error).__name__}: {error}")
 
 
-def _finish(document: Document, part: EmbeddedFile, options: Options, *, digest: str, modified: str) -> Document | LoadError:
-    kind = format_of(part.name)
-    assert kind is not None
-    done = add_common_metadata(document, kind, size=len(part.data), modified=modified, limits=options.limits)
-    return done if isinstance(done, LoadError) else replace(done, meta={**done.meta, "sha256": digest})
+def _complete(
+    document: Document, kind: Format, file: EmbeddedFile, options: Options, *, digest: str, modified: str
+) -> Document | LoadError:
+    """Return the Document with the metadata that all files have, and the hash of its bytes."""
+    completed = add_common_metadata(document, kind, size=len(file.data), modified=modified, limits=options.limits)
+    if isinstance(completed, LoadError):
+        return completed
+    return replace(completed, meta={**completed.meta, "sha256": digest})
 
 
 def named(error: LoadError, name: str) -> LoadError:
-    """The same failure, with the part's name in front."""
+    """Return the same failure, with the embedded file's name in front."""
     kind = type(error) if type(error) in (EncryptedDocument, LimitExceeded, UnsupportedFormat) else LoadError
     return kind(f"{name}: {error}")

@@ -1,16 +1,14 @@
-"""What is the same for the Documents of all loaders: MIME type, size, date of the file, language, dates in ISO form."""
+"""Metadata that the Documents of all loaders have: MIME type, size, date of the file, language, dates in ISO form."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 from ragkit.core.errors import LimitExceeded
-from ragkit.core.types import Document
+from ragkit.core.types import Document, Json, Metadata
 from ragkit.load.formats import Format
 from ragkit.load.language import with_language
 from ragkit.load.limits import Limits
@@ -21,21 +19,22 @@ DATES = ("created", "modified")
 def add_common_metadata(
     document: Document, kind: Format, *, size: int, modified: str, limits: Limits
 ) -> Document | LimitExceeded:
-    """The Document with `mime`, `size` in bytes, `modified` unless it says so itself, `lang`, and `page_labels`."""
+    """Return the Document with `mime`, `size` in bytes, `lang`, `page_labels`, and `modified` unless it has such a date itself;
+    LimitExceeded where its text is too long."""
     if len(document.text) > limits.characters:
         return LimitExceeded(f"{len(document.text)} characters, more than the limit of {limits.characters} (Limits.characters)")
-    own: dict[str, Any] = {"mime": kind.mime, "size": size} | ({"modified": modified} if modified else {})
+    common: Json = {"mime": kind.mime, "size": size} | ({"modified": modified} if modified else {})
     labels = [page.label for page in document.pages if page.label]
     if labels:
-        own["page_labels"] = labels
-    meta = own | dated(document.meta)
+        common["page_labels"] = labels
+    meta = common | dated(document.meta)
     if not kind.language:
         meta = with_language(meta, document.text)
     return replace(document, mime=kind.mime, meta=meta)
 
 
-def dated(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The meta with dates in ISO form, which filters order; what is no such date stays as written, under "date"."""
+def dated(meta: Metadata) -> Json:
+    """Return the meta with dates in ISO form, which filters order; any other date stays as written, under "date"."""
     result = dict(meta)
     for name in DATES:
         if name in result and not (date := iso_date(result[name])):
@@ -45,8 +44,8 @@ def dated(meta: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def iso_date(value: Any) -> str:
-    """A date as `datetime.fromisoformat` reads it, in seconds at most; "" for what is none."""
+def iso_date(value: object) -> str:
+    """Return a date as `datetime.fromisoformat` reads it, in seconds at most; "" for what is not one."""
     if not isinstance(value, str):
         return ""
     text = value.strip()
@@ -65,7 +64,7 @@ def iso_date(value: Any) -> str:
 
 
 def iso(moment: float) -> str:
-    """Seconds since 1970 as an ISO date; "" for what is none."""
+    """Return seconds since 1970 as an ISO date; "" where there is no such date."""
     try:
         return datetime.fromtimestamp(moment, tz=UTC).isoformat(timespec="seconds")
     except (ValueError, OverflowError, OSError):

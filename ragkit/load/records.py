@@ -1,6 +1,6 @@
-"""Records from Python become Documents; documents and files get their content hashes; what a Document must be is checked.
+"""Records from Python become Documents; documents and files get their content hashes; the laws of a Document are checked.
 
-`record` is the door for what users hand in, `check` for what a child process answers: both trust nothing.
+What users hand in goes through `record`, and what a child process answers through `check`: both trust nothing.
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ragkit.core.types import Document, Floats
+from ragkit.core.types import Array, Document, Floats, Json, Metadata
 
 BLOCK_KINDS = (
     *("heading", "paragraph", "list", "table", "row", "code", "quote", "caption", "header", "footer", "footnote"),
     "annotation",
 )
 DEEPEST = 1000  # level of a block
-_DEPTH = 20  # of nested meta; a JSON parser of somebody else's must be able to read it back
+_DEPTH = 20  # of nested meta, so that any JSON parser can read it back
 
 
-def record(value: Mapping[str, Any] | Document, *, vectors: bool = False) -> Document:
-    """A record as a Document: `text` (required), `id` or `_id`, `title`, `mime`, `meta`, and `vector` where `vectors` are taken;
-    all other keys go into meta.
+def record(value: Metadata | Document, *, vectors: bool = False) -> Document:
+    """Return a record as a Document: `text` (required), `id` or `_id`, `title`, `mime`, `meta`, and `vector` where `vectors` are
+    taken; all other keys go into meta.
 
     Ids may be integers. Dates in meta become ISO strings. A field of the wrong type raises TypeError and a value that
     cannot be stored ValueError, both naming the field.
@@ -49,9 +48,7 @@ def record(value: Mapping[str, Any] | Document, *, vectors: bool = False) -> Doc
         raise ValueError(f'a record needs the field "text", got {_names(fields)}')
     text = _string(fields.pop("text"), "text")
     identifier = _identifier(fields.pop("_id", None) if "id" not in fields else fields.pop("id"))
-    title = fields.pop("title", None)
-    mime = fields.pop("mime", None)
-    meta = fields.pop("meta", None)
+    title, mime, meta = (fields.pop(name, None) for name in ("title", "mime", "meta"))
     vector = fields.pop("vector", None) if vectors else None
     if not (meta is None or isinstance(meta, Mapping)):
         raise TypeError(f'the field "meta" of a record must be a mapping, got {type(meta).__name__}')
@@ -66,11 +63,11 @@ def record(value: Mapping[str, Any] | Document, *, vectors: bool = False) -> Doc
     )
 
 
-def _names(fields: Mapping[Any, Any]) -> str:
+def _names(fields: Metadata) -> str:
     return ", ".join(repr(name) for name in list(fields)[:8]) or "an empty mapping"
 
 
-def _string(value: Any, field: str) -> str:
+def _string(value: object, field: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f'the field "{field}" of a record must be a string, got {type(value).__name__}')
     try:
@@ -82,7 +79,7 @@ def _string(value: Any, field: str) -> str:
     return value
 
 
-def _identifier(value: Any) -> str:
+def _identifier(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -90,7 +87,7 @@ def _identifier(value: Any) -> str:
     return _string(value, "id")
 
 
-def _vector(value: Any) -> Floats | None:
+def _vector(value: object) -> Floats | None:
     if value is None:
         return None
     try:
@@ -102,47 +99,57 @@ def _vector(value: Any) -> Floats | None:
     return vector
 
 
-def _plain_object(value: Any, field: str) -> dict[str, Any]:
+def _plain_object(value: object, field: str) -> Json:
     plain = _plain(value, field, _DEPTH)
     if not isinstance(plain, dict):
         raise TypeError(f'the field "{field}" of a record must be a mapping, got {type(value).__name__}')
     return plain
 
 
-def _plain(value: Any, field: str, depth: int) -> Any:
-    """The value as JSON can hold it."""
+def _plain(value: object, field: str, depth: int) -> object:
+    """Return the value as JSON can hold it."""
     if depth == 0:
         raise ValueError(f'the field "{field}" of a record is nested deeper than {_DEPTH}')
+    if isinstance(value, np.generic):
+        return _plain(value.item(), field, depth)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
         return _string(value, field)
-    if isinstance(value, np.generic):
-        return _plain(value.item(), field, depth)
-    if isinstance(value, int):
-        if not -(2**63) <= value < 2**64:
-            raise ValueError(f'the field "{field}" of a record is an integer beyond 64 bits')
-        return int(value)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f'the field "{field}" of a record is {value}, which JSON cannot hold')
-        return float(value)
+    if isinstance(value, int | float):
+        return _number(value, field)
     if isinstance(value, datetime.date | datetime.datetime):
         return value.isoformat()
     if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise TypeError(f'the field "{field}" of a record has a key that is not a string: {key!r}')
-            _string(key, field or "the name of a field")
-        return {key: _plain(item, f"{field}.{key}" if field else key, depth - 1) for key, item in value.items()}
+        return {key: _plain(item, f"{field}.{key}" if field else key, depth - 1) for key, item in _items(value, field)}
     if isinstance(value, list | tuple | set | frozenset):
         items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
         return [_plain(item, f"{field}[{i}]", depth - 1) for i, item in enumerate(items)]
     raise TypeError(f'the field "{field}" of a record must be what JSON can hold, got {type(value).__name__}')
 
 
+def _number(value: int | float, field: str) -> int | float:
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**64:
+            raise ValueError(f'the field "{field}" of a record is an integer beyond 64 bits')
+        return int(value)
+    if not math.isfinite(value):
+        raise ValueError(f'the field "{field}" of a record is {value}, which JSON cannot hold')
+    return float(value)
+
+
+def _items(value: Mapping[object, object], field: str) -> list[tuple[str, object]]:
+    """Return the fields of a mapping. Raises where a name is not a string."""
+    items = []
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise TypeError(f'the field "{field}" of a record has a key that is not a string: {key!r}')
+        items.append((_string(key, field or "the name of a field"), item))
+    return items
+
+
 def check(document: Document) -> Document:
-    """The document itself, if it keeps the laws of `ragkit.core.types`; else ValueError saying which is broken and where."""
+    """Return the document itself, if it keeps the laws of `ragkit.core.types`. ValueError says which is broken, and where."""
     _string(document.text, "text")
     size = len(document.text)
     end = last = 0
@@ -166,7 +173,7 @@ def check(document: Document) -> Document:
     return document
 
 
-def _check_words(spans: Any, boxes: Any, within: tuple[int, int], where: str) -> None:
+def _check_words(spans: Array, boxes: Array, within: tuple[int, int], where: str) -> None:
     _law(spans.dtype == np.int64 and boxes.dtype == np.float32, f"{where}: words need int64 spans and float32 boxes")
     if not len(spans):
         return
@@ -189,13 +196,16 @@ def _law(holds: bool, message: str) -> None:
 
 
 def content_hash(document: Document) -> str:
-    """sha256, in hexadecimal, of everything but the id: the text, title, meta, mime, vector, blocks, pages and words."""
+    """Return the sha256, in hexadecimal, of all but the id: the text, title, meta, mime, vector, blocks, pages and words."""
     head = {
         "title": document.title,
         "mime": document.mime,
         "meta": document.meta,
         "blocks": [[block.kind, block.span.start, block.span.end, block.level] for block in document.blocks],
-        "pages": [[p.number, p.width, p.height, p.span.start, p.span.end, p.label, p.rotation] for p in document.pages],
+        "pages": [
+            [page.number, page.width, page.height, page.span.start, page.span.end, page.label, page.rotation]
+            for page in document.pages
+        ],
     }
     parts = [json.dumps(head, sort_keys=True, ensure_ascii=False).encode(), document.text.encode()]
     for page in document.pages:
@@ -210,6 +220,6 @@ def content_hash(document: Document) -> str:
 
 
 def file_hash(path: str | Path) -> str:
-    """sha256, in hexadecimal, of a file's bytes, read in pieces."""
+    """Return the sha256, in hexadecimal, of a file's bytes, read in pieces."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

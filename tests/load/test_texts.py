@@ -310,9 +310,9 @@ def test_encodings_are_found(encoding: str, content: str) -> None:
 @pytest.mark.parametrize("loader", [text, source, markdown, html, table])
 def test_what_is_no_text_is_refused_whatever_its_name(tmp_path: Path, loader: Any) -> None:
     packed = zlib.compress(bytes(range(256)) * 50 + random.Random(0).randbytes(3000))
-    with pytest.raises(LoadError, match=r"it is no text: [0-9]+ of its first [0-9]+ characters are control characters"):
+    with pytest.raises(LoadError, match=r"it is not text: [0-9]+ of its first [0-9]+ characters are control characters"):
         list(loader.load(write(tmp_path / "a.txt", packed), OPTIONS))
-    with pytest.raises(LoadError, match="it is no text but a PDF"):
+    with pytest.raises(LoadError, match="it is a PDF, not text"):
         list(loader.load(write(tmp_path / "a.txt", b"%PDF-1.4\nall of it in ASCII"), OPTIONS))
 
 

@@ -12,21 +12,33 @@ import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from ragkit.load.limits import Limits, cpu_of
 from ragkit.load.sandbox import wire
 
 START_SECONDS = 120.0  # for a child to start; a cold disk under load is slow, and it is no document's fault
 _STDERR = 4000  # bytes of a child's last words
-_KEPT = {"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "SYSTEMROOT"} | {
+_PASSED_ON = {
+    "PATH",
+    "HOME",
+    "LANG",
+    "LANGUAGE",
+    "TZ",
+    "LD_LIBRARY_PATH",
+    "PYTHONHOME",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+    "SYSTEMROOT",
+} | {
     "TESSDATA_PREFIX"  # where Tesseract's languages are
 }
 
 
 class ChildDied(Exception):
-    """The child ended, or said what no child of ours says; the message is the reason."""
+    """The child ended; the message says how."""
 
 
 class Child:
@@ -45,8 +57,8 @@ class Child:
             bufsize=0,
             close_fds=True,
         )
-        process: Any = self._process  # all three are pipes, which its type does not know
-        self._requests, self._answers, self._errors = process.stdin, process.stdout, process.stderr
+        pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
+        self._requests, self._answers, self._errors = (cast("FileIO", pipe) for pipe in pipes)  # without buffers
         self._selector = selectors.DefaultSelector()
         for file in (self._answers, self._errors):
             os.set_blocking(file.fileno(), False)
@@ -69,20 +81,24 @@ class Child:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def send(self, request: dict[str, Any]) -> None:
+    def send(self, request: wire.Header) -> None:
+        """Send a request. Raises ChildDied."""
         try:
-            for part in wire.frame(request):
-                self._requests.write(part)
+            for piece in wire.frame(request):
+                self._requests.write(piece)
         except OSError:
             raise ChildDied(self._epitaph()) from None
 
     def cpu(self) -> float:
-        """Processor seconds the child has used so far; 0 where the system does not tell."""
+        """Return the processor seconds that the child has used so far; 0 where the system does not tell."""
         return cpu_of(self.pid)
 
-    def receive(self, left: Callable[[], float]) -> tuple[dict[str, Any], memoryview]:
-        """The next frame. `left` tells how many seconds may pass until it is asked again; it may raise, and where it
-        gives none this raises TimeoutError. Also raises ChildDied and LimitExceeded."""
+    def receive(self, left: Callable[[], float]) -> tuple[wire.Header, memoryview]:
+        """Return the next frame.
+
+        `left` says how many seconds may pass until it is asked again. What it raises is raised here, and TimeoutError where no
+        second is left. Also raises ChildDied, BrokenFrame and LimitExceeded.
+        """
         head, body = wire.sizes(bytes(self._take(wire.PREFIX.size, left)), limits=self._limits)
         header = wire.header_of(self._take(head, left))
         return header, memoryview(self._take(body, left))
@@ -108,7 +124,7 @@ class Child:
                 self._listen()
 
     def _listen(self) -> None:
-        """Takes what the child wrote to stderr, so that it never waits for us there; keeps the last of it."""
+        """Take what the child wrote to stderr, so that it never waits for us there, and remember the last of it."""
         with contextlib.suppress(BlockingIOError):
             piece = os.read(self._errors.fileno(), 65536)
             self._last_words = (self._last_words + piece)[-_STDERR:]
@@ -116,7 +132,7 @@ class Child:
                 self._selector.unregister(self._errors)
 
     def _epitaph(self) -> str:
-        """How the child ended."""
+        """Return how the child ended, with its last words."""
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -132,7 +148,7 @@ class Child:
         return f"the parser process {how}" + (f": {lines}" if lines else "")
 
     def close(self) -> None:
-        """Ends the child at once; it holds nothing worth saving."""
+        """End the child at once; it holds nothing worth saving."""
         self._process.kill()
         self._process.wait()
         self._selector.close()
@@ -149,11 +165,11 @@ def _signal_name(number: int) -> str:
 
 
 def child_environment() -> dict[str, str]:
-    """What a child needs to find its libraries, and nothing else: no keys, no tokens, no settings of the caller."""
-    kept = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith("LC_")}
+    """Return what a child needs to find its libraries, and nothing else: no keys, no tokens, no settings of the caller."""
+    passed_on = {name: value for name, value in os.environ.items() if name in _PASSED_ON or name.startswith("LC_")}
     here = str(Path(__file__).resolve().parents[2])
     if here not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        kept["PYTHONPATH"] = os.pathsep.join(filter(None, (here, kept.get("PYTHONPATH", ""))))
+        passed_on["PYTHONPATH"] = os.pathsep.join(filter(None, (here, passed_on.get("PYTHONPATH", ""))))
     # One thread each: there is a child per worker, and every thread costs address space.
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return kept | threads | {"PYTHONIOENCODING": "utf-8", "PYTHONNOUSERSITE": os.environ.get("PYTHONNOUSERSITE", "")}
+    return passed_on | threads | {"PYTHONIOENCODING": "utf-8", "PYTHONNOUSERSITE": os.environ.get("PYTHONNOUSERSITE", "")}

@@ -17,7 +17,7 @@ class Clock:
         self.restart()
 
     def restart(self, child: Child | None = None) -> None:
-        """A new document begins."""
+        """Begin a new document."""
         self.page = 0
         self._preparing = False
         self._began = time.monotonic()
@@ -25,31 +25,35 @@ class Clock:
         self._from = child.cpu() if child else 0.0
 
     def follow(self, child: Child) -> None:
-        """The document goes on, in this child."""
+        """Go on with the document in this child."""
         self._child, self.page = child, 0
         self._from = self._seen = child.cpu()
         self._followed, self._preparing = time.monotonic(), True
 
     def begin(self) -> None:
-        """The child has imported what it needs, for which no document pays. Once for each child and request."""
+        """Leave out the time until now, in which the child imported what it needs: no document pays for it.
+
+        Only the first call for a child and a request does so.
+        """
         if self._preparing:
             self._preparing = False
             self._began += time.monotonic() - self._followed
             self._from = self._seen = self._child.cpu()
 
     def pause(self) -> None:
-        """The document goes on in another child than the one so far."""
+        """Remember the processor time of the child so far: the document goes on in another."""
         self._spent += max(self._seen - self._from, 0.0)
 
     def turn(self, page: int) -> None:
+        """Begin a page, or with 0 none."""
         self.page, self._page_began, self._page_from = page, time.monotonic(), self._child.cpu()
 
     def spent(self) -> float:
-        """Seconds on the wall since the document, or the rest of it after the last result, began."""
+        """Return the seconds on the wall since the document, or the rest of it after the last result, began."""
         return time.monotonic() - self._began
 
     def left(self) -> float:
-        """Seconds until the next limit could be reached. Raises LimitExceeded at the first that was."""
+        """Return the seconds until the next limit could be reached. Raises OutOfTime at the first that was."""
         now, limits = time.monotonic(), self._limits
         if self._preparing and now - self._followed < START_SECONDS:
             return START_SECONDS - (now - self._followed)
@@ -73,7 +77,7 @@ class Clock:
 
 
 class OutOfTime(LimitExceeded):
-    """`whole`: the document is, not only the page."""
+    """A limit of time was reached. `whole`: by the document, not only by the page."""
 
     def __init__(self, message: str, *, whole: bool) -> None:
         super().__init__(message)

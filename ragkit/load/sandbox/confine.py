@@ -11,8 +11,8 @@ Resource limits hold everywhere; the rest as far as the kernel knows it, and `co
 What stays possible: reading what the user may read. A parser taken over by a file can lie about it, and no more.
 
 A program that is not ours (LibreOffice) gets a scratch folder to write to, and may read only what it is given (Landlock). It
-listens for others of its kind on a Unix socket and would not start without: it gets that socket, deaf and dumb. Nothing can be
-connected, and binding and listening are answered as done without being done.
+listens for others of its kind on a Unix socket and would not start without. It gets that socket, but nothing can be connected:
+binding and listening are answered as done without being done.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import signal
 import stat
 import struct
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 _NO_NEW_PRIVS, _SET_SECCOMP, _FILTER = 38, 22, 2  # prctl(2)
 _LOAD, _EQUAL, _AT_LEAST, _GIVE = 0x20, 0x15, 0x35, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_RET|K
@@ -80,7 +80,7 @@ class Scratch:
 
 
 def confine(memory: int, *, scratch: Scratch | None = None) -> list[str]:
-    """Takes the rights away; `memory` in bytes of address space. Returns what this kernel took: "landlock", "seccomp"."""
+    """Take the rights away; `memory` in bytes of address space. Returns what this kernel took: "landlock", "seccomp"."""
     _lower(resource.RLIMIT_AS, memory)
     _lower(resource.RLIMIT_FSIZE, scratch.file_bytes if scratch else 0)  # at 0, writing to any file fails; pipes are not files
     _lower(resource.RLIMIT_CORE, 0)
@@ -99,7 +99,7 @@ def confine(memory: int, *, scratch: Scratch | None = None) -> list[str]:
 
 
 def landlock_version() -> int:
-    """The version of Landlock that the kernel knows, 0 for none."""
+    """Return the version of Landlock that the kernel knows, 0 for none."""
     if sys.platform != "linux":
         return 0
     libc = ctypes.CDLL(None, use_errno=True)
@@ -114,15 +114,16 @@ def _lower(which: int, to: int) -> None:
 
 
 def _call(result: int) -> int:
+    """Return what a system call returned. Raises OSError where it failed."""
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return result
 
 
-def _landlock(libc: Any, scratch: Scratch | None) -> bool:
-    """Every change to files is handled, and none allowed but writing to /dev/null, and all in the scratch folder; with one,
-    reading is handled too."""
+def _landlock(libc: ctypes.CDLL, scratch: Scratch | None) -> bool:
+    """Refuse every change to files but writing to /dev/null and changes within the scratch folder, and with such a folder also
+    reading. Returns whether the kernel can."""
     version = landlock_version()
     if not version:
         return False
@@ -136,17 +137,21 @@ def _landlock(libc: Any, scratch: Scratch | None) -> bool:
         if scratch:
             _allow(libc, ruleset, str(scratch.folder), rights)
             for path in scratch.readable:
-                with contextlib.suppress(FileNotFoundError):
-                    _allow(libc, ruleset, path, _READING)
+                _allow(libc, ruleset, path, _READING, missing_ok=True)
         _call(libc.syscall(_RESTRICT_SELF, ruleset, ctypes.c_uint32(0)))
     finally:
         os.close(ruleset)
     return True
 
 
-def _allow(libc: Any, ruleset: int, path: str, rights: int) -> None:
-    """Gives rights to a file, or to a folder and all beneath it. A link stands for what it leads to."""
-    place = os.open(path, os.O_PATH)
+def _allow(libc: ctypes.CDLL, ruleset: int, path: str, rights: int, *, missing_ok: bool = False) -> None:
+    """Give rights to a file, or to a folder and all beneath it. A link stands for what it leads to."""
+    try:
+        place = os.open(path, os.O_PATH)
+    except FileNotFoundError:
+        if missing_ok:
+            return
+        raise
     try:
         if not stat.S_ISDIR(os.fstat(place).st_mode):
             rights &= _OF_A_FILE
@@ -155,8 +160,9 @@ def _allow(libc: Any, ruleset: int, path: str, rights: int) -> None:
         os.close(place)
 
 
-def _seccomp(libc: Any, scratch: Scratch | None) -> bool:
-    """A classic BPF program over the architecture and number of each system call: those refused fail with EPERM."""
+def _seccomp(libc: ctypes.CDLL, scratch: Scratch | None) -> bool:
+    """Refuse system calls by a classic BPF program over their architecture and number: those refused fail with EPERM. Returns
+    whether the machine's numbers are known."""
     if platform.machine() not in _ARCHITECTURES:
         return False
     program = _program(*_ARCHITECTURES[platform.machine()], deaf=scratch is not None)
@@ -167,8 +173,10 @@ def _seccomp(libc: Any, scratch: Scratch | None) -> bool:
 
 
 def _program(column: int, architecture: int, *, deaf: bool) -> list[tuple[int, int, int, int]]:
-    """The steps: what to do, where to go if so and if not (steps after the next), and the number it is done with. `deaf`: a
-    stream socket of the Unix kind may be made."""
+    """Return the steps: what to do, how many steps to skip if so and if not, and the number that it is done with.
+
+    `deaf`: a stream socket of the Unix kind may be made.
+    """
     numbers = {name: row[column] for name, row in _REFUSED.items()}
     pretended = {name: row[column] for name, row in _PRETENDED.items()} if deaf else {}
     steps: list[tuple[int, str, str, int]] = [
@@ -188,11 +196,16 @@ def _program(column: int, architecture: int, *, deaf: bool) -> list[tuple[int, i
             (_AND, "", "", _TYPE),
             (_EQUAL, "", "refuse", _STREAM),
         ]
+    return _linked(steps)
+
+
+def _linked(steps: Sequence[tuple[int, str, str, int]]) -> list[tuple[int, int, int, int]]:
+    """Return the steps with the ends of the program after them, and the names of these as numbers of steps to skip."""
     ends = {"allow": _ALLOW, "refuse": _ERRNO | errno.EPERM, "pretend": _ERRNO}
     where = {name: len(steps) + at for at, name in enumerate(ends)}
 
-    def away(at: int, to: str) -> int:
+    def skipped(at: int, to: str) -> int:
         return where[to] - at - 1 if to else 0
 
-    jumps = [(what, away(at, yes), away(at, no), number) for at, (what, yes, no, number) in enumerate(steps)]
+    jumps = [(what, skipped(at, yes), skipped(at, no), number) for at, (what, yes, no, number) in enumerate(steps)]
     return [*jumps, *((_GIVE, 0, 0, value) for value in ends.values())]

@@ -14,18 +14,17 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ragkit.core.errors import EncryptedDocument, LimitExceeded, LoadError, UnsupportedFormat
-from ragkit.core.types import Block, Document, Page, Span, Words
+from ragkit.core.types import Array, Block, Document, Json, Page, Span, Words
 from ragkit.load.limits import Limits
 from ragkit.load.records import BLOCK_KINDS, check, record
-from ragkit.load.render import RenderedPage, WantedPage
+from ragkit.load.render import Pixels, RenderedPage, WantedPage
 
-Header = dict[str, Any]  # JSON; "kind" says what the frame is
+Header = Json  # "kind" says what the frame is
+Frame = list[bytes | memoryview]  # its pieces, to be written one after the other
 
 PREFIX = struct.Struct("<4sIQ")
 MAGIC = b"RKF1"
@@ -47,17 +46,16 @@ _ARRAYS = (
 
 
 class BrokenFrame(Exception):
-    """What came is not what a child of ours says."""
+    """A frame that no child of ours would send."""
 
 
-def frame(header: Mapping[str, Any], payload: Sequence[bytes | memoryview] = ()) -> list[bytes | memoryview]:
-    """The pieces of a frame, to be written one after the other."""
+def frame(header: Header, payload: Sequence[bytes | memoryview] = ()) -> Frame:
     head = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    return [PREFIX.pack(MAGIC, len(head), sum(len(part) for part in payload)) + head, *payload]
+    return [PREFIX.pack(MAGIC, len(head), sum(len(piece) for piece in payload)) + head, *payload]
 
 
 def sizes(prefix: bytes, *, limits: Limits) -> tuple[int, int]:
-    """Lengths of a frame's header and payload. Raises BrokenFrame, or LimitExceeded before anything is allocated."""
+    """Return the lengths of a frame's header and payload. Raises BrokenFrame, or LimitExceeded before anything is allocated."""
     magic, head, payload = PREFIX.unpack(prefix)
     if magic != MAGIC:
         raise BrokenFrame(f"the parser's answer does not begin a frame: {magic!r}")
@@ -67,7 +65,8 @@ def sizes(prefix: bytes, *, limits: Limits) -> tuple[int, int]:
     return head, payload
 
 
-def header_of(data: bytes | bytearray) -> dict[str, Any]:
+def header_of(data: bytes | bytearray) -> Header:
+    """Return the header of its bytes. Raises BrokenFrame."""
     try:
         header = json.loads(bytes(data))
     except (ValueError, RecursionError) as error:
@@ -77,19 +76,10 @@ def header_of(data: bytes | bytearray) -> dict[str, Any]:
     return header
 
 
-def pack_document(document: Document) -> list[bytes | memoryview]:
-    """A Document as a frame."""
-    pages, blocks = document.pages, document.blocks
-    text = document.text.encode()
-    words = [page.words for page in pages]
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "page_sizes": np.array([(page.width, page.height) for page in pages]),
-        "page_spans": np.array([(page.span.start, page.span.end) for page in pages]),
-        "page_words": np.array([(len(page.words), page.rotation) for page in pages]),
-        "word_spans": np.concatenate([w.spans for w in words]) if words else np.empty((0, 2)),
-        "word_boxes": np.concatenate([w.boxes for w in words]) if words else np.empty((0, 4)),
-        "blocks": np.array([(BLOCK_KINDS.index(b.kind), b.span.start, b.span.end, b.level) for b in blocks]),
-    }
+def pack_document(document: Document) -> Frame:
+    """Return a Document as a frame."""
+    pages, text = document.pages, document.text.encode()
+    arrays = _page_arrays(pages) | {"blocks": _block_array(document.blocks)}
     header = {
         "kind": "document",
         "id": document.id,
@@ -100,15 +90,30 @@ def pack_document(document: Document) -> list[bytes | memoryview]:
         "pages": len(pages),
         "numbers": [page.number for page in pages],
         "labels": [page.label for page in pages],
-        "words": sum(map(len, words)),
-        "blocks": len(blocks),
+        "words": sum(len(page.words) for page in pages),
+        "blocks": len(document.blocks),
     }
     raw = [np.ascontiguousarray(arrays[name], dtype=dtype).tobytes() for name, dtype, _, _ in _ARRAYS]
     return frame(header, [text, *raw])
 
 
-def unpack_document(header: Mapping[str, Any], payload: memoryview, *, limits: Limits) -> Document:
-    """The Document of a frame. Raises BrokenFrame where it breaks a law, LimitExceeded where it is over a limit."""
+def _page_arrays(pages: Sequence[Page]) -> dict[str, Array]:
+    words = [page.words for page in pages]
+    return {
+        "page_sizes": np.array([(page.width, page.height) for page in pages]),
+        "page_spans": np.array([(page.span.start, page.span.end) for page in pages]),
+        "page_words": np.array([(len(page.words), page.rotation) for page in pages]),
+        "word_spans": np.concatenate([each.spans for each in words]) if words else np.empty((0, 2)),
+        "word_boxes": np.concatenate([each.boxes for each in words]) if words else np.empty((0, 4)),
+    }
+
+
+def _block_array(blocks: Sequence[Block]) -> Array:
+    return np.array([(BLOCK_KINDS.index(block.kind), block.span.start, block.span.end, block.level) for block in blocks])
+
+
+def unpack_document(header: Header, payload: memoryview, *, limits: Limits) -> Document:
+    """Return the Document of a frame. Raises BrokenFrame where it breaks a law, LimitExceeded where it is over a limit."""
     counts = {name: _count(header, name) for name in ("text", "pages", "words", "blocks")}
     if counts["pages"] > limits.pages:
         raise LimitExceeded(f"{counts['pages']} pages, more than the limit of {limits.pages} (Limits.pages)")
@@ -134,70 +139,73 @@ def unpack_document(header: Mapping[str, Any], payload: memoryview, *, limits: L
         raise BrokenFrame(f"the parser's answer breaks a law: {error}") from None
 
 
-def _count(header: Mapping[str, Any], name: str) -> int:
+def _count(header: Header, name: str) -> int:
     value = header.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 48:
         raise BrokenFrame(f"the parser's answer has no count of {name}")
     return value
 
 
-def _pages(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> tuple[Page, ...]:
-    sizes_, spans, words = (arrays[name].tolist() for name in ("page_sizes", "page_spans", "page_words"))
-    numbers, labels = header.get("numbers"), header.get("labels")
-    for name, listed in (("numbers", numbers), ("labels", labels)):
-        if not isinstance(listed, list) or len(listed) != len(spans):
-            raise ValueError(f"{name} of {len(spans)} pages are not as many")
+def _pages(header: Header, arrays: Mapping[str, Array]) -> tuple[Page, ...]:
+    """Return the pages of a frame. ValueError where they break a law."""
+    page_sizes, spans, words = (arrays[name].tolist() for name in ("page_sizes", "page_spans", "page_words"))
+    numbers, labels = (_list_of(header, name, len(spans)) for name in ("numbers", "labels"))
     if any(count < 0 for count, _ in words) or sum(count for count, _ in words) != len(arrays["word_spans"]):
         raise ValueError("the pages' words do not add up")
-    assert isinstance(numbers, list)
-    assert isinstance(labels, list)
     pages, at = [], 0
-    rows = zip(numbers, labels, sizes_, spans, words, strict=True)
+    rows = zip(numbers, labels, page_sizes, spans, words, strict=True)
     for number, label, (width, height), (start, end), (count, rotation) in rows:
-        if not isinstance(number, int) or not (label is None or isinstance(label, str)) or rotation not in (0, 90, 180, 270):
+        if not isinstance(number, int) or not isinstance(label, str | None) or rotation not in (0, 90, 180, 270):
             raise ValueError(f"page {number!r} with label {label!r}, rotation {rotation!r}")
         # Views: a page's words share their document's two arrays.
-        part = Words(arrays["word_spans"][at : at + count], arrays["word_boxes"][at : at + count])
-        pages.append(Page(number, width, height, Span(start, end), part, label, rotation))
+        own = Words(arrays["word_spans"][at : at + count], arrays["word_boxes"][at : at + count])
+        pages.append(Page(number, width, height, Span(start, end), own, label, rotation))
         at += count
     return tuple(pages)
 
 
-def _blocks(rows: npt.NDArray[Any]) -> tuple[Block, ...]:
+def _list_of(header: Header, name: str, count: int) -> list[object]:
+    values = header.get(name)
+    if not isinstance(values, list) or len(values) != count:
+        raise ValueError(f"{name} of {count} pages are not as many")
+    return values
+
+
+def _blocks(rows: Array) -> tuple[Block, ...]:
     if len(rows) and (rows[:, 0].min() < 0 or rows[:, 0].max() >= len(BLOCK_KINDS)):
         raise ValueError("a block of unknown kind")
     return tuple(Block(BLOCK_KINDS[kind], Span(start, end), level) for kind, start, end, level in rows.tolist())
 
 
-def pack_picture(page: int, pixels: npt.NDArray[np.uint8], *, blank: bool) -> list[bytes | memoryview]:
-    """A rendered page, (height, width, 3), as a frame."""
+def pack_picture(page: int, pixels: Pixels, *, blank: bool) -> Frame:
+    """Return a rendered page, (height, width, 3), as a frame."""
     height, width = pixels.shape[:2]
     header = {"kind": "picture", "page": page, "width": width, "height": height, "blank": blank}
     return frame(header, [np.ascontiguousarray(pixels).data.cast("B")])
 
 
-def unpack_picture(header: Mapping[str, Any], payload: memoryview, wanted: WantedPage) -> RenderedPage:
-    """The picture of a frame. Raises BrokenFrame where it is not of the page and the size wanted."""
+def unpack_picture(header: Header, payload: memoryview, wanted: WantedPage) -> RenderedPage:
+    """Return the picture of a frame. Raises BrokenFrame where it is not of the page and the size wanted."""
     from PIL import Image
 
-    told = tuple(header.get(name) for name in ("page", "width", "height"))
-    if told != (wanted.number, wanted.width, wanted.height) or len(payload) != 3 * wanted.width * wanted.height:
+    stated = tuple(header.get(name) for name in ("page", "width", "height"))
+    if stated != (wanted.number, wanted.width, wanted.height) or len(payload) != 3 * wanted.width * wanted.height:
         raise BrokenFrame(f"the parser sent no picture of page {wanted.number} of {wanted.width} x {wanted.height} pixels")
     image = Image.frombytes("RGB", (wanted.width, wanted.height), payload)
     return RenderedPage(wanted.number, image, header.get("blank") is True)
 
 
-def pack_error(error: LoadError, *, kind: str = "error") -> list[bytes | memoryview]:
-    """kind: "error" of a document, "undrawn" of a page."""
+def pack_error(error: LoadError, *, kind: str = "error") -> Frame:
+    """Return an error as a frame. `kind` is "error" for a document, "undrawn" for a page."""
     return frame({"kind": kind, "type": type(error).__name__, "reason": str(error)[:_REASON]})
 
 
-def unpack_error(header: Mapping[str, Any]) -> LoadError:
-    """A LoadError, or one of its kinds; never anything else, whatever the child says."""
+def unpack_error(header: Header) -> LoadError:
+    """Return a LoadError, or one of its kinds; never anything else, whatever the child says."""
     kind = _ERRORS.get(str(header.get("type")), LoadError)
     return kind(printable(str(header.get("reason")))[:_REASON] or "no reason given")
 
 
 def printable(text: str) -> str:
-    """Text from a child, fit for a terminal: control characters could move its cursor or recolour it."""
+    """Return text from a child, fit for a terminal: control characters could move its cursor or recolour it."""
     return "".join(c if c.isprintable() else " " for c in text).strip()

@@ -15,7 +15,7 @@ import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ragkit.core.errors import LimitExceeded, LoadError, UnsupportedFormat
 from ragkit.core.types import Document
@@ -44,8 +44,8 @@ def main() -> None:
             _send(answers, wire.frame({"kind": "end"}))
 
 
-def _request(requests: BinaryIO) -> dict[str, Any] | None:
-    """The next request, or None at the end."""
+def _request(requests: BinaryIO) -> wire.Header | None:
+    """Return the next request, or None at the end."""
     prefix = _read(requests, wire.PREFIX.size)
     if prefix is None:
         return None
@@ -55,18 +55,19 @@ def _request(requests: BinaryIO) -> dict[str, Any] | None:
 
 
 def _read(file: BinaryIO, size: int) -> bytes | None:
-    found = b""
-    while len(found) < size:
-        piece = file.read(size - len(found))
+    """Return `size` bytes, or None where the file ends before."""
+    data = b""
+    while len(data) < size:
+        piece = file.read(size - len(data))
         if not piece:
             return None
-        found += piece
-    return found
+        data += piece
+    return data
 
 
-def _send(answers: BinaryIO, frame: list[bytes | memoryview]) -> None:
-    for part in frame:
-        view = memoryview(part)
+def _send(answers: BinaryIO, frame: wire.Frame) -> None:
+    for piece in frame:
+        view = memoryview(piece)
         while len(view):
             view = view[answers.write(view) :]
 
@@ -89,38 +90,40 @@ def _leash() -> Iterator[None]:
         fcntl.fcntl(0, fcntl.F_SETFL, before)
 
 
-def _answer(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> None:
+def _answer(request: wire.Header, limits: Limits, answers: BinaryIO) -> None:
+    """Send the results of a request. Whatever it raises is sent as a LoadError, but that nobody reads the answers."""
+    serve = {"render": _png, "draw": _pictures}.get(request["kind"], _documents)
     try:
-        if request["kind"] == "render":
-            _send(answers, wire.frame({"kind": "image"}, [_png(request, limits, answers)]))
-        elif request["kind"] == "draw":
-            for frame in _pictures(request, limits, answers):
-                _send(answers, frame)
-        else:
-            for result in _load(request, limits, answers):
-                _send(answers, wire.pack_document(result) if isinstance(result, Document) else wire.pack_error(result))
-    except LoadError as error:
-        _send(answers, wire.pack_error(error))
-    except MemoryError:
-        _send(answers, wire.pack_error(LimitExceeded(f"more memory than {limits.memory} bytes (Limits.memory)")))
+        for frame in serve(request, limits, answers):
+            _send(answers, frame)
     except BrokenPipeError:
         raise
-    except OSError as error:
-        _send(answers, wire.pack_error(LoadError(f"cannot be read: {error.strerror or error}")))
-    except Exception as error:  # the boundary: what a parser raises on a broken file is that file's failure, told as such
-        _send(answers, wire.pack_error(LoadError(f"{type(error).__name__}: {error}")))
+    except Exception as error:  # the boundary: what a parser raises on a broken file is that file's failure
+        _send(answers, wire.pack_error(_load_error(error, limits)))
 
 
-def _png(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> bytes:
+def _load_error(error: Exception, limits: Limits) -> LoadError:
+    """Return the LoadError that says what an exception means for the file."""
+    if isinstance(error, LoadError):
+        return error
+    if isinstance(error, MemoryError):
+        return LimitExceeded(f"more memory than {limits.memory} bytes (Limits.memory)")
+    if isinstance(error, OSError):
+        return LoadError(f"cannot be read: {error.strerror or error}")
+    return LoadError(f"{type(error).__name__}: {error}")
+
+
+def _png(request: wire.Header, limits: Limits, answers: BinaryIO) -> Iterator[wire.Frame]:
+    """Yield one frame: a page as a PNG file."""
     from ragkit.load.render import page_png
 
     path, options = _drawing(request, limits, answers)
     how = {name: request[name] for name in ("dpi", "max_pixels", "count", "name")}
-    return page_png(path, request["page"], options, **how)
+    yield wire.frame({"kind": "image"}, [page_png(path, request["page"], options, **how)])
 
 
-def _pictures(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Iterator[list[bytes | memoryview]]:
-    """A frame for each wanted page."""
+def _pictures(request: wire.Header, limits: Limits, answers: BinaryIO) -> Iterator[wire.Frame]:
+    """Yield a frame for each wanted page."""
     from ragkit.load.render import WantedPage, drawn, is_blank
 
     path, options = _drawing(request, limits, answers)
@@ -132,59 +135,35 @@ def _pictures(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Ite
             yield wire.pack_picture(page.number, result, blank=is_blank(result))
 
 
-def _drawing(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> tuple[Path, Options]:
-    """The file whose pages are to be drawn, and how; what draws it has been imported."""
+def _drawing(request: wire.Header, limits: Limits, answers: BinaryIO) -> tuple[Path, Options]:
+    """Return the file whose pages are to be drawn, and how. What draws it has been imported then."""
     from ragkit.load.render import prepare
 
     path = Path(request["path"])
-    size = _regular(path).st_size
-    if size > limits.file_bytes:
-        raise LimitExceeded(f"{size} bytes, more than the limit of {limits.file_bytes} (Limits.file_bytes)")
+    _check_size(_regular(path).st_size, limits)
     prepare(request["name"], request["pdf_engine"])
     _send(answers, wire.frame({"kind": "begin"}))
-
-    def on_page(number: int) -> None:
-        _send(answers, wire.frame({"kind": "page", "page": number}))
-
-    return path, Options(limits=limits, pdf_engine=request["pdf_engine"], password=request["password"], on_page=on_page)
+    report = _Progress(answers, after=0)
+    return path, Options(limits=limits, pdf_engine=request["pdf_engine"], password=request["password"], on_page=report.on_page)
 
 
-def _regular(path: Path) -> os.stat_result:
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):  # a pipe or a device would be waited for without end
-        raise LoadError("not a regular file")
-    return found
-
-
-def _load(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Iterator[Document | LoadError]:
+def _documents(request: wire.Header, limits: Limits, answers: BinaryIO) -> Iterator[wire.Frame]:
+    """Yield a frame for each Document of a file, and for each part of it that cannot be read."""
     path = Path(request["path"])
-    found = _regular(path)
+    status = _regular(path)
     kind = format_of(path)
     if kind is None:
         raise UnsupportedFormat(f"no loader takes {path.suffix or path.name!r}. Loaders exist for {' '.join(supported())}")
-    if not kind.container and found.st_size > limits.file_bytes:
-        raise LimitExceeded(f"{found.st_size} bytes, more than the limit of {limits.file_bytes} (Limits.file_bytes)")
-
-    def on_page(number: int) -> None:
-        _send(answers, wire.frame({"kind": "page", "page": number}))
-
-    begun = 0
-
-    def on_part(name: str) -> bool:
-        nonlocal begun
-        begun += 1
-        if begun <= request["after"]:
-            return False
-        _send(answers, wire.frame({"kind": "part", "part": begun, "name": name}))
-        return True
-
+    if not kind.container:
+        _check_size(status.st_size, limits)
+    report = _Progress(answers, after=request["after"])
     options = Options(
         limits=limits,
         pdf_engine=request["pdf_engine"],
         ocr=request["ocr"],
         password=request["password"],
-        on_page=on_page,
-        on_part=on_part,
+        on_page=report.on_page,
+        on_part=report.on_part,
         skip={int(number): reason for number, reason in request["skip"].items()},
     )
     from ragkit.load.normalize import add_common_metadata, iso
@@ -195,19 +174,50 @@ def _load(request: dict[str, Any], limits: Limits, answers: BinaryIO) -> Iterato
     _send(answers, wire.frame({"kind": "begin"}))  # importing a library is not the document's time
     try:
         for result in loader.load(path, options):
-            if isinstance(result, LoadError) or kind.container:  # a container's loader finishes what it finds
-                yield result
-            else:
+            if isinstance(result, Document) and not kind.container:  # a container's loader completes its Documents itself
                 result = _laid_out(result, request, options)
-                yield add_common_metadata(result, kind, size=found.st_size, modified=iso(found.st_mtime), limits=limits)
+                result = add_common_metadata(result, kind, size=status.st_size, modified=iso(status.st_mtime), limits=limits)
+            yield wire.pack_document(result) if isinstance(result, Document) else wire.pack_error(result)
     except LoadError as error:
-        if found.st_size or isinstance(error, UnsupportedFormat):
+        if status.st_size or isinstance(error, UnsupportedFormat):
             raise
         raise LoadError("it is empty: 0 bytes") from None
 
 
-def _laid_out(document: Document, request: dict[str, Any], options: Options) -> Document:
-    """An Office document with the pages of its rendition, or with the reason why it has none; any other as it is."""
+class _Progress:
+    """Tells the parent which page, and which file within the file, is being read. The first `after` of these are left out."""
+
+    def __init__(self, answers: BinaryIO, *, after: int) -> None:
+        self._answers, self._after = answers, after
+        self._parts = 0
+
+    def on_page(self, number: int) -> None:
+        _send(self._answers, wire.frame({"kind": "page", "page": number}))
+
+    def on_part(self, name: str) -> bool:
+        """Return whether the file within the file, whose turn it is, is to be read."""
+        self._parts += 1
+        if self._parts <= self._after:
+            return False
+        _send(self._answers, wire.frame({"kind": "part", "part": self._parts, "name": name}))
+        return True
+
+
+def _regular(path: Path) -> os.stat_result:
+    """Return a file's status. Raises LoadError for a pipe or a device, which would be waited for without end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise LoadError("not a regular file")
+    return status
+
+
+def _check_size(size: int, limits: Limits) -> None:
+    if size > limits.file_bytes:
+        raise LimitExceeded(f"{size} bytes, more than the limit of {limits.file_bytes} (Limits.file_bytes)")
+
+
+def _laid_out(document: Document, request: wire.Header, options: Options) -> Document:
+    """Return an Office document with the pages of its rendition, or with the reason why it has none; any other as it is."""
     from ragkit.load import office, render
 
     if not request["laid_out"]:
