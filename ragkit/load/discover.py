@@ -1,6 +1,6 @@
 """A target (a file, a folder, a glob) becomes the sources beneath it, one at a time.
 
-A source's name is its identity (design: the path relative to the added root), so roots are kept absolute and as given:
+A source's name is its identity: its path relative to the root that was added. So roots stay absolute and as they were written:
 symbolic links in them are not resolved.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,11 @@ def discover(
     ignore_files: Sequence[str] = IGNORE_FILES,
     on_skip: OnSkip | None = None,
 ) -> Iterator[Source]:
-    """The sources of a file, a folder (recursively, sorted within each folder), or a glob ("papers/**/*.pdf").
+    """Yield the sources of a file, a folder (recursively, sorted within each folder), or a glob ("papers/**/*.pdf").
 
-    Streams: nothing is listed before it is asked for, but a target that does not exist raises FileNotFoundError at once.
+    No folder is listed before its files are taken, but a target that does not exist raises FileNotFoundError at once.
     A file named outright is a source whatever its kind. In folders and globs, files without a loader are left out and
-    told to `on_skip(path, reason)`, and so are folders that cannot be read. Hidden files, hidden and version-control
+    reported to `on_skip(path, reason)`, and so are folders that cannot be read. Hidden files, hidden and version-control
     folders are left out silently. Links that lead within the root are left out, since what they point at is found
     there; those that lead elsewhere are followed, no folder twice.
 
@@ -51,8 +51,8 @@ def discover(
     the name, or of any folder. A file is taken if some `include` (or none is given) and no `exclude` matches.
 
     `ignore_files` are names of files with rules in the syntax of .gitignore, for the folder they stand in and all below;
-    what they name is left out silently. Give (".ragkitignore", ".gitignore") to heed both. Sidecars, such as
-    "a.pdf.meta.json", are no sources.
+    what they name is left out silently. Give (".ragkitignore", ".gitignore") to follow both. Sidecars, such as
+    "a.pdf.meta.json", are not sources.
     """
     if isinstance(target, Source):  # a file under a name that its caller chose
         return iter((target,))
@@ -64,46 +64,58 @@ def discover(
     def keeps(name: str) -> bool:
         return (not include or taken(name)) and not refused(name)
 
+    choice = _Choice(keeps, refused, ignore_files, on_skip)
     if path.is_dir():
-        return _in_folder(path, keeps=keeps, refused=refused, ignore_files=ignore_files, on_skip=on_skip, depth=None)
+        return _in_folder(path, choice)
     if path.exists():
         return iter([Source(path, path.parent, path.name)] if keeps(path.name) else [])
     if _MAGIC.search(str(target)):
-        return _in_glob(path, keeps=keeps, refused=refused, ignore_files=ignore_files, on_skip=on_skip)
+        return _in_glob(path, choice)
     near = next(parent for parent in path.parents if parent.exists())
     where = "" if near == path.parent else f" (the nearest folder that exists is {near})"
     raise FileNotFoundError(f"{path} does not exist{where}. Name a file, a folder, or a glob such as 'papers/**/*.pdf'.")
 
 
-def _in_glob(
-    path: Path,
-    *,
-    keeps: Callable[[str], bool],
-    refused: Callable[[str], bool],
-    ignore_files: Sequence[str],
-    on_skip: OnSkip | None,
-) -> Iterator[Source]:
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """Which of the files beneath a folder are sources.
+
+    `keeps` and `refused` are asked with names of files and of folders; `depth` is the deepest level of files, None for all.
+    """
+
+    keeps: Callable[[str], bool]
+    refused: Callable[[str], bool]
+    ignore_files: Sequence[str]
+    on_skip: OnSkip | None
+    depth: int | None = None
+
+    def skip(self, path: Path, reason: str) -> None:
+        if self.on_skip:
+            self.on_skip(path, reason)
+
+
+def _in_glob(path: Path, choice: _Choice) -> Iterator[Source]:
     fixed = next(i for i, part in enumerate(path.parts) if _MAGIC.search(part))
     root, pattern = Path(*path.parts[:fixed]), "/".join(path.parts[fixed:])
     if not root.is_dir():
         raise FileNotFoundError(f"{path} matches nothing: there is no folder {root}")
     depth = None if "**" in pattern else pattern.count("/") + 1
     matches = re.compile(_regex(pattern)).fullmatch
+    skipped: list[Path] = []
+
+    def on_skip(skipped_path: Path, reason: str) -> None:
+        skipped.append(skipped_path)
+        choice.skip(skipped_path, reason)
+
+    def keeps(name: str) -> bool:
+        return matches(name) is not None and choice.keeps(name)
 
     def walk() -> Iterator[Source]:
-        found = False
-        skipped: list[Path] = []
-
-        def note(skipped_path: Path, reason: str) -> None:
-            skipped.append(skipped_path)
-            if on_skip:
-                on_skip(skipped_path, reason)
-
-        both = lambda name: matches(name) is not None and keeps(name)  # noqa: E731
-        for source in _in_folder(root, keeps=both, refused=refused, ignore_files=ignore_files, on_skip=note, depth=depth):
-            found = True
+        empty = True
+        for source in _in_folder(root, replace(choice, keeps=keeps, on_skip=on_skip, depth=depth)):
+            empty = False
             yield source
-        if not found and not skipped:
+        if empty and not skipped:
             raise FileNotFoundError(f"{path} matches no file beneath {root}")
 
     return walk()
@@ -118,110 +130,107 @@ class _Rules:
 
 
 def _ignored(name: str, rules: tuple[_Rules, ...]) -> bool:
-    """Whether a name, of a folder with "/" at its end, is ignored: the deepest rule that speaks of it decides."""
-    for one in reversed(rules):
-        verdict = one.spec.check_file(name.removeprefix(one.prefix))
+    """Return whether a name, of a folder with "/" at its end, is ignored: the deepest rule that speaks of it decides."""
+    for each in reversed(rules):
+        verdict = each.spec.check_file(name.removeprefix(each.prefix))
         if verdict.include is not None:
             # "sub/**" speaks of all that is in the folder, and a later rule may take some of it back.
-            whole = name.endswith("/") and str(one.spec.patterns[verdict.index].pattern).endswith("/**")
+            whole = name.endswith("/") and str(each.spec.patterns[verdict.index].pattern).endswith("/**")
             return bool(verdict.include) and not whole
     return False
 
 
-def _rules_of(folder: Path, prefix: str, names: Sequence[str], on_skip: OnSkip | None) -> Iterator[_Rules]:
-    """The rules that stand in a folder. A file of rules that cannot be read is told, since what it would leave out comes in."""
-    for name in names:
+def _rules_of(folder: Path, prefix: str, choice: _Choice) -> Iterator[_Rules]:
+    """Yield the rules that stand in a folder. A file of rules that cannot be read is reported: what it names is not left out."""
+    for name in choice.ignore_files:
         try:
             lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             continue
         except OSError as error:
-            if on_skip:
-                on_skip(folder / name, f"its rules cannot be read: {error.strerror}")
+            choice.skip(folder / name, f"its rules cannot be read: {error.strerror}")
             continue
         import pathspec
 
         yield _Rules(prefix, pathspec.GitIgnoreSpec.from_lines(lines))
 
 
-def _in_folder(
-    root: Path,
-    *,
-    keeps: Callable[[str], bool],
-    refused: Callable[[str], bool],
-    ignore_files: Sequence[str],
-    on_skip: OnSkip | None,
-    depth: int | None,
-) -> Iterator[Source]:
-    if isinstance(ignore_files, str):
-        raise TypeError(f"ignore_files is a sequence of names, got the string {ignore_files!r}")
-    return _walk(root, keeps=keeps, refused=refused, ignore_files=ignore_files, on_skip=on_skip, depth=depth)
+def _in_folder(root: Path, choice: _Choice) -> Iterator[Source]:
+    if isinstance(choice.ignore_files, str):
+        raise TypeError(f"ignore_files is a sequence of names, got the string {choice.ignore_files!r}")
+    return _Walk(root, choice).sources()
 
 
-Rules = tuple[_Rules, ...]
+Entries = tuple[Iterator[os.DirEntry[str]], str, tuple[_Rules, ...]]  # of a folder: sorted, the prefix of their names, its rules
 
 
-def _walk(
-    root: Path,
-    *,
-    keeps: Callable[[str], bool],
-    refused: Callable[[str], bool],
-    ignore_files: Sequence[str],
-    on_skip: OnSkip | None,
-    depth: int | None,
-) -> Iterator[Source]:
-    real_root = Path(os.path.realpath(root))
-    seen = {_identity(real_root)}
+@dataclass(slots=True)
+class _Walk:
+    """One walk through a folder and all beneath it. `seen`: the folders that were entered, so that none is entered twice."""
 
-    def listed(folder: Path, prefix: str, above: Rules) -> tuple[Iterator[os.DirEntry[str]], str, Rules]:
-        """The entries of a folder, sorted, with the prefix of their names and the rules that hold for them."""
+    root: Path
+    choice: _Choice
+    seen: set[tuple[int, int]] = field(default_factory=set)
+
+    def sources(self) -> Iterator[Source]:
+        """Yield the sources, sorted within each folder."""
+        real_root = Path(os.path.realpath(self.root))
+        self.seen.add(_identity(real_root))
+        stack = [self._listed(self.root, "", ())]  # a list of our own, so that depth costs no stack
+        while stack:
+            entries, prefix, rules = stack[-1]
+            entry = next(entries, None)
+            if entry is None:
+                stack.pop()
+                continue
+            name = prefix + entry.name
+            if entry.name.startswith(".") or (entry.is_symlink() and _leads_within(Path(entry.path), real_root)):
+                continue
+            if entry.is_dir():
+                if self._enters(entry, name, rules):
+                    stack.append(self._listed(Path(entry.path), name + "/", rules))
+            elif entry.is_file() and self._takes(entry, name, rules):
+                yield Source(Path(entry.path), self.root, name)
+
+    def _listed(self, folder: Path, prefix: str, above: tuple[_Rules, ...]) -> Entries:
+        """Return the entries of a folder, sorted, with the prefix of their names and the rules that hold for them."""
         try:
             with os.scandir(folder) as entries:
                 found = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            if on_skip:
-                on_skip(folder, f"cannot be listed: {error.strerror}")
+            self.choice.skip(folder, f"cannot be listed: {error.strerror}")
             return iter(()), prefix, above
-        return iter(found), prefix, (*above, *_rules_of(folder, prefix, ignore_files, on_skip))
+        return iter(found), prefix, (*above, *_rules_of(folder, prefix, self.choice))
 
-    def enters(entry: os.DirEntry[str], name: str, rules: Rules) -> bool:
-        if _is_index(Path(entry.path)) or entry.name in _SKIPPED_FOLDERS or refused(name):
+    def _enters(self, entry: os.DirEntry[str], name: str, rules: tuple[_Rules, ...]) -> bool:
+        """Return whether a folder is to be entered, which it is only once."""
+        if _is_index(Path(entry.path)) or entry.name in _SKIPPED_FOLDERS or self.choice.refused(name):
             return False
+        depth = self.choice.depth
         if (depth and name.count("/") + 1 >= depth) or _ignored(name + "/", rules):
             return False
         try:
             identity = _identity(Path(entry.path))
         except OSError as error:  # it went, or was locked, since it was listed
-            if on_skip:
-                on_skip(Path(entry.path), f"cannot be entered: {error.strerror}")
+            self.choice.skip(Path(entry.path), f"cannot be entered: {error.strerror}")
             return False
-        if identity in seen:
+        if identity in self.seen:
             return False
-        seen.add(identity)
+        self.seen.add(identity)
         return True
 
-    stack = [listed(root, "", ())]  # a list of our own, so that depth costs no stack
-    while stack:
-        entries, prefix, rules = stack[-1]
-        entry = next(entries, None)
-        if entry is None:
-            stack.pop()
-            continue
-        name = prefix + entry.name
-        if entry.name.startswith(".") or (entry.is_symlink() and _leads_within(Path(entry.path), real_root)):
-            continue
-        if entry.is_dir():
-            if enters(entry, name, rules):
-                stack.append(listed(Path(entry.path), name + "/", rules))
-        elif entry.is_file() and keeps(name) and not _ignored(name, rules) and not is_sidecar(entry.path):
-            if format_of(entry.name) is not None:
-                yield Source(Path(entry.path), root, name)
-            elif on_skip:
-                on_skip(Path(entry.path), "no loader takes this kind of file")
+    def _takes(self, entry: os.DirEntry[str], name: str, rules: tuple[_Rules, ...]) -> bool:
+        """Return whether a file is a source. One that no loader takes is reported."""
+        if not self.choice.keeps(name) or _ignored(name, rules) or is_sidecar(entry.path):
+            return False
+        if format_of(entry.name) is None:
+            self.choice.skip(Path(entry.path), "no loader takes this kind of file")
+            return False
+        return True
 
 
 def _is_index(folder: Path) -> bool:
-    """Whether a folder is an index of ours: one beside its documents must not swallow itself."""
+    """Return whether a folder is an index: one that stands beside its documents must not read itself."""
     return (folder / "catalog.db").is_file() and (folder / "segments").is_dir()
 
 
@@ -231,7 +240,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _leads_within(link: Path, root: Path) -> bool:
-    """Whether a link leads into the root, or to a folder around it: a loop."""
+    """Return whether a link leads into the root, or to a folder around it: a loop."""
     target = Path(os.path.realpath(link))
     return target.is_relative_to(root) or root.is_relative_to(target)
 
@@ -248,7 +257,7 @@ def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
 
 
 def _regex(pattern: str) -> str:
-    """A glob as a regular expression: "*" and "?" stay within one folder, "**" crosses folders, "[a-c]" is a set."""
+    """Return a glob as a regular expression: "*" and "?" stay within one folder, "**" crosses folders, "[a-c]" is a set."""
     out, at = [], 0
     while at < len(pattern):
         if pattern.startswith("**/", at):

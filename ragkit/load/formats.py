@@ -1,11 +1,11 @@
 """Which loader takes which file: a table by extension, and by name for files without one.
 
-To add a loader: write a module of this package with
+To add a loader: write a module with
 
     def load(path: Path, options: Options) -> Iterator[Document | LoadError]: ...
 
-and name it here. It leaves `Document.id` empty, or gives a record's own id where a file holds several; the rest
-(child process, limits, identity) is done for it. A loader raises LoadError for a file it cannot read, and yields one for
+in `ragkit.load.readers` and name it here. It leaves `Document.id` empty, or gives a record's own id where a file holds several;
+the rest (child process, limits, identity) is done for it. A loader raises LoadError for a file it cannot read, and yields one for
 a part that fails while others go on.
 """
 
@@ -18,7 +18,7 @@ from pathlib import PurePath
 @dataclass(frozen=True, slots=True)
 class Format:
     """A kind of file: the loader that reads it, its MIME type, its programming language if any, and whether it holds many
-    documents, each with an identity of its own."""
+    documents, each with its own identity."""
 
     loader: str
     mime: str
@@ -27,7 +27,7 @@ class Format:
 
     @property
     def module(self) -> str:
-        """The dotted name of the module that reads it."""
+        """The dotted name of the module that reads such files."""
         return "ragkit.load.pdf.pdf" if self.loader == "pdf" else f"ragkit.load.readers.{self.loader}"
 
 
@@ -161,12 +161,12 @@ _NAMES = {
 
 
 def format_of(path: str | PurePath) -> Format | None:
-    """The format of a file by its name, or None where no loader takes it."""
+    """Return the format of a file by its name, or None where no loader takes it."""
     name = PurePath(path).name.lower()
     last = PurePath(name).suffix
     return _EXTENSIONS.get(PurePath(name.removesuffix(last)).suffix + last) or _EXTENSIONS.get(last) or _NAMES.get(name)
 
 
 def supported() -> tuple[str, ...]:
-    """The extensions that have a loader, sorted."""
+    """Return the extensions that have a loader, sorted."""
     return tuple(sorted(_EXTENSIONS))

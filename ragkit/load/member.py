@@ -92,18 +92,21 @@ def load_embedded(file: EmbeddedFile, options: Options, *, modified: str = "") -
                 yield replace(result, id=f"{file.name}#{result.id}" if result.id else file.name)
             else:
                 yield named(result, file.name)
-    except LimitExceeded as error:
-        if options.budget is not None and options.budget.spent:
-            raise  # the whole file is over its limit, not this part
-        yield named(error, file.name)
-    except UnsupportedFormat as error:  # its loader lacks an extra, say: not the same as a kind that nothing reads
-        yield LoadError(f"{file.name}: {error}")
-    except LoadError as error:
-        yield named(error, file.name)
     except MemoryError:
         raise
-    except Exception as error:  # what a parser raises on a broken part is that part's failure
-        yield LoadError(f"{file.name}: {type(error).__name__}: {error}")
+    except Exception as error:  # what a parser raises on a broken file is that file's failure
+        if isinstance(error, LimitExceeded) and options.budget is not None and options.budget.spent:
+            raise  # the whole file is over its limit, not only the embedded one
+        yield _failure(error, file.name)
+
+
+def _failure(error: Exception, name: str) -> LoadError:
+    """Return the LoadError that says what an exception means for an embedded file."""
+    if isinstance(error, UnsupportedFormat):  # its loader lacks an extra, say: not the same as a kind that nothing reads
+        return LoadError(f"{name}: {error}")
+    if isinstance(error, LoadError):
+        return named(error, name)
+    return LoadError(f"{name}: {type(error).__name__}: {error}")
 
 
 def _complete(

@@ -1,11 +1,11 @@
 """Office documents become PDF, by LibreOffice where it is installed, so that their pages can be drawn.
 
-The text of such a document is what our own loaders make of the file; from here come only pictures of pages, and for texts
-(Word, OpenDocument, RTF) how many pages there are and of what size. LibreOffice works on a copy, in a scratch folder that is
-its home and goes with it, in a process of its own that first takes from itself what it does not need (`confine`). This module
+The text of such a document is what our own loaders make of the file. This module adds only pictures of pages, and for texts
+(Word, OpenDocument, RTF) the number and sizes of their pages. LibreOffice works on a copy, in a scratch folder that is its home
+and is removed afterwards, in a process of its own that first gives up the rights that it does not need (`confine`). This module
 is that process too: `python -m ragkit.load.office`.
 
-Spreadsheets are not among them: a sheet is no page, and what a printer would be given of it is nobody's view of it.
+Spreadsheets are left out: a sheet is not a page, and what a printer would be given of it is nobody's view of it.
 """
 
 from __future__ import annotations
@@ -25,22 +25,21 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ragkit.core.errors import LimitExceeded, LoadError, UnsupportedFormat
-from ragkit.core.types import Document, Page, Span, Words
+from ragkit.core.types import Document, Json, Page, Span, Words
 from ragkit.load.limits import Limits, cpu_of
 
 _SLIDES = {".pptx": "impress", ".pptm": "impress", ".ppsx": "impress", ".odp": "impress"}
 _TEXTS = {".docx": "writer", ".docm": "writer", ".dotx": "writer", ".odt": "writer", ".rtf": "writer"}
-_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+_OPTIONS: Mapping[str, Json] = {
     "impress": {"ExportHiddenSlides": {"type": "boolean", "value": "true"}},
     "writer": {},
 }
 _PROGRAMS = ("soffice", "libreoffice", "/Applications/LibreOffice.app/Contents/MacOS/soffice")
-# What LibreOffice reads besides its own folder and the scratch folder: libraries, fonts, its settings. No home of anybody.
+# What LibreOffice reads besides its own folder and the scratch folder: libraries, fonts, its settings; no home folders.
 _READ = (
     *("/usr", "/lib", "/lib64", "/bin", "/opt", "/nix/store", "/var/cache/fontconfig", "/var/spool/libreoffice"),
     *("/etc/fonts", "/etc/libreoffice", "/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives"),
@@ -53,27 +52,28 @@ _DEATH = 1  # PR_SET_PDEATHSIG, prctl(2)
 
 
 def convertible(path: str | Path) -> bool:
-    """Whether a file is one that LibreOffice, where it is installed, makes pages of; by its name."""
+    """Return whether LibreOffice, where it is installed, makes pages of a file; by its name."""
     return Path(path).suffix.lower() in _SLIDES | _TEXTS
 
 
 def has_slides(path: str | Path) -> bool:
-    """Whether the pages of a file are its slides, which our loaders know without LibreOffice."""
+    """Return whether the pages of a file are its slides, which our loaders know without LibreOffice."""
     return Path(path).suffix.lower() in _SLIDES
 
 
 def program() -> Path | None:
-    """LibreOffice, by the search path; None where it is not installed."""
-    found = next((where for name in _PROGRAMS if (where := shutil.which(name))), None)
-    if found is None:
+    """Return LibreOffice's program, by the search path; None where it is not installed."""
+    command = next((path for name in _PROGRAMS if (path := shutil.which(name))), None)
+    if command is None:
         return None
-    start = Path(found).resolve()
-    # The script that starts it forks twice, and what is forked would outlive us: the program itself does not.
-    itself = start.with_name("soffice.bin")
-    return itself if itself.is_file() else start
+    script = Path(command).resolve()
+    # The script that starts it forks twice, and the forked processes would outlive us; the binary does not fork.
+    binary = script.with_name("soffice.bin")
+    return binary if binary.is_file() else script
 
 
 def missing() -> UnsupportedFormat:
+    """Return the error of a machine without LibreOffice."""
     return UnsupportedFormat(
         "LibreOffice is not installed, without which its pages cannot be drawn. "
         "Install it; on Debian and Ubuntu: apt install libreoffice-writer libreoffice-impress"
@@ -81,7 +81,7 @@ def missing() -> UnsupportedFormat:
 
 
 class Rendition:
-    """A document as a PDF, in a folder of its own, which is removed when nobody holds the Rendition any more."""
+    """A document as a PDF, in a folder that is removed when nobody holds the Rendition any more."""
 
     def __init__(self, folder: Path) -> None:
         self.pdf = folder / "document.pdf"
@@ -89,45 +89,49 @@ class Rendition:
 
 
 def convert(path: Path, name: str, limits: Limits, *, environment: Mapping[str, str], unwanted: Callable[[], bool]) -> Rendition:
-    """The document as a PDF, by the kind that its own name tells. `unwanted` is asked now and then, and ends it.
+    """Return the document as a PDF; `name` is its own and tells its kind. `unwanted` is asked now and then: True ends it.
 
-    Raises UnsupportedFormat without LibreOffice, LimitExceeded, and LoadError where LibreOffice made nothing of it.
+    Raises UnsupportedFormat without LibreOffice, LimitExceeded, and LoadError where LibreOffice made no PDF.
     """
     start = program()
     if start is None:
         raise missing()
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise LoadError("not a regular file")
-    if found.st_size > limits.file_bytes:
-        raise LimitExceeded(f"{found.st_size} bytes, more than the limit of {limits.file_bytes} (Limits.file_bytes)")
+    if status.st_size > limits.file_bytes:
+        raise LimitExceeded(f"{status.st_size} bytes, more than the limit of {limits.file_bytes} (Limits.file_bytes)")
     folder = Path(tempfile.mkdtemp(prefix="ragkit-office-"))
     rendition = Rendition(folder)
     try:
         copy = folder / f"document{Path(name).suffix.lower()}"
         shutil.copyfile(path, copy)
-        code = _RESTART
-        for _ in range(2):
-            if code == _RESTART:
-                code = _run(start, copy, limits, environment=environment, unwanted=unwanted)
+        code = _run(start, copy, limits, environment=environment, unwanted=unwanted)
+        if code == _RESTART:
+            code = _run(start, copy, limits, environment=environment, unwanted=unwanted)
         if code or not rendition.pdf.is_file():
             raise _failure(code, folder)
-        for one in folder.iterdir():
-            if one != rendition.pdf:
-                shutil.rmtree(one) if one.is_dir() else one.unlink()
+        _remove_all_but(rendition.pdf)
         return rendition
     except BaseException:
         rendition.close()
         raise
 
 
+def _remove_all_but(file: Path) -> None:
+    """Remove all that stands beside a file."""
+    for path in file.parent.iterdir():
+        if path != file:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _run(start: Path, copy: Path, limits: Limits, *, environment: Mapping[str, str], unwanted: Callable[[], bool]) -> int:
-    """LibreOffice's exit code; minus a signal's number where that ended it."""
-    told = {"program": str(start), "copy": str(copy), "memory": limits.memory, "bytes": limits.output_bytes}
-    told |= {"seconds": math.ceil(limits.cpu_seconds) + 5}  # should nobody be there any more to look at its clock
+    """Run LibreOffice. Returns its exit code; minus a signal's number where that ended it."""
+    job: Json = {"program": str(start), "copy": str(copy), "memory": limits.memory, "bytes": limits.output_bytes}
+    job["seconds"] = math.ceil(limits.cpu_seconds) + 5  # the kernel's limit, should we die and nobody look at its clock
     with (copy.parent / "errors").open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-B", "-m", "ragkit.load.office", json.dumps(told)],
+            [sys.executable, "-P", "-B", "-m", "ragkit.load.office", json.dumps(job)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -153,9 +157,10 @@ def _run(start: Path, copy: Path, limits: Limits, *, environment: Mapping[str, s
 
 
 def _failure(code: int, folder: Path) -> LoadError:
+    """Return why LibreOffice made no PDF, with its last words."""
     with (folder / "errors").open("rb") as errors:
-        said = errors.read(16 * _LAST_WORDS).decode(errors="replace").split("\n")
-    lines = [line.strip() for line in said if line.strip() and "[0x" not in line and line.strip() != "Stack:"]
+        written = errors.read(16 * _LAST_WORDS).decode(errors="replace").split("\n")
+    lines = [line.strip() for line in written if line.strip() and "[0x" not in line and line.strip() != "Stack:"]
     how = f"made no PDF of it (exit code {code})"
     if code < 0:
         how = f"was killed by {signal.Signals(-code).name}: it crashed, or needs more than Limits.memory or Limits.output_bytes"
@@ -163,10 +168,10 @@ def _failure(code: int, folder: Path) -> LoadError:
 
 
 def with_pages(document: Document, sizes: list[tuple[float, float]]) -> Document:
-    """The Document with the pages that LibreOffice lays it out on.
+    """Return the Document with the pages that LibreOffice lays it out on; sizes in points.
 
-    Where the file itself notes as many pages, their texts are kept and only the sizes are new. Else nobody knows which text is
-    on which page: the pages are empty and stand at the end of the text.
+    Where the file itself notes as many pages, their texts stay and only the sizes are new. Else it is unknown which text is on
+    which page: the pages are empty and stand at the end of the text.
     """
     if len(document.pages) == len(sizes):
         return replace(
@@ -179,25 +184,25 @@ def with_pages(document: Document, sizes: list[tuple[float, float]]) -> Document
 
 
 def without_pages(document: Document, reason: str) -> Document:
-    """The Document with the reason why nobody can draw its pages, where what could not be read is told."""
+    """Return the Document with the reason why its pages cannot be drawn, in `meta["unread"]`."""
     unread = document.meta.get("unread")
     return replace(
         document, meta={**document.meta, "unread": [*(unread if isinstance(unread, list) else []), f"its pages: {reason}"]}
     )
 
 
-def main(told: Mapping[str, Any]) -> None:
-    """Takes the rights away and becomes LibreOffice."""
+def main(job: Json) -> None:
+    """Give up the rights that LibreOffice does not need, and become LibreOffice."""
     import ctypes
 
     from ragkit.load.sandbox.confine import Scratch, confine
 
-    start, copy = Path(told["program"]), Path(told["copy"])
+    start, copy = Path(job["program"]), Path(job["copy"])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_DEATH, signal.SIGKILL)  # with the thread that waits for it
-    resource.setrlimit(resource.RLIMIT_CPU, (told["seconds"], told["seconds"]))
+    resource.setrlimit(resource.RLIMIT_CPU, (job["seconds"], job["seconds"]))
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    confine(told["memory"], scratch=Scratch(copy.parent, (*_READ, str(start.parent.parent)), told["bytes"]))
+    confine(job["memory"], scratch=Scratch(copy.parent, (*_READ, str(start.parent.parent)), job["bytes"]))
     kind = (_SLIDES | _TEXTS)[copy.suffix]
     options = json.dumps(_OPTIONS[kind], separators=(",", ":"))
     target = f"pdf:{kind}_pdf_Export" + (f":{options}" if _OPTIONS[kind] else "")
