@@ -1,7 +1,7 @@
-"""Running headers and footers: what stands at the same place of page after page, page numbers among it.
+"""Running headers and footers: text that stands at the same place of page after page, page numbers included.
 
-In go the segments of all pages (`ragkit.load.pdf.layout`) and their texts; out comes which of them are header or footer, and
-which only repeat what an earlier page says. Found by repetition alone, so a document of one page has none:
+The segments of all pages (`ragkit.load.pdf.layout`) and their texts go in; the role of each segment comes out, and whether it
+only repeats what an earlier page says. Repetition alone decides, so a document of one page has no header:
 
 - a text that recurs within three pages on the same line of the page's upper or lower eighth, in letters no larger than the
   body's, where numbers may run on; or anywhere on the page if it is turned (a note of the download along the margin);
@@ -17,14 +17,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from ragkit.load.pdf.layout import BODY, FOOTER, HEADER, Bools, Bytes, Segments
+from ragkit.core.types import Mask
+from ragkit.load.pdf.layout import BODY, FOOTER, HEADER, Bytes, Segments
 
 _ZONE = 0.125  # of the page's height, above and below
-_LARGER = 1.15  # than the body: a heading, and not furniture
+_LARGER = 1.15  # than the body: a heading, and not a running header
 _SAME_LINE = 3.0  # points
 _SHORT = 5  # pages; of a longer document, a text recurs on three pages at least
 _NEAR = 3  # pages; even and odd pages have headers of their own, and a chapter's first page often none
@@ -37,14 +37,16 @@ _ROMAN = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SegmentRoles:
-    """Of each segment, (s,): its role (BODY, HEADER or FOOTER), and whether it only repeats an earlier page."""
+    """For each segment, (s,): its role (BODY, HEADER or FOOTER), and whether it only repeats an earlier page."""
 
     roles: Bytes
-    repeated: Bools
+    repeated: Mask
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
+    """A segment near the upper or lower edge of its page, or turned."""
+
     segment: int
     page: int
     y: float  # from the page's upper edge, or for a footer from its lower one
@@ -52,25 +54,20 @@ class _Line:
     text: str
 
 
-def find(s: Segments, starts: Sequence[int], texts: Sequence[str], heights: Any, labels: Sequence[str | None]) -> SegmentRoles:
-    """starts (p + 1,): where each page's segments begin; texts of the words; heights (p,) of the pages, points; labels (p,)."""
+def find(
+    s: Segments, starts: Sequence[int], texts: Sequence[str], heights: Sequence[float], labels: Sequence[str | None]
+) -> SegmentRoles:
+    """Return the roles of the segments of all pages.
+
+    starts (p + 1,): where each page's segments begin; texts of the words; heights (p,) of the pages, points; labels (p,).
+    """
     count = len(s.first)
     found = SegmentRoles(np.zeros(count, np.int8), np.zeros(count, bool))
     if len(starts) < 3 or not count:
         return found
-    height = np.repeat(np.asarray(heights, dtype=float), np.diff(starts))
-    body = _body_height(s)
-    upper = s.y1 <= _ZONE * height
-    zones = np.where(upper, HEADER, np.where(s.turned | (s.y0 >= (1 - _ZONE) * height), FOOTER, BODY))
-    zones[~s.turned & (s.heights > _LARGER * body)] = BODY
-    candidates = np.flatnonzero(zones)
-    pages = (np.searchsorted(starts, candidates, side="right") - 1).tolist()
-    bounds = zip(s.first[candidates].tolist(), s.end[candidates].tolist(), strict=True)
-    places = (s.y1 - np.where(zones == FOOTER, height, 0))[candidates]  # from the nearer edge: a page may be turned or cut
-    rows = zip(candidates.tolist(), pages, places.tolist(), zones[candidates].tolist(), bounds, strict=True)
-    lines = [_Line(at, page, y, zone, " ".join(texts[a:b]).lower()) for at, page, y, zone, (a, b) in rows if b - a < _LONG // 2]
-    for kept in _running(lines, least=2 if len(starts) - 1 <= _SHORT else 3):
-        _mark(found, kept)
+    lines = _edge_lines(s, starts, texts, heights)
+    for group in _running(lines, least=2 if len(starts) - 1 <= _SHORT else 3):
+        _mark(found, group)
     numbers = [line for line in lines if _ALONE.fullmatch(line.text)]
     for line in _numbered(numbers, labels):
         found.roles[line.segment], found.repeated[line.segment] = line.zone, True
@@ -85,8 +82,26 @@ def find(s: Segments, starts: Sequence[int], texts: Sequence[str], heights: Any,
     return found
 
 
-def _only_outside(s: Segments, roles: Bytes, lone: Bools, page: slice) -> None:
-    """What stands beside or within the body is taken back; a number by itself is not yet body."""
+def _edge_lines(s: Segments, starts: Sequence[int], texts: Sequence[str], heights: Sequence[float]) -> list[_Line]:
+    """Return the segments near the upper and lower edges of the pages, in letters no larger than the body's, and turned ones."""
+    height = np.repeat(np.asarray(heights, dtype=float), np.diff(starts))
+    upper = s.y1 <= _ZONE * height
+    zones = np.where(upper, HEADER, np.where(s.turned | (s.y0 >= (1 - _ZONE) * height), FOOTER, BODY))
+    zones[~s.turned & (s.heights > _LARGER * _body_height(s))] = BODY
+    candidates = np.flatnonzero(zones)
+    pages = (np.searchsorted(starts, candidates, side="right") - 1).tolist()
+    bounds = zip(s.first[candidates].tolist(), s.end[candidates].tolist(), strict=True)
+    places = (s.y1 - np.where(zones == FOOTER, height, 0))[candidates]  # from the nearer edge: a page may be turned or cut
+    rows = zip(candidates.tolist(), pages, places.tolist(), zones[candidates].tolist(), bounds, strict=True)
+    return [
+        _Line(at, page, y, zone, " ".join(texts[first:end]).lower())
+        for at, page, y, zone, (first, end) in rows
+        if end - first < _LONG // 2
+    ]
+
+
+def _only_outside(s: Segments, roles: Bytes, lone: Mask, page: slice) -> None:
+    """Make segments that stand beside or within the body a part of it; a number by itself does not count as body."""
     upright = ~s.turned[page]
     middle = (s.y0[page] + s.y1[page]) / 2
     body = upright & (roles == BODY) & ~lone
@@ -97,48 +112,45 @@ def _only_outside(s: Segments, roles: Bytes, lone: Bools, page: slice) -> None:
     roles[upright & (roles == FOOTER) & (middle < bottom)] = BODY
 
 
-def _beside(s: Segments, found: SegmentRoles, lone: Bools, page: slice) -> None:
-    """A number on the line of a running text is its page number."""
-    marked = np.flatnonzero(found.roles[page]) + page.start
-    for at in np.flatnonzero(lone[page] & (found.roles[page] == BODY)) + page.start:
+def _beside(s: Segments, roles: SegmentRoles, lone: Mask, page: slice) -> None:
+    """Give a number on the line of a running text that text's role: it is the page number."""
+    marked = np.flatnonzero(roles.roles[page]) + page.start
+    for at in np.flatnonzero(lone[page] & (roles.roles[page] == BODY)) + page.start:
         level = marked[np.abs((s.y0 + s.y1)[marked] - (s.y0 + s.y1)[at]) < s.heights[at]]
         if len(level):
-            found.roles[at], found.repeated[at] = found.roles[level[0]], True
+            roles.roles[at], roles.repeated[at] = roles.roles[level[0]], True
 
 
-def _mark(found: SegmentRoles, lines: Sequence[_Line]) -> None:
-    """The first of them says it for the document; those after it only repeat it."""
+def _mark(roles: SegmentRoles, lines: Sequence[_Line]) -> None:
+    """Give lines that say the same their role; those after the first page only repeat it."""
     first = min(line.page for line in lines)
     for line in lines:
-        known = found.roles[line.segment] != BODY
-        found.roles[line.segment] = line.zone
+        known = roles.roles[line.segment] != BODY
+        roles.roles[line.segment] = line.zone
         repeats = line.page != first
-        found.repeated[line.segment] = (found.repeated[line.segment] or repeats) if known else repeats
+        roles.repeated[line.segment] = (roles.repeated[line.segment] or repeats) if known else repeats
 
 
 def _body_height(s: Segments) -> float:
-    """The height of most of the text: the median of the segments', weighted by their words."""
+    """Return the height of most of the text: the median of the segments', weighted by their words."""
     order = np.argsort(s.heights)
     reached = np.cumsum((s.end - s.first)[order])
     return float(s.heights[order][np.searchsorted(reached, reached[-1] / 2)])
 
 
 def _running(lines: Sequence[_Line], *, least: int) -> list[list[_Line]]:
-    """Groups of lines that say the same at the same place of at least as many pages, numbers aside."""
+    """Return groups of lines that say the same, but for numbers, at the same place of at least `least` pages."""
     groups = defaultdict(list)
     for line in lines:
         if len(line.text) <= _LONG and (pattern := _NUMBER.sub("#", line.text)) and _letters(pattern) >= _LETTERS:
             groups[line.zone, pattern].append(line)
-    found = []
+    running = []
     for (_, pattern), group in groups.items():
-        for place in _places(group):
-            near = _near(place)
-            if len({line.page for line in near}) < least:
-                continue
-            # Short texts with a number ("Table 3") are furniture only where the number stays or runs with the pages.
-            if "#" not in pattern or _letters(pattern) >= 12 or _runs(near):
-                found.append(near)
-    return found
+        # Short texts with a number ("Table 3") run only where the number stays or grows with the pages.
+        certain = "#" not in pattern or _letters(pattern) >= 12
+        recurring = (near for near in map(_near, _places(group)) if len({line.page for line in near}) >= least)
+        running += [near for near in recurring if certain or _runs(near)]
+    return running
 
 
 def _letters(text: str) -> int:
@@ -146,7 +158,7 @@ def _letters(text: str) -> int:
 
 
 def _places(group: list[_Line]) -> list[list[_Line]]:
-    """The group parted into lines of one height on the page."""
+    """Return the group parted into lines of one height on the page."""
     ordered = sorted(group, key=lambda line: line.y)
     parts = [[ordered[0]]]
     for line in ordered[1:]:
@@ -157,14 +169,15 @@ def _places(group: list[_Line]) -> list[list[_Line]]:
 
 
 def _near(place: list[_Line]) -> list[_Line]:
-    """Those with another one a few pages before or after."""
+    """Return the lines that have another one a few pages before or after."""
     ordered = sorted(place, key=lambda line: (line.page, line.segment))
     pages = sorted({line.page for line in ordered})
-    kept = {page for pair in pairwise(pages) if pair[1] - pair[0] <= _NEAR for page in pair}
-    return [line for line in ordered if line.page in kept]
+    near = {page for pair in pairwise(pages) if pair[1] - pair[0] <= _NEAR for page in pair}
+    return [line for line in ordered if line.page in near]
 
 
 def _runs(lines: Sequence[_Line]) -> bool:
+    """Return whether the numbers in the lines run with the pages, or stay the same."""
     offsets = {tuple(value - line.page for value in _values(line.text)) for line in lines}
     return len(offsets) == 1 or len({_values(line.text) for line in lines}) == 1
 
@@ -174,33 +187,35 @@ def _values(text: str) -> tuple[int, ...]:
 
 
 def _value(word: str) -> int:
-    """Of a decimal or a Roman number."""
+    """Return the value of a decimal or a Roman number."""
     if word.isdigit():
         return int(word[:9])
     digits = [_ROMAN[letter] for letter in word]
-    return sum(-one if one < after else one for one, after in zip(digits, [*digits[1:], 0], strict=True))
+    return sum(-digit if digit < after else digit for digit, after in zip(digits, [*digits[1:], 0], strict=True))
 
 
 def _numbered(lines: Sequence[_Line], labels: Sequence[str | None]) -> list[_Line]:
-    """Page numbers: a label, or one of a row of numbers at one place that grow with the pages."""
-    found = [line for line in lines if labels[line.page] and line.text.strip() == str(labels[line.page]).lower()]
+    """Return the page numbers: lines that are their page's label, or grow with the pages at one place."""
+    numbered = [line for line in lines if labels[line.page] and line.text.strip() == str(labels[line.page]).lower()]
     for zone in (HEADER, FOOTER):
         if group := [line for line in lines if line.zone == zone]:
             for place in _places(group):
-                found += _growing(sorted(place, key=lambda line: line.page))
-    return found
+                numbered += _growing(sorted(place, key=lambda line: line.page))
+    return numbered
 
 
 def _growing(place: list[_Line]) -> list[_Line]:
-    """The lines whose number is the next page's less one, or all of them where they only ever grow."""
-    values = []
-    for line in place:
-        match = _ALONE.fullmatch(line.text)
-        values.append(_value(match[1]) if match else 0)
+    """Return the lines whose number grows by one with each page, or all of them where they only ever grow."""
+    values = [_page_number(line) for line in place]
     pages = [line.page for line in place]
     if len(place) >= 3 and all(a < b for a, b in pairwise(values)) and len(set(pages)) == len(pages):
         return place
     offsets = defaultdict(list)
     for line, value in zip(place, values, strict=True):
         offsets[value - line.page].append(line)
-    return [line for group in offsets.values() if len({one.page for one in group}) >= 2 for line in group]
+    return [line for group in offsets.values() if len({each.page for each in group}) >= 2 for line in group]
+
+
+def _page_number(line: _Line) -> int:
+    match = _ALONE.fullmatch(line.text)
+    return _value(match[1]) if match else 0

@@ -2,8 +2,8 @@
 
 Fields are filled in where they stand. Annotations follow the page's text. Hidden text is taken out: it is in no chunk and in no
 page's text, and `meta["hidden"]` says what it was. Whether a word is seen is not guessed from operators but looked up in the
-page's picture: where that is of one colour all over the word, whatever the reason (white on white, text mode 3, a picture or a
-box on top), nobody reads it. So a scan's invisible layer of recognised words, which lies over visible ones, is text.
+page's picture: where that has one colour all over the word, whatever the reason (white on white, text mode 3, a picture or a
+box on top), nobody reads it. So a scan's invisible layer of recognised words, which lies over visible ones, counts as text.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import chain
 
 import numpy as np
-import numpy.typing as npt
 
-from ragkit.load.pdf.text import Annotation, PageWords
+from ragkit.core.types import Floats, Json, Mask
+from ragkit.load.pdf.text import Annotation, PageWords, Region
+from ragkit.load.render import Pixels
 
 FIELD, ANNOTATION, HIDDEN = "field", "annotation", "hidden"
 SMALLEST = 1.0  # points; the height of letters below which nobody reads them
@@ -24,32 +25,34 @@ PIXELS = 2_000_000  # of the picture that words are looked up in
 _CONTRAST = 12  # of 255, between the lightest and the darkest dot of a word
 _FIELD_HEIGHT = 12.0  # points; a field's letters are no taller, however large the field
 LIGHT = 230  # of 255; a colour from here on may be that of the paper
-_KEPT, _LONGEST = 100, 2000  # entries of meta["hidden"], characters of each
+_MOST, _LONGEST = 100, 2000  # entries of meta["hidden"], characters of each
 
 
 def with_annotations(page: PageWords) -> PageWords:
-    """The page with its fields' values as words where they stand, and its annotations as words after all others."""
-    fields = [annotation for annotation in page.annotations if annotation.kind == FIELD and annotation.text.split()]
-    notes = [annotation for annotation in page.annotations if annotation.kind == ANNOTATION and annotation.text.split()]
+    """Return the page with its fields' values as words where they stand, and its annotations as words after all others."""
+    fields, notes = (
+        [each for each in page.annotations if each.kind == kind and each.text.split()] for kind in (FIELD, ANNOTATION)
+    )
     if not fields and not notes:
         return page
-    texts, boxes, lines = list(page.texts), [page.boxes], [page.lines]
+    field_words, note_words = ([each.text.split() for each in group] for group in (fields, notes))
+    words = field_words + note_words
+    boxes = [_shares(field, own) for field, own in zip(fields, field_words, strict=True)]
+    boxes += [np.array([note.box] * len(own), np.float32) for note, own in zip(notes, note_words, strict=True)]
     line = int(page.lines.max()) + 1 if len(page.lines) else 0
-    count = 0
-    for number, annotation in enumerate((*fields, *notes), start=line):
-        words = annotation.text.split()
-        texts += words
-        boxes.append(
-            _shares(annotation, words) if annotation.kind == FIELD else np.array([annotation.box] * len(words), np.float32)
-        )
-        lines.append(np.full(len(words), number))
-        count += len(words) if annotation.kind == ANNOTATION else 0
-    glued = None if page.glued is None else np.append(page.glued, np.zeros(len(texts) - len(page.texts), bool))
-    return replace(page, texts=texts, boxes=np.concatenate(boxes), lines=np.concatenate(lines), glued=glued, notes=count)
+    lines = np.repeat(np.arange(line, line + len(words)), [len(own) for own in words])
+    return replace(
+        page,
+        texts=[*page.texts, *chain.from_iterable(words)],
+        boxes=np.concatenate([page.boxes, *boxes]),
+        lines=np.concatenate((page.lines, lines)),
+        glued=None if page.glued is None else np.append(page.glued, np.zeros(len(lines), bool)),
+        notes=sum(map(len, note_words)),
+    )
 
 
-def _shares(field: Annotation, words: Sequence[str]) -> npt.NDArray[np.float32]:
-    """A field's words side by side in its rectangle, each as wide as it has letters."""
+def _shares(field: Annotation, words: Sequence[str]) -> Floats:
+    """Return the boxes, (w, 4), of a field's words side by side in its rectangle, each as wide as it has letters."""
     x0, y0, x1, y1 = field.box
     if y1 - y0 > _FIELD_HEIGHT:
         y0 = (y0 + y1 - _FIELD_HEIGHT) / 2 if y1 - y0 < 2.5 * _FIELD_HEIGHT else y0
@@ -61,15 +64,13 @@ def _shares(field: Annotation, words: Sequence[str]) -> npt.NDArray[np.float32]:
     return np.stack((left, np.full_like(left, y0), right, np.full_like(left, y1)), axis=1).astype(np.float32)
 
 
-Region = tuple[int, int, int, int]
-Look = Callable[[float, Region], tuple[int, int, bytes]]
+Look = Callable[[float, Region], tuple[int, int, bytes]]  # scale in dots a point, region -> width, height, RGB
 
 
 def without_hidden(page: PageWords, look: Look) -> PageWords:
-    """The page without those of its doubtful words that its picture does not show; they become annotations.
+    """Return the page without those of its doubtful words that its picture does not show; they become annotations.
 
-    `look(scale, part)` gives width, height and RGB of a part of the page's picture, x0, y0, x1, y1 in its dots, `scale` dots a
-    point.
+    `look(scale, region)` returns width, height and RGB of a region of the page's picture, which has `scale` dots a point.
     """
     if page.doubtful is None or not (page.width > 0 and page.height > 0):
         return page
@@ -90,8 +91,8 @@ def without_hidden(page: PageWords, look: Look) -> PageWords:
     return split(page, _settled(seen), "it cannot be seen")
 
 
-def _seen(image: Any, edge: Sequence[int], size: float, word: str) -> bool | None:
-    """Whether a word shows, or None where it is too little to tell."""
+def _seen(image: Pixels, edge: Sequence[int], size: float, word: str) -> bool | None:
+    """Return whether a word shows, or None where it is too small a mark to tell."""
     if size < SMALLEST:
         return False
     if not any(map(str.isalnum, word)):
@@ -101,65 +102,64 @@ def _seen(image: Any, edge: Sequence[int], size: float, word: str) -> bool | Non
     return bool(len(patch)) and int((patch.max(axis=0).astype(int) - patch.min(axis=0)).max()) >= _CONTRAST
 
 
-def _settled(seen: Iterable[bool | None]) -> npt.NDArray[np.bool_]:
-    """Marks that tell nothing by themselves go with the word before them."""
+def _settled(seen: Iterable[bool | None]) -> Mask:
+    """Return whether each word shows, (w,); a mark that tells nothing by itself goes with the word before it."""
     settled, last = [], True
-    for one in seen:
-        last = last if one is None else one
+    for shows in seen:
+        last = last if shows is None else shows
         settled.append(last)
     return np.array(settled, dtype=bool)
 
 
-def split(page: PageWords, keep: npt.NDArray[np.bool_], why: str) -> PageWords:
-    """The page without the words that are not to be kept: they become hidden annotations, a line each."""
+def split(page: PageWords, keep: Mask, why: str) -> PageWords:
+    """Return the page without the words that are not to be kept, (w,): they become hidden annotations, a line each."""
     if keep.all():
         return page
     annotations = []
-    gone = np.flatnonzero(~keep)
+    gone, rest = np.flatnonzero(~keep), np.flatnonzero(keep)
     for run in np.split(gone, np.flatnonzero((np.diff(gone) > 1) | (np.diff(page.lines[gone]) != 0)) + 1):
         low, high = page.boxes[run, :2].min(axis=0), page.boxes[run, 2:].max(axis=0)
         annotations.append(Annotation(HIDDEN, " ".join(page.texts[i] for i in run), (*low.tolist(), *high.tolist()), why))
-    kept = np.flatnonzero(keep)
     return replace(
         page,
-        texts=[page.texts[i] for i in kept],
-        boxes=page.boxes[kept],
-        lines=page.lines[kept],
-        glued=None if page.glued is None else page.glued[kept],
+        texts=[page.texts[i] for i in rest],
+        boxes=page.boxes[rest],
+        lines=page.lines[rest],
+        glued=None if page.glued is None else page.glued[rest],
         doubtful=None,
         annotations=(*page.annotations, *annotations),
     )
 
 
-def hidden(pages: Sequence[PageWords]) -> dict[str, Any]:
-    """`meta` of a document: its hidden text, by page, with reason and box in points; and how many characters there are."""
-    found: list[tuple[int, Annotation]] = []
-    for number, page in enumerate(pages, start=1):
-        for annotation in page.annotations:
-            if annotation.kind != HIDDEN:
-                continue
-            if found and found[-1][0] == number and _same_line(found[-1][1], annotation):
-                found[-1] = number, _joined(found[-1][1], annotation)
-            else:
-                found.append((number, annotation))
-    if not found:
+def hidden(pages: Sequence[PageWords]) -> Json:
+    """Return `meta` of a document: its hidden text, by page, with reason and box in points; and how many characters there are."""
+    lines = [(number, line) for number, page in enumerate(pages, start=1) for line in _hidden_lines(page)]
+    if not lines:
         return {}
     entries = [
-        {
-            "page": number,
-            "why": annotation.why,
-            "text": annotation.text[:_LONGEST],
-            "box": [round(side, 1) for side in annotation.box],
-        }
-        for number, annotation in found[:_KEPT]
+        {"page": number, "why": line.why, "text": line.text[:_LONGEST], "box": [round(side, 1) for side in line.box]}
+        for number, line in lines[:_MOST]
     ]
-    return {"hidden": entries, "hidden_characters": sum(len(annotation.text) for _, annotation in found)}
+    return {"hidden": entries, "hidden_characters": sum(len(line.text) for _, line in lines)}
 
 
-def _same_line(one: Annotation, other: Annotation) -> bool:
-    return one.why == other.why and one.box[1] < other.box[3] and other.box[1] < one.box[3]
+def _hidden_lines(page: PageWords) -> list[Annotation]:
+    """Return a page's hidden text; pieces that follow each other on a line are one."""
+    lines: list[Annotation] = []
+    for annotation in page.annotations:
+        if annotation.kind != HIDDEN:
+            continue
+        if lines and _same_line(lines[-1], annotation):
+            lines[-1] = _joined(lines[-1], annotation)
+        else:
+            lines.append(annotation)
+    return lines
 
 
-def _joined(one: Annotation, other: Annotation) -> Annotation:
-    (a0, b0, a1, b1), (c0, d0, c1, d1) = one.box, other.box
-    return replace(one, text=f"{one.text} {other.text}", box=(min(a0, c0), min(b0, d0), max(a1, c1), max(b1, d1)))
+def _same_line(first: Annotation, second: Annotation) -> bool:
+    return first.why == second.why and first.box[1] < second.box[3] and second.box[1] < first.box[3]
+
+
+def _joined(first: Annotation, second: Annotation) -> Annotation:
+    (a0, b0, a1, b1), (c0, d0, c1, d1) = first.box, second.box
+    return replace(first, text=f"{first.text} {second.text}", box=(min(a0, c0), min(b0, d0), max(a1, c1), max(b1, d1)))

@@ -1,8 +1,8 @@
 """Words with boxes become reading order, lines and paragraphs: numpy only, the same for every PDF engine.
 
-In go words as an engine emits them: boxes in points as displayed, and the number of the engine's line each word stands
-on. Out come the same words in reading order, and where lines and paragraphs begin. Many pages are read at once, since on a
-page's few hundred words numpy costs more by the call than by the word; they do not influence each other.
+Words go in as an engine emits them: boxes in points as displayed, and the number of the engine's line that each word stands
+on. The same words come out in reading order, with the places where lines and paragraphs begin. Many pages are read at once,
+since for a page's few hundred words a call of numpy costs more than its work; they do not influence each other.
 
 The idea: lines are cut at wide gaps into segments. A vertical gutter that few segments cross, with running text on both
 sides, makes columns; the segments that do cross it (titles, wide figures) cut the page into bands, each read column by
@@ -19,9 +19,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from ragkit.core.types import Array, Floats, Ints
+from ragkit.core.types import Array, Floats, Ints, Mask
 
-Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.int8]
 
 _GAP = 1.0  # line heights; a wider space within a line may be a gutter or the space between two cells
@@ -60,31 +59,31 @@ class Segments:
     x1: Array
     y1: Array
     heights: Array
-    turned: Bools
+    turned: Mask
 
 
 def read(s: Segments, boxes: Floats, starts: Sequence[int], roles: Bytes, *, rtl: Sequence[bool]) -> Layout:
-    """The reading order of pages.
+    """Return the reading order of pages.
 
     boxes (w, 4) of the words the segments were made of; starts (p + 1,): where each page's segments begin; roles (s,)
     BODY, HEADER, FOOTER or NOTE; rtl (p,): whether a page's rows run from right to left.
     """
     groups: list[Rows] = []
     owners: list[int] = []
-    furnished = roles.any()
+    has_roles = roles.any()
     for page, (start, end) in enumerate(pairwise(starts)):
         if start == end:
             continue
         region = np.arange(start, end)
-        role = roles[start:end] if furnished else None
+        role = roles[start:end] if has_roles else None
         if role is not None and role.any():
-            header, body, footer, notes = (region[role == one] for one in (HEADER, BODY, FOOTER, NOTE))
-            found = _apart(s, header, rtl=rtl[page]) + _page(s, body, rtl=rtl[page])
-            found += ([_one_each(notes)] if len(notes) else []) + _apart(s, footer, rtl=rtl[page])
+            header, body, footer, notes = (region[role == each] for each in (HEADER, BODY, FOOTER, NOTE))
+            own = _apart(s, header, rtl=rtl[page]) + _page(s, body, rtl=rtl[page])
+            own += ([_row_each(notes)] if len(notes) else []) + _apart(s, footer, rtl=rtl[page])
         else:
-            found = _page(s, region, rtl=rtl[page])
-        groups += found
-        owners += [page] * len(found)
+            own = _page(s, region, rtl=rtl[page])
+        groups += own
+        owners += [page] * len(own)
     if not groups:
         none = np.empty(0, np.int64)
         return Layout(none, np.empty(0, np.int8), np.empty(0, np.float32), none)
@@ -92,25 +91,26 @@ def read(s: Segments, boxes: Floats, starts: Sequence[int], roles: Bytes, *, rtl
 
 
 def _page(s: Segments, region: Ints, *, rtl: bool) -> list[Rows]:
+    """Return the groups of a page's body, turned text last."""
     if not len(region):
         return []
     turned = s.turned[region]
     if not turned.any():
         return _ordered(s, region, depth=3, rtl=rtl)
     if 2 * turned.sum() > len(region):
-        return [_one_each(region)]  # a turned page: the engine's order
-    return [*_ordered(s, region[~turned], depth=3, rtl=rtl), _one_each(region[turned])]
+        return [_row_each(region)]  # a turned page: the engine's order
+    return [*_ordered(s, region[~turned], depth=3, rtl=rtl), _row_each(region[turned])]
 
 
 def _apart(s: Segments, region: Ints, *, rtl: bool) -> list[Rows]:
-    """Headers or footers: their rows, and what is turned after them."""
+    """Return the rows of headers or footers, and turned ones after them."""
     turned = s.turned[region]
-    found = [_rows(s, region[~turned], rtl=rtl)] if not turned.all() else []
-    return [*found, _one_each(region[turned])] if turned.any() else found
+    upright = [_rows(s, region[~turned], rtl=rtl)] if not turned.all() else []
+    return [*upright, _row_each(region[turned])] if turned.any() else upright
 
 
 def segments(boxes: Floats, lines: Ints, lengths: Ints) -> Segments:
-    """The segments of pages, in the order of the words.
+    """Return the segments of pages, in the order of the words.
 
     boxes (w, 4) float32; lines (w,) the number of each word's line, another for neighbouring lines, page breaks included;
     lengths (w,), in characters.
@@ -143,11 +143,11 @@ def segments(boxes: Floats, lines: Ints, lengths: Ints) -> Segments:
 
 
 # A group: segments in reading order, and whether each begins a row. Groups follow each other in reading order.
-Rows = tuple[Ints, Bools]
+Rows = tuple[Ints, Mask]
 
 
 def _ordered(s: Segments, region: Ints, *, depth: int, rtl: bool) -> list[Rows]:
-    """The groups of a region (positions of segments), columns read one after the other."""
+    """Return the groups of a region (positions of segments), columns read one after the other."""
     if depth and len(region) >= 2 * _COLUMN_ROWS and _wide_enough(s, region):
         for gutter in _gutters(s, region):
             bands = _bands(s, region, gutter)
@@ -161,13 +161,13 @@ def _wide_enough(s: Segments, region: Ints) -> bool:
 
 
 def _middle(values: Array) -> float:
-    """The upper median, ten times faster than np.median on a page's worth of values."""
+    """Return the upper median, ten times faster than np.median on a page's worth of values."""
     half = len(values) // 2
     return float(np.partition(values, half)[half])
 
 
 def _gutters(s: Segments, region: Ints) -> Iterator[float]:
-    """Up to three x where few segments cross, the emptiest first, then the widest. Lazily: the first mostly is it."""
+    """Yield up to three x where few segments cross, the emptiest first, then the widest. Lazy: mostly the first is taken."""
     low, high = float(s.x0[region].min()), float(s.x1[region].max())
     # One bin a point; segments shrink by half a point each side, since neighbouring columns may touch by rounding.
     starts = (s.x0[region] - (low - 0.5)).astype(np.int64)
@@ -202,7 +202,7 @@ class _Band:
 
 
 def _bands(s: Segments, region: Ints, gutter: float) -> list[_Band] | None:
-    """The region cut into bands along a gutter, or None where its sides are not running text."""
+    """Return the region cut into bands along a gutter, or None where its sides are not running text."""
     x0, x1, height = s.x0[region], s.x1[region], s.heights[region]
     reach = 2 * height  # what only just pokes through the gutter belongs to the side it stands on
     wide = (x0 < gutter - reach) & (x1 > gutter + reach)
@@ -228,7 +228,7 @@ def _bands(s: Segments, region: Ints, gutter: float) -> list[_Band] | None:
 
 
 def _softly(s: Segments, region: Ints, gutter: float) -> list[_Band]:
-    """Bands between white stripes that run through both sides, so that a wide table between columns is read by rows."""
+    """Return bands between white stripes that run through both sides, so that a wide table between columns is read by rows."""
     by_top = region[np.argsort(s.y0[region], kind="stable")]
     reached = np.maximum.accumulate(s.y1[by_top])
     stripe = s.y0[by_top][1:] - reached[:-1] > 0.8 * _middle(s.heights[region])
@@ -246,6 +246,7 @@ def _softly(s: Segments, region: Ints, gutter: float) -> list[_Band]:
 
 
 def _merged(bands: list[_Band]) -> list[_Band]:
+    """Return the bands, with neighbours of the same kind as one."""
     merged: list[_Band] = []
     for band in bands:
         if merged and merged[-1].columns == band.columns:
@@ -256,7 +257,7 @@ def _merged(bands: list[_Band]) -> list[_Band]:
 
 
 def _running(s: Segments, side: Ints, *, least: int) -> bool:
-    """Whether a side of a gutter is running text: mostly segments as wide as lines, not as narrow as cells."""
+    """Return whether a side of a gutter is running text: mostly segments as wide as lines, not as narrow as cells."""
     if len(side) < least:
         return False
     widths = s.x1[side] - s.x0[side]
@@ -273,7 +274,7 @@ def _band_groups(s: Segments, band: _Band, *, depth: int, rtl: bool) -> list[Row
 
 
 def _rows(s: Segments, region: Ints, *, rtl: bool) -> Rows:
-    """Segments that share a line, from top to bottom."""
+    """Return rows, from top to bottom, of the segments that share a line."""
     middle = (s.y0 + s.y1)[region] / 2
     by_middle = np.argsort(middle, kind="stable")
     region, middle = region[by_middle], middle[by_middle]
@@ -284,12 +285,13 @@ def _rows(s: Segments, region: Ints, *, rtl: bool) -> Rows:
     return region[np.lexsort((across, row))], np.concatenate(([True], apart))
 
 
-def _one_each(region: Ints) -> Rows:
+def _row_each(region: Ints) -> Rows:
+    """Return segments as they stand, each a row of its own."""
     return region, np.ones(len(region), dtype=bool)
 
 
 def _assemble(s: Segments, groups: list[Rows], owners: Ints, boxes: Floats) -> Layout:
-    """owners (g,): the page of each group."""
+    """Return the layout of the groups, page by page. owners (g,): the page of each group."""
     sequence = np.concatenate([segments for segments, _ in groups])
     heads = np.flatnonzero(np.concatenate([starts for _, starts in groups]))  # positions, in `sequence`, of rows
     counts = (s.end - s.first)[sequence]
@@ -320,15 +322,15 @@ def _assemble(s: Segments, groups: list[Rows], owners: Ints, boxes: Floats) -> L
 
 
 def _lengths(starts: Ints, total: int) -> Ints:
-    """How many of `total` lie from each start to the next. Slices: np.diff costs ten times as much on a page."""
+    """Return how many of `total` lie from each start to the next. By slices: np.diff costs ten times as much on a page."""
     lengths = np.empty_like(starts)
     lengths[:-1] = starts[1:] - starts[:-1]
     lengths[-1] = total - starts[-1]
     return lengths
 
 
-def _row_heights(x0: Array, y0: Array, x1: Array, y1: Array, heads: Ints, turned: Bools) -> Array:
-    """The height of each row's letters: the mean over its words by width, so that a superscript counts for little."""
+def _row_heights(x0: Array, y0: Array, x1: Array, y1: Array, heads: Ints, turned: Mask) -> Array:
+    """Return the height of each row's letters: the mean over its words by width, so that a superscript counts for little."""
     widths = np.maximum(x1 - x0, 1e-3)
     upright = np.add.reduceat((y1 - y0) * widths, heads) / np.add.reduceat(widths, heads)
     if not turned.any():
@@ -337,8 +339,11 @@ def _row_heights(x0: Array, y0: Array, x1: Array, y1: Array, heads: Ints, turned
     return np.where(turned, across, upright)
 
 
-def _row_breaks(x0: Array, y0: Array, y1: Array, height: Array, turned: Bools, pages: Sequence[int]) -> Bytes:
-    """LINE or BLOCK before each row, COLUMN before a page's first. x0, y0, y1, height (r,); pages: first row of each page."""
+def _row_breaks(x0: Array, y0: Array, y1: Array, height: Array, turned: Mask, pages: Sequence[int]) -> Bytes:
+    """Return LINE or BLOCK before each row, COLUMN before a page's first, (r,).
+
+    x0, y0, y1, height (r,); pages: first row of each page.
+    """
     breaks = np.full(len(x0), LINE, dtype=np.int8)
     if len(x0) > 1:
         # Baselines are compared rather than boxes: a superscript raises a box, not its line.

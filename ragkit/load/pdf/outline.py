@@ -24,8 +24,8 @@ class Entry:
 
 
 def with_outline(text: str, pages: Sequence[Page], blocks: tuple[Block, ...], entries: Sequence[Entry]) -> tuple[Block, ...]:
-    """The blocks, with a heading for each entry whose title begins a line of its page; a paragraph that it opens is parted."""
-    found: dict[int, tuple[int, int]] = {}
+    """Return the blocks, with a heading for each entry whose title begins a line of its page; paragraphs are parted there."""
+    headings: dict[int, tuple[int, int]] = {}  # start: end, level
     taken: dict[int, int] = {}  # by page, where its last title ended: outlines go down the page
     for entry in entries[:_ENTRIES]:
         words = entry.title.split()
@@ -36,11 +36,12 @@ def with_outline(text: str, pages: Sequence[Page], blocks: tuple[Block, ...], en
         match = pattern.search(text, taken.get(entry.page, span.start), span.end)
         if match:
             taken[entry.page] = match.end()
-            found[match.start()] = (match.end(), min(entry.level, 6))
-    return _parted(blocks, found) if found else blocks
+            headings[match.start()] = (match.end(), min(entry.level, 6))
+    return _parted(blocks, headings) if headings else blocks
 
 
 def _parted(blocks: tuple[Block, ...], headings: dict[int, tuple[int, int]]) -> tuple[Block, ...]:
+    """Return the blocks, with headings cut out of the paragraphs and headings that hold them."""
     starts = [block.span.start for block in blocks]
     within: dict[int, list[tuple[int, int, int]]] = {}
     for start, (end, level) in sorted(headings.items()):

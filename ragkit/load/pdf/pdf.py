@@ -1,7 +1,7 @@
 """A PDF becomes a Document, by one of two engines behind one interface; its pages are rendered by the same two.
 
 An engine gives words, as texts and boxes, in its own order. Reading order, lines, paragraphs, headings, running headers and
-footers are found in `pdf_text`, `layout` and `furniture`, the same way for both. A page without text is a page with an empty
+footers are found in `text`, `layout` and `headers_footers`, the same way for both. A page without text is a page with an empty
 span; so is a page that cannot be read, and `meta["unread"]` then says why.
 """
 
@@ -14,15 +14,15 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ragkit.core.errors import LimitExceeded, LoadError, MissingExtra, UnsupportedFormat
-from ragkit.core.types import Block, Document, Page
+from ragkit.core.types import Block, Document, Json, Page
 from ragkit.load import ocr
 from ragkit.load.limits import Options
 from ragkit.load.pdf import hidden_text
 from ragkit.load.pdf.outline import Entry, with_outline
-from ragkit.load.pdf.text import PAGE_BREAK, PageWords, assemble
+from ragkit.load.pdf.text import PAGE_BREAK, PageWords, Region, assemble
 from ragkit.load.render import Pixels
 
 ENGINES = {"pymupdf": "ragkit.load.pdf.pymupdf", "pypdfium2": "ragkit.load.pdf.pdfium"}  # package: our module over it
@@ -31,9 +31,8 @@ _PLACEHOLDERS = {"untitled", "anonymous", "(anonymous)", "(untitled)", "unspecif
 
 
 class Engine(Protocol):
-    """An open PDF. Pages count from 0 here, as in both engines; `size` is in points as displayed; `render` gives width,
-    height and RGB bytes of a page's picture, or of the part of it from x0, y0 to x1, y1 in its dots; `draw` stretches the
-    page to the pixels given."""
+    """An open PDF. Pages count from 0 here, as in both engines; `size` is in points as displayed; `render` returns width,
+    height and RGB bytes of a page's picture, or of a region of it; `draw` stretches the page to so many pixels."""
 
     def close(self) -> None: ...
     def count(self) -> int: ...
@@ -42,11 +41,11 @@ class Engine(Protocol):
     def draw(self, index: int, width: int, height: int) -> Pixels: ...
     def page(self, index: int) -> PageWords: ...
     def outline(self) -> list[Entry]: ...
-    def render(self, index: int, scale: float, part: tuple[int, int, int, int] | None = None) -> tuple[int, int, bytes]: ...
+    def render(self, index: int, scale: float, region: Region | None = None) -> tuple[int, int, bytes]: ...
 
 
 def open_pdf(path: Path, *, engine: str = "auto", password: str | None = None) -> Engine:
-    """An open PDF, by the engine named, or with "auto" by the first of ENGINES that is installed."""
+    """Open a PDF with the named engine, or with "auto" by the first of ENGINES that is installed."""
     if engine == "auto":
         engine = next((name for name in ENGINES if find_spec(name)), "")
         if not engine:
@@ -63,20 +62,20 @@ def open_pdf(path: Path, *, engine: str = "auto", password: str | None = None) -
 
 
 def prepare(engine: str) -> None:
-    """Imports the engine, so that its first document does not wait for it. Missing ones are told when they are needed."""
-    wanted = next((name for name in ENGINES if find_spec(name)), "") if engine == "auto" else engine
-    if wanted in ENGINES and find_spec(wanted):
-        import_module(wanted)
-        import_module(ENGINES[wanted])
+    """Import the engine, so that its first document does not wait for it. A missing engine is reported when a PDF is opened."""
+    name = next((name for name in ENGINES if find_spec(name)), "") if engine == "auto" else engine
+    if name in ENGINES and find_spec(name):
+        import_module(name)
+        import_module(ENGINES[name])
 
 
 def open_pages(path: Path, options: Options) -> Engine:
-    """The pages of a PDF, to be drawn. Raises what `load` does."""
+    """Open a PDF whose pages are to be drawn. Raises what `load` does."""
     return open_pdf(path, engine=options.pdf_engine, password=options.password)
 
 
 def load(path: Path, options: Options) -> Iterator[Document]:
-    """The one Document of a PDF. Raises EncryptedDocument, LimitExceeded, LoadError, UnsupportedFormat."""
+    """Yield the one Document of a PDF. Raises EncryptedDocument, LimitExceeded, LoadError, UnsupportedFormat."""
     pdf = open_pdf(path, engine=options.pdf_engine, password=options.password)
     try:
         yield _document(pdf, options)
@@ -91,37 +90,37 @@ def _document(pdf: Engine, options: Options) -> Document:
     if count > options.limits.pages:
         raise LimitExceeded(f"the PDF has {count} pages, more than the limit of {options.limits.pages} (Limits.pages)")
     reader = None if options.ocr == ocr.OFF else ocr.Reader(options.ocr, options.limits)
-    read, unread = _pages(pdf, count, options, reader)
-    found = pdf.metadata()
-    text, pages, blocks = assemble([hidden_text.with_annotations(page) for page in read], on_page=options.on_page)
+    words, unread = _pages(pdf, count, options, reader)
+    text, pages, blocks = assemble([hidden_text.with_annotations(page) for page in words], on_page=options.on_page)
     blocks = with_outline(text, pages, blocks, pdf.outline())
-    title = found["title"].strip()
-    meta: dict[str, Any] = {"pages": count}
-    meta |= hidden_text.hidden(read)
+    meta: Json = {"pages": count} | hidden_text.hidden(words)
     if reader is not None and reader.pages:
         meta["ocr_pages"] = reader.pages
     if unread:
         meta["unread"] = [why if why.startswith("page ") else f"page {number}: {why}" for number, why in unread.items()]
-    for name in ("author", "subject", "keywords"):
-        if (value := found[name].strip()).lower() not in _PLACEHOLDERS:
-            meta[name] = value
-    for name in ("created", "modified"):
-        if date := iso_date(found[name]):
-            meta[name] = date
+    properties = pdf.metadata()
+    title = properties["title"].strip()
     if title.lower() in _PLACEHOLDERS:
         title = _first_title(text, pages, blocks)
-    return Document(text=text, title=title, meta=meta, pages=pages, blocks=blocks)
+    return Document(text=text, title=title, meta=meta | _stated(properties), pages=pages, blocks=blocks)
+
+
+def _stated(properties: dict[str, str]) -> dict[str, str]:
+    """Return the author, subject, keywords and dates that the file states of itself, without placeholders."""
+    texts = {name: properties[name].strip() for name in ("author", "subject", "keywords")}
+    dates = {name: iso_date(properties[name]) for name in ("created", "modified")}
+    return {name: value for name, value in (texts | dates).items() if value.lower() not in _PLACEHOLDERS}
 
 
 def _pages(pdf: Engine, count: int, options: Options, reader: ocr.Reader | None) -> tuple[list[PageWords], dict[int, str]]:
-    """The words of each page, and the reasons of those that cannot be read, by number. LoadError where none can be."""
-    read: list[PageWords] = []
+    """Return the words of each page, and by number the reasons why pages cannot be read. LoadError where none can be."""
+    pages: list[PageWords] = []
     unread: dict[int, str] = {}
     characters = 0
     for number in range(1, count + 1):
         if reason := options.skip.get(number):
             unread[number] = reason
-            read.append(PageWords.blank())
+            pages.append(PageWords.blank())
             continue
         options.on_page(number)
         try:
@@ -136,42 +135,46 @@ def _pages(pdf: Engine, count: int, options: Options, reader: ocr.Reader | None)
         characters += sum(map(len, page.texts)) + len(page.texts) + len(PAGE_BREAK)
         if characters > options.limits.characters:
             raise LimitExceeded(f"more than {options.limits.characters} characters by page {number} (Limits.characters)")
-        read.append(page)
+        pages.append(page)
     if len(unread) == count:
         raise LoadError(f"no page can be read; page 1: {unread[1]}")
-    return read, unread
+    return pages, unread
 
 
 def _recognised(pdf: Engine, page: PageWords, number: int, reader: ocr.Reader) -> PageWords:
-    found = reader.read(pdf, number - 1)
-    return replace(found, rotation=page.rotation, label=page.label, annotations=page.annotations)
+    """Return a page with the words that Tesseract reads in its picture."""
+    words = reader.read(pdf, number - 1)
+    return replace(words, rotation=page.rotation, label=page.label, annotations=page.annotations)
 
 
 def _first_title(text: str, pages: Sequence[Page], blocks: Sequence[Block]) -> str:
-    """The first of the largest headings of page one, on one line."""
-    first = [b for b in blocks if b.kind == "heading" and pages and b.span.end <= pages[0].span.end]
-    if not first:
+    """Return the first of the largest headings of page one, on one line."""
+    headings = [block for block in blocks if block.kind == "heading" and pages and block.span.end <= pages[0].span.end]
+    if not headings:
         return ""
-    highest = min(block.level for block in first)
-    title = " ".join(next(b for b in first if b.level == highest).span.of(text).split())
+    first = min(headings, key=lambda block: block.level)
+    title = " ".join(first.span.of(text).split())
     return title if len(title) >= _TITLE_CHARACTERS else ""
 
 
 _DATE = re.compile(r"(?:D:)?(\d{4})(\d\d)?(\d\d)?(\d\d)?(\d\d)?(\d\d)?(?:([Z+-])(\d\d)?'?(\d\d)?)?")
 
 
-def iso_date(date: str) -> str:
-    """A PDF date, "D:20240131120000+01'00'" (ISO 32000-2, 7.9.4), as "2024-01-31T12:00:00+01:00"; "" for what is none."""
-    match = _DATE.match(date.strip())
+def iso_date(pdf_date: str) -> str:
+    """Return a PDF date, "D:20240131120000+01'00'" (ISO 32000-2, 7.9.4), as "2024-01-31T12:00:00+01:00"; "" for anything else."""
+    match = _DATE.match(pdf_date.strip())
     if not match:
         return ""
     year, month, day, hour, minute, second, sign, zone_hour, zone_minute = match.groups()
     if not (1 <= int(month or 1) <= 12 and 1 <= int(day or 1) <= 31):
         return ""
-    iso = "-".join(part for part in (year, month, day) if part)
+    date = "-".join(filter(None, (year, month, day)))
     if not (day and hour):
-        return iso
-    iso += f"T{hour}:{minute or '00'}:{second or '00'}"
-    if sign == "Z" or (sign and not zone_hour):
-        return iso + "+00:00"
-    return iso + (f"{sign}{zone_hour}:{zone_minute or '00'}" if sign else "")
+        return date
+    return f"{date}T{hour}:{minute or '00'}:{second or '00'}{_zone(sign, zone_hour, zone_minute)}"
+
+
+def _zone(sign: str | None, hour: str | None, minute: str | None) -> str:
+    if not sign:
+        return ""
+    return "+00:00" if sign == "Z" or not hour else f"{sign}{hour}:{minute or '00'}"

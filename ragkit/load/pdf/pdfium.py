@@ -11,18 +11,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ragkit.core.errors import EncryptedDocument, LoadError, MissingExtra, UnsupportedFormat
-from ragkit.core.types import Floats, Ints
+from ragkit.core.types import Floats, Ints, Mask
 from ragkit.load.member import EmbeddedFile
 from ragkit.load.pdf.hidden_text import LIGHT, SMALLEST
 from ragkit.load.pdf.outline import Entry
-from ragkit.load.pdf.scripts import ALEFS, LAM, Bools, cut, has_single
-from ragkit.load.pdf.text import Annotation, PageWords
+from ragkit.load.pdf.scripts import ALEFS, LAM, cut, has_single
+from ragkit.load.pdf.text import Annotation, Box, PageWords, Region
 from ragkit.load.render import Canvas, Pixels
 
 _HYPHEN = (0x02, 0xFFFE)  # what PDFium puts for a hyphen at a line's end, joining the two lines
@@ -32,6 +32,8 @@ _SHARED = 0.1  # of a word's box, which has room around the letters, that lies i
 _SAME = 0.1  # points
 _OBJECTS = 100_000  # of a page that are looked at for hidden text
 _ANNOTATIONS = 10_000  # read of a page
+_Fpdf = Any  # a module, or a handle, of pypdfium2 and ctypes, which have no types
+_Codes = npt.NDArray[np.uint32]
 
 
 class Pdf:
@@ -43,7 +45,7 @@ class Pdf:
             import pypdfium2.raw
         except ImportError:
             raise UnsupportedFormat(str(MissingExtra.of("pypdfium2", "pdfium", "reading PDF files"))) from None
-        self._raw: Any = pypdfium2.raw
+        self._raw: _Fpdf = pypdfium2.raw
         self._failure = pypdfium2.PdfiumError
         self._canvas = Canvas()
         if path.stat().st_size == 0:
@@ -73,17 +75,18 @@ class Pdf:
         return float(width), float(height)
 
     def outline(self) -> list[Entry]:
-        found = []
+        entries = []
         try:
             for item in self._document.get_toc():
                 place = item.get_dest()
                 if place is not None and (number := place.get_index()) is not None:
-                    found.append(Entry(item.level + 1, item.get_title(), number))
+                    entries.append(Entry(item.level + 1, item.get_title(), number))
         except (self._failure, ValueError, RecursionError):  # a damaged outline is no reason to lose the text
             return []
-        return found
+        return entries
 
     def page(self, index: int) -> PageWords:
+        """Return the words of a page. Raises LoadError."""
         page = self._load(index)
         try:
             textpage = page.get_textpage()
@@ -101,63 +104,65 @@ class Pdf:
         text = codes.astype("<u4").tobytes().decode("utf-32-le", errors="replace")
         glued = None
         if has_single(text):
-            words = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-            _, owners, ranges, glued = cut(words)
+            _, owners, ranges, glued = cut(_texts(text, starts, ends))
             starts, ends, lines = starts[owners] + ranges[:, 0], starts[owners] + ranges[:, 1], lines[owners]
-        boxes = turn(self._boxes(textpage, starts, ends))
-        edge = (boxes[:, 0] < 0) | (boxes[:, 1] < 0) | (boxes[:, 2] > width) | (boxes[:, 3] > height)
+        words = _Words(starts, ends, lines, turn(self._boxes(textpage, starts, ends)))
+        edge = ((words.boxes[:, :2] < 0) | (words.boxes[:, 2:] > (width, height))).any(axis=1)
         if edge.any():
-            whole = starts, ends, boxes
-            starts, ends, lines, boxes, kept = self._visible(textpage, turn, (starts, ends, lines, boxes), np.flatnonzero(edge))
-            outside = zip(*(one[~kept].tolist() for one in whole), strict=True)
+            whole = words
+            words, shows = self._visible(textpage, turn, whole, np.flatnonzero(edge))
+            outside = zip(*(column[~shows].tolist() for column in (whole.starts, whole.ends, whole.boxes)), strict=True)
             annotations += [
                 Annotation("hidden", text[start:end], tuple(box), "it lies outside the page") for start, end, box in outside
             ]
-            glued = None if glued is None else glued[kept]
-        texts = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-        doubtful = self._doubtful(page, turn, boxes) if texts else None
-        return PageWords(texts, boxes, lines, width, height, rotation, label, glued, tuple(annotations), doubtful)
+            glued = None if glued is None else glued[shows]
+        texts = _texts(text, words.starts, words.ends)
+        doubtful = self._doubtful(page, turn, words.boxes) if texts else None
+        return PageWords(texts, words.boxes, words.lines, width, height, rotation, label, glued, tuple(annotations), doubtful)
 
-    def _doubtful(self, page: Any, turn: _Displayed, boxes: Floats) -> Bools | None:
-        """Which words may not be seen: tiny ones, those drawn by no mode or in white, and those that a picture is drawn over.
-        None: none."""
-        found = boxes[:, 3] - boxes[:, 1] < SMALLEST
+    def _doubtful(self, page: _Fpdf, turn: _Displayed, boxes: Floats) -> Mask | None:
+        """Return which words may not be seen, (w,); None where all are.
+
+        Doubtful are tiny words, those in white or in a text mode that does not paint, and those that a picture is drawn over.
+        """
+        doubtful = boxes[:, 3] - boxes[:, 1] < SMALLEST
         places = self._doubtful_places(page)
         if places:
             area = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(axis=1), 1e-6)
             for x0, y0, x1, y1 in np.unique(turn(np.array(places, np.float32)), axis=0).tolist():
                 across = np.minimum(boxes[:, 2], x1) - np.maximum(boxes[:, 0], x0)
                 down = np.minimum(boxes[:, 3], y1) - np.maximum(boxes[:, 1], y0)
-                found |= np.maximum(across, 0) * np.maximum(down, 0) > _SHARED * area
-        return found if found.any() else None
+                doubtful |= np.maximum(across, 0) * np.maximum(down, 0) > _SHARED * area
+        return doubtful if doubtful.any() else None
 
-    def _doubtful_places(self, page: Any) -> list[tuple[float, float, float, float]]:
-        """Bounds, in the page's own coordinates, of the text objects that may not be seen, and of forms that hold some."""
+    def _doubtful_places(self, page: _Fpdf) -> list[Box]:
+        """Return the bounds, in the page's own coordinates, of text objects that may not be seen, and of forms that hold some."""
         raw, handle = self._raw, page.raw
         count = min(raw.FPDFPage_CountObjects(handle), _OBJECTS)
         objects = [raw.FPDFPage_GetObject(handle, number) for number in range(count)]
-        kinds = [raw.FPDFPageObj_GetType(one) for one in objects]
-        found: list[tuple[float, float, float, float]] = []
-        before: list[tuple[float, float, float, float]] = []
+        kinds = [raw.FPDFPageObj_GetType(each) for each in objects]
         pictures = raw.FPDF_PAGEOBJ_IMAGE in kinds or raw.FPDF_PAGEOBJ_FORM in kinds
-        for one, kind in zip(objects, kinds, strict=True):
-            if kind == raw.FPDF_PAGEOBJ_TEXT:
-                if self._hides(one):
-                    found.append(self._bounds(one))
-                elif pictures:
-                    before.append(self._bounds(one))
-            elif kind == raw.FPDF_PAGEOBJ_FORM and self._form_hides(one, depth=3):
-                found.append(self._bounds(one))
-            elif kind in (raw.FPDF_PAGEOBJ_IMAGE, raw.FPDF_PAGEOBJ_FORM) and before:
-                if kind == raw.FPDF_PAGEOBJ_FORM and not self._has_image(one):
-                    continue
-                x0, y0, x1, y1 = self._bounds(one)
-                under = [box for box in before if x0 < (box[0] + box[2]) / 2 < x1 and y0 < (box[1] + box[3]) / 2 < y1]
-                found += under
-                before = [box for box in before if box not in under] if under else before
-        return found
+        places: list[Box] = []
+        shown: list[Box] = []  # texts that a picture may yet be drawn over
+        for drawn, kind in zip(objects, kinds, strict=True):
+            if kind == raw.FPDF_PAGEOBJ_TEXT and not self._hides(drawn):
+                if pictures:
+                    shown.append(self._bounds(drawn))
+            elif kind == raw.FPDF_PAGEOBJ_TEXT or (kind == raw.FPDF_PAGEOBJ_FORM and self._form_hides(drawn, depth=3)):
+                places.append(self._bounds(drawn))
+            elif shown and self._is_picture(drawn, kind):
+                over = self._bounds(drawn)
+                covered = [box for box in shown if _holds_middle(over, box)]
+                places += covered
+                shown = [box for box in shown if box not in covered] if covered else shown
+        return places
 
-    def _hides(self, text: Any) -> bool:
+    def _is_picture(self, drawn: _Fpdf, kind: int) -> bool:
+        """Return whether an object of a page is an image, or a form with one."""
+        return kind == self._raw.FPDF_PAGEOBJ_IMAGE or (kind == self._raw.FPDF_PAGEOBJ_FORM and self._has_image(drawn))
+
+    def _hides(self, text: _Fpdf) -> bool:
+        """Return whether a text is not painted, or painted in white or nearly, or nearly transparent."""
         raw = self._raw
         if raw.FPDFTextObj_GetTextRenderMode(text) in _UNDRAWN:
             return True
@@ -166,52 +171,62 @@ class Pdf:
             min(red.value, green.value, blue.value) >= LIGHT or alpha.value <= 255 - LIGHT
         )
 
-    def _bounds(self, one: Any) -> tuple[float, float, float, float]:
+    def _bounds(self, page_object: _Fpdf) -> Box:
         edges = [ctypes.c_float() for _ in range(4)]
-        self._raw.FPDFPageObj_GetBounds(one, *edges)
+        self._raw.FPDFPageObj_GetBounds(page_object, *edges)
         return edges[0].value, edges[1].value, edges[2].value, edges[3].value
 
-    def _inner(self, form: Any) -> Iterator[tuple[Any, int]]:
+    def _inner(self, form: _Fpdf) -> Iterator[tuple[_Fpdf, int]]:
+        """Yield the objects of a form, each with its kind."""
         for number in range(min(self._raw.FPDFFormObj_CountObjects(form), _OBJECTS)):
-            one = self._raw.FPDFFormObj_GetObject(form, number)
-            yield one, self._raw.FPDFPageObj_GetType(one)
+            inner = self._raw.FPDFFormObj_GetObject(form, number)
+            yield inner, self._raw.FPDFPageObj_GetType(inner)
 
-    def _form_hides(self, form: Any, *, depth: int) -> bool:
-        for one, kind in self._inner(form):
-            if kind == self._raw.FPDF_PAGEOBJ_TEXT and self._hides(one):
+    def _form_hides(self, form: _Fpdf, *, depth: int) -> bool:
+        """Return whether a form holds text that may not be seen; one nested deeper than anybody draws counts as such."""
+        for inner, kind in self._inner(form):
+            if kind == self._raw.FPDF_PAGEOBJ_TEXT and self._hides(inner):
                 return True
-            if kind == self._raw.FPDF_PAGEOBJ_FORM and (depth == 0 or self._form_hides(one, depth=depth - 1)):
-                return True  # deeper than anybody draws is looked at
+            if kind == self._raw.FPDF_PAGEOBJ_FORM and (depth == 0 or self._form_hides(inner, depth=depth - 1)):
+                return True
         return False
 
-    def _has_image(self, form: Any) -> bool:
+    def _has_image(self, form: _Fpdf) -> bool:
         return any(kind != self._raw.FPDF_PAGEOBJ_TEXT and kind != self._raw.FPDF_PAGEOBJ_PATH for _, kind in self._inner(form))
 
-    def _annotations(self, page: Any, turn: _Displayed) -> list[Annotation]:
-        """Form fields with text in them, and annotations with a text."""
-        raw, found = self._raw, []
+    def _annotations(self, page: _Fpdf, turn: _Displayed) -> list[Annotation]:
+        """Return the form fields and the annotations that have a text."""
+        raw, annotations = self._raw, []
         for number in range(min(raw.FPDFPage_GetAnnotCount(page.raw), _ANNOTATIONS)):
-            one = raw.FPDFPage_GetAnnot(page.raw, number)
-            if not one:
+            handle = raw.FPDFPage_GetAnnot(page.raw, number)
+            if not handle:
                 continue
             try:
-                kind = raw.FPDFAnnot_GetSubtype(one)
-                if kind in (raw.FPDF_ANNOT_LINK, raw.FPDF_ANNOT_POPUP):
-                    continue
-                field = kind == raw.FPDF_ANNOT_WIDGET
-                text = self._value(one, b"V" if field else b"Contents")
-                if not text.strip() or (field and (self._value(one, b"FT") == "Btn" or text in ("Off", "Yes"))):
-                    continue
-                rect = raw.FS_RECTF()
-                raw.FPDFAnnot_GetRect(one, rect)
-                across, up = sorted((rect.left, rect.right)), sorted((rect.bottom, rect.top))
-                box = turn(np.array([[across[0], up[0], across[1], up[1]]], np.float32))[0]
-                found.append(Annotation("field" if field else "annotation", text, tuple(box.tolist())))
+                annotation = self._annotation(handle, turn)
             finally:
-                raw.FPDFPage_CloseAnnot(one)
-        return found
+                raw.FPDFPage_CloseAnnot(handle)
+            if annotation is not None:
+                annotations.append(annotation)
+        return annotations
 
-    def _value(self, annotation: Any, key: bytes) -> str:
+    def _annotation(self, handle: _Fpdf, turn: _Displayed) -> Annotation | None:
+        """Return a field or an annotation, or None for one without a text."""
+        raw = self._raw
+        kind = raw.FPDFAnnot_GetSubtype(handle)
+        if kind in (raw.FPDF_ANNOT_LINK, raw.FPDF_ANNOT_POPUP):
+            return None
+        field = kind == raw.FPDF_ANNOT_WIDGET
+        text = self._value(handle, b"V" if field else b"Contents")
+        if not text.strip() or (field and (self._value(handle, b"FT") == "Btn" or text in ("Off", "Yes"))):
+            return None
+        rect = raw.FS_RECTF()
+        raw.FPDFAnnot_GetRect(handle, rect)
+        across, up = sorted((rect.left, rect.right)), sorted((rect.bottom, rect.top))
+        box = turn(np.array([[across[0], up[0], across[1], up[1]]], np.float32))[0]
+        return Annotation("field" if field else "annotation", text, tuple(box.tolist()))
+
+    def _value(self, annotation: _Fpdf, key: bytes) -> str:
+        """Return the text under a key of an annotation's dictionary, "" for none."""
         size = self._raw.FPDFAnnot_GetStringValue(annotation, key, None, 0)
         if size <= 2:
             return ""
@@ -219,8 +234,8 @@ class Pdf:
         self._raw.FPDFAnnot_GetStringValue(annotation, key, ctypes.cast(buffer, ctypes.POINTER(self._raw.FPDF_WCHAR)), size)
         return buffer.raw[: size - 2].decode("utf-16-le", errors="replace")
 
-    def _codes(self, textpage: Any) -> npt.NDArray[np.uint32]:
-        """The code point of each character of the page, by PDFium's own character numbers."""
+    def _codes(self, textpage: _Fpdf) -> _Codes:
+        """Return the code point of each character of the page, by PDFium's own character numbers."""
         count = textpage.count_chars()
         if count <= 0:
             return np.empty(0, np.uint32)
@@ -233,8 +248,11 @@ class Pdf:
         ask, handle = self._raw.FPDFText_GetUnicode, textpage.raw
         return np.fromiter((ask(handle, i) for i in range(count)), dtype=np.uint32, count=count)
 
-    def _with_lam_first(self, textpage: Any, codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-        """Each lam-alef in the order it is read: PDFium turns round the two letters of one glyph, which have one box."""
+    def _with_lam_first(self, textpage: _Fpdf, codes: _Codes) -> _Codes:
+        """Return the codes with each lam-alef in the order in which it is read.
+
+        PDFium swaps the two letters of one glyph, which have one box.
+        """
         pairs = np.flatnonzero((codes[1:] == ord(LAM)) & np.isin(codes[:-1], [ord(alef) for alef in ALEFS]))
         if len(pairs):
             alef, lam = self._boxes(textpage, pairs, pairs + 1), self._boxes(textpage, pairs + 1, pairs + 2)
@@ -242,11 +260,11 @@ class Pdf:
                 codes[at : at + 2] = codes[at + 1], codes[at]
         return codes
 
-    def _boxes(self, textpage: Any, starts: Ints, ends: Ints) -> Floats:
-        """Boxes (w, 4) in the page's own coordinates: left, bottom, right, top, with room for ascenders and descenders."""
+    def _boxes(self, textpage: _Fpdf, starts: Ints, ends: Ints) -> Floats:
+        """Return boxes (w, 4) in the page's own coordinates: left, bottom, right, top, with room for ascenders and descenders."""
         rect = self._raw.FS_RECTF()
         pointer, ask, handle = ctypes.byref(rect), self._raw.FPDFText_GetLooseCharBox, textpage.raw
-        found: list[tuple[float, float, float, float]] = []
+        boxes: list[Box] = []
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             ask(handle, start, pointer)
             left, bottom, right, top = rect.left, rect.bottom, rect.right, rect.top
@@ -254,16 +272,17 @@ class Pdf:
                 ask(handle, end - 1, pointer)
                 left, bottom = min(left, rect.left), min(bottom, rect.bottom)
                 right, top = max(right, rect.right), max(top, rect.top)
-            found.append((left, bottom, right, top))
-        return np.array(found, dtype=np.float32).reshape(-1, 4)
+            boxes.append((left, bottom, right, top))
+        return np.array(boxes, dtype=np.float32).reshape(-1, 4)
 
-    def _visible(
-        self, textpage: Any, turn: _Displayed, words: tuple[Ints, Ints, Ints, Floats], cut: Ints
-    ) -> tuple[Ints, Ints, Ints, Floats, npt.NDArray[np.bool_]]:
-        """The words with those at `cut` shortened to the characters that show, and left out where none do; and which are kept."""
-        starts, ends, lines, boxes = words[0].copy(), words[1].copy(), words[2], words[3].copy()
+    def _visible(self, textpage: _Fpdf, turn: _Displayed, words: _Words, at_edge: Ints) -> tuple[_Words, Mask]:
+        """Return the words, and which of those before are left, (w,).
+
+        Words `at_edge` are shortened to the letters that show, and left out where none does.
+        """
+        starts, ends, boxes = words.starts.copy(), words.ends.copy(), words.boxes.copy()
         keep = np.ones(len(starts), dtype=bool)
-        for i in cut:
+        for i in at_edge:
             each = np.arange(starts[i], ends[i])
             letters = turn(self._boxes(textpage, each, each + 1))
             middle = (letters[:, :2] + letters[:, 2:]) / 2
@@ -275,22 +294,22 @@ class Pdf:
             first, last = int(inside[0]), int(inside[-1]) + 1
             starts[i], ends[i] = each[first], each[last - 1] + 1
             boxes[i] = [*letters[first:last, :2].min(axis=0), *letters[first:last, 2:].max(axis=0)]
-        return starts[keep], ends[keep], lines[keep], boxes[keep], keep
+        return _Words(starts[keep], ends[keep], words.lines[keep], boxes[keep]), keep
 
-    def _load(self, index: int) -> Any:
+    def _load(self, index: int) -> _Fpdf:
         try:
             return self._document[index]
         except (self._failure, IndexError) as error:
             raise LoadError(f"cannot be read: {error}") from None
 
-    def render(self, index: int, scale: float, part: tuple[int, int, int, int] | None = None) -> tuple[int, int, bytes]:
-        """Width and height in pixels, and the RGB bytes, row by row; of the whole page, or of a part of that picture."""
+    def render(self, index: int, scale: float, region: Region | None = None) -> tuple[int, int, bytes]:
+        """Return width and height in pixels, and the RGB bytes, row by row; of the whole page, or of a region of its picture."""
         page = self._load(index)
         crop: tuple[float, ...] = (0, 0, 0, 0)
-        if part is not None:
+        if region is not None:
             whole = [math.ceil(side * scale) for side in page.get_size()]
             # From the left, below, the right and above; pypdfium2 takes points, and rounds up the dots that they make.
-            dots = part[0], whole[1] - part[3], whole[0] - part[2], part[1]
+            dots = region[0], whole[1] - region[3], whole[0] - region[2], region[1]
             crop = tuple(max(side - 0.5, 0) / scale for side in dots)
         bitmap = page.render(scale=scale, rev_byteorder=True, prefer_bgrx=False, crop=crop)
         pixels = bitmap.to_numpy()
@@ -298,7 +317,7 @@ class Pdf:
         return int(rgb.shape[1]), int(rgb.shape[0]), np.ascontiguousarray(rgb).tobytes()
 
     def draw(self, index: int, width: int, height: int) -> Pixels:
-        """The page stretched to so many pixels, (height, width, 3), until the next is drawn."""
+        """Return the page stretched to so many pixels, (height, width, 3). The next page is drawn over it."""
         raw = self._raw
         if self._document.formenv is None and self._document.get_formtype() != raw.FORMTYPE_NONE:
             self._document.init_forms()  # before the page is loaded, or its fields are not drawn
@@ -320,8 +339,27 @@ class Pdf:
         return pixels
 
 
+class _Words(NamedTuple):
+    """Words of a page: first and end (w,) in characters, the number of each word's line (w,), boxes (w, 4) as displayed."""
+
+    starts: Ints
+    ends: Ints
+    lines: Ints
+    boxes: Floats
+
+
+def _texts(text: str, starts: Ints, ends: Ints) -> list[str]:
+    return [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
+def _holds_middle(outer: Box, inner: Box) -> bool:
+    """Return whether the middle of a box lies in another one."""
+    x0, y0, x1, y1 = outer
+    return x0 < (inner[0] + inner[2]) / 2 < x1 and y0 < (inner[1] + inner[3]) / 2 < y1
+
+
 class _Displayed:
-    """From a page's own coordinates (y upwards) to points as displayed: crop, then rotation, then y downwards."""
+    """Turns a page's own coordinates (y upwards) into points as displayed: crop, then rotation, then y downwards."""
 
     def __init__(self, x0: float, y0: float, x1: float, y1: float, rotation: int) -> None:
         self._crop, self._rotation = (x0, y0, x1, y1), rotation % 360
@@ -329,7 +367,7 @@ class _Displayed:
         self.width, self.height = (up, across) if self._rotation in (90, 270) else (across, up)
 
     def __call__(self, boxes: Floats) -> Floats:
-        """boxes (w, 4) left, bottom, right, top -> (w, 4) x0, y0, x1, y1."""
+        """Return boxes (w, 4) left, bottom, right, top as (w, 4) x0, y0, x1, y1."""
         x0, y0, x1, y1 = self._crop
         left, bottom, right, top = boxes.T
         turned = {
@@ -342,15 +380,16 @@ class _Displayed:
 
 
 def _mended(text: str) -> str:
-    """PDFium reads UTF-8 without a mark, which some writers put, as Latin-1: é becomes Ã©."""
+    """Return text that PDFium read as Latin-1 though it is UTF-8, so that é became Ã©: some writers leave out the mark."""
     try:
         return text.encode("latin-1").decode("utf-8")
     except UnicodeError:
         return text
 
 
-def _cut(codes: npt.NDArray[np.uint32]) -> tuple[Ints, Ints, Ints, npt.NDArray[np.uint32]]:
-    """Words of a page's characters: first and end (w,), the number of each word's line (w,), and the characters mended."""
+def _cut(codes: _Codes) -> tuple[Ints, Ints, Ints, npt.NDArray[np.uint32]]:
+    """Return the words of a page's characters: first and end (w,), the number of each word's line (w,), and the characters
+    mended."""
     hyphen = np.isin(codes, _HYPHEN)
     codes = np.where(hyphen, ord("-"), codes)
     line_end = np.isin(codes, _LINE_ENDS)

@@ -1,4 +1,4 @@
-"""What scripts ask of a PDF's words: letters written as one glyph taken apart, and scripts without spaces cut into letters.
+"""A PDF's words in all scripts: letters written as one glyph are taken apart, and scripts without spaces are cut into letters.
 
 A word's box is only as good as the word is short, and Chinese, Japanese, Thai, Lao, Khmer and Burmese lines have no spaces.
 """
@@ -10,11 +10,9 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from ragkit.core.types import Ints
+from ragkit.core.types import Ints, Mask
 
-Bools = npt.NDArray[np.bool_]
 RTL = re.compile(r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]")
 LAM, ALEFS = "\u0644", "\u0622\u0623\u0625\u0627"
 ALEF_LAM = re.compile(f"[{ALEFS}]{LAM}")  # in the wrong order where one glyph stands for both
@@ -30,8 +28,8 @@ _SHAPED = re.compile(r"[\ufb00-\ufb06\ufb13-\ufb17\ufb1d-\ufdff\ufe70-\ufefc]+")
 
 
 def is_plain(text: str) -> bool:
-    """Whether a text has neither shaped letters, nor such as are written without spaces or from right to left: it holds nothing
-    from the Hebrew letters on but punctuation and symbols."""
+    """Return whether a text has no shaped letters, and none of scripts without spaces or from right to left. Such a text holds
+    nothing from the Hebrew letters on but punctuation and symbols."""
     if text.isascii():
         return True
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
@@ -39,7 +37,7 @@ def is_plain(text: str) -> bool:
 
 
 def mend(texts: list[str]) -> list[str]:
-    """The words with control characters replaced and shaped letters taken apart; the list itself where none has any."""
+    """Return the words with control characters replaced and shaped letters taken apart; the list itself where none has any."""
     joined = "".join(texts)
     if joined.isascii() and joined.isprintable():
         return texts
@@ -56,12 +54,12 @@ def _taken_apart(match: re.Match[str]) -> str:
 
 
 def has_single(text: str) -> bool:
-    """Whether there are letters of a script without spaces."""
+    """Return whether there are letters of a script without spaces."""
     return not is_plain(text) and _SINGLE.search(text) is not None
 
 
 def pieces(word: str) -> list[tuple[int, int]]:
-    """A word cut into ranges of characters: each letter of a script without spaces with the marks on it, and what is between."""
+    """Return ranges of a word's characters: each letter of a script without spaces with the marks on it, and the text between."""
     cuts, alone = [0], _SINGLE.match(word[0]) is not None
     for at in range(1, len(word)):
         if unicodedata.category(word[at])[0] == "M":
@@ -72,8 +70,9 @@ def pieces(word: str) -> list[tuple[int, int]]:
     return list(zip(cuts, [*cuts[1:], len(word)], strict=True))
 
 
-def cut(texts: Sequence[str]) -> tuple[list[str], Ints, Ints, Bools]:
-    """Words cut into pieces: their texts; (n,) the word each is of; (n, 2) its characters there; (n,) whether it goes on."""
+def cut(texts: Sequence[str]) -> tuple[list[str], Ints, Ints, Mask]:
+    """Return the pieces that words are cut into: their texts; (n,) the word of each; (n, 2) its characters there; (n,) whether it
+    continues the piece before."""
     rows = [(number, start, end) for number, word in enumerate(texts) for start, end in pieces(word)]
     table = np.array(rows, dtype=np.int64).reshape(-1, 3)
     return [texts[number][start:end] for number, start, end in rows], table[:, 0], table[:, 1:], table[:, 1] > 0
