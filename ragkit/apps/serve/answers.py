@@ -1,10 +1,10 @@
-"""What routes share: JSON that can always be sent, who asks, and the errors that the OpenAPI document names."""
+"""What routes share: JSON that can always be sent, the key of a request, and the errors that the OpenAPI document names."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import numpy as np
 import orjson
@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 from ragkit.apps.serve.keys import Key
 from ragkit.apps.serve.problems import Problem
 from ragkit.apps.serve.service import Service
+from ragkit.core.types import Json
 
 
 class FieldError(BaseModel):
@@ -47,44 +48,44 @@ class OpenAIRefusal(BaseModel):
 
 
 REASONS = {
-    400: "The request makes no sense here, or names what is not there",
-    401: "No key, or not one of this server's",
+    400: "The request cannot be answered, or names something that does not exist",
+    401: "The key is missing, or is not one of this server's",
     403: "The key does not allow it",
-    404: "There is none of that name",
-    408: "The body did not come",
+    404: "Nothing has that name",
+    408: "The body did not arrive in time",
     409: "Another writer holds the index, or it is not in that state",
     413: "The body is too large",
     422: "The body or a parameter does not fit the schema",
     429: "Too much is waiting; Retry-After says when to come back",
     500: "The server failed",
-    503: "Models are being loaded; or the index or the installation needs care",
+    503: "Models are being loaded; or the index or the installation needs repair",
     504: "No answer in time",
 }
-RESPONSES: dict[int | str, dict[str, Any]] = {
+RESPONSES: dict[int | str, Json] = {
     status: {"model": Refusal | OpenAIRefusal, "description": reason} for status, reason in REASONS.items()
 }
 
 
-class Json(JSONResponse):
-    """JSON of whatever somebody sent, and of arrays: float32 in as few digits as bring the same number back."""
+class JsonAnswer(JSONResponse):
+    """An answer in JSON, of metadata and arrays too. float32 is written in the fewest digits that give the same number again."""
 
     media_type = "application/json"
 
-    def render(self, content: Any) -> bytes:
+    def render(self, content: object) -> bytes:
         try:
             return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-        except TypeError:  # lone surrogates and numbers beyond 64 bits, of somebody's metadata
+        except TypeError:  # metadata may hold lone surrogates and integers beyond 64 bits, which orjson refuses
             plain = _without_nan(content)
             return json.dumps(plain, ensure_ascii=True, separators=(",", ":"), default=np.ndarray.tolist).encode()
 
 
-def _without_nan(value: Any) -> Any:
-    """NaN and infinities, which JSON has not, as null."""
+def _without_nan(value: object) -> object:
+    """Return the value with null for NaN and infinities, which JSON cannot hold."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {name: _without_nan(one) for name, one in value.items()}
-    return [_without_nan(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {name: _without_nan(item) for name, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _service(request: Request) -> Service:
@@ -92,7 +93,7 @@ def _service(request: Request) -> Service:
 
 
 def _key(request: Request) -> Key | None:
-    """Whose request it is, as the gate found. Problem 401 where it found nobody and the server has keys: it never means all."""
+    """Return the key that the gate found. Problem 401 if it found none and the server has keys: None never means all rights."""
     key = cast("Key | None", getattr(request.state, "key", None))
     if key is None and _service(request).keys:
         raise Problem(401, "this server needs a key")

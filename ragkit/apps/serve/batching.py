@@ -3,8 +3,8 @@
 Requests wait as pieces of at most `batch_tokens`. Whenever the model is free it takes the oldest piece and, with it, every
 waiting piece of the same kind that fits: nobody waits for others to come, and under load batches fill by themselves. The rules:
 
-The queue is bounded, in requests and in tokens: who comes when it is full is told to come back, and when. A request whose
-caller has gone is not computed. One request's bad input fails that request, and no other of its batch.
+The queue is bounded, in requests and in tokens: a request that finds it full is refused, with the seconds until the next try.
+A request whose caller has gone is not computed. A bad input fails its own request and no other of the batch.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import contextlib
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -28,13 +28,14 @@ from ragkit.core.errors import EncodeError
 from ragkit.core.types import Floats
 from ragkit.encode.contract import Encoder, Encoding, Item
 
-FIRST_RATE = 2000.0  # tokens/s, believed until the model has shown its own
-MEMORY = 0.8  # of the former rate, when a new one is measured
+FIRST_RATE = 2000.0  # tokens/s, assumed until a batch was measured
+MEMORY = 0.8  # weight of the former rate when a new one is measured
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What pieces must share to be computed in one call. late: the piece is one document, chunked late."""
+    """The options that pieces must share to be computed in one call. late: the piece is one document, chunked late."""
 
     task: str
     truncate: bool = False
@@ -51,7 +52,7 @@ class _Piece:
 
 
 class Batcher:
-    """One model's queue and the thread that computes it. Made and used within one event loop; `start`, `close`."""
+    """One model's queue and the thread that computes it. Create, start, use and close it within one event loop."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class Batcher:
         limits: ServeLimits,
         on_batch: Callable[[int, int, float], None] | None = None,
     ) -> None:
-        """on_batch(inputs, tokens, seconds) is told of every batch."""
+        """on_batch(inputs, tokens, seconds) is called after every batch."""
         self.encoder = encoder
         self.waiting_requests = 0
         self.waiting_tokens = 0
@@ -88,8 +89,8 @@ class Batcher:
         await asyncio.to_thread(self._tokenising.shutdown)
 
     @contextlib.contextmanager
-    def admitted(self) -> Any:
-        """A place among the waiting requests, given back at the end. Problem 429 where there is none."""
+    def admitted(self) -> Iterator[None]:
+        """Take a place among the waiting requests, and give it back at the end. Problem 429 if all are taken."""
         if self.waiting_requests >= self._limits.waiting_requests:
             raise self._full(f"{self.waiting_requests} requests are waiting for {self.encoder.card.name}")
         self.waiting_requests += 1
@@ -98,12 +99,12 @@ class Batcher:
         finally:
             self.waiting_requests -= 1
 
-    async def tokenised(self, work: Callable[[], Any]) -> Any:
-        """Work of the tokenizer, on a thread of its own: it does not wait for the model."""
+    async def tokenised(self, work: Callable[[], Result]) -> Result:
+        """Run work of the tokenizer on a thread of its own, so that it does not wait for the model."""
         return await asyncio.get_running_loop().run_in_executor(self._tokenising, work)
 
     async def encode(self, items: Sequence[Item], tokens: Sequence[int], *, kind: Kind) -> Encoding:
-        """n inputs of so many tokens each -> n vectors, in order. Raises Problem 429, and what the encoder raises."""
+        """Return the vectors of n inputs with so many tokens each, in order. Raises Problem 429, and what the encoder raises."""
         total = sum(tokens)
         if self.waiting_tokens and self.waiting_tokens + total > self._limits.waiting_tokens:
             raise self._full(f"{self.waiting_tokens:,} tokens are waiting for {self.encoder.card.name}", code="TOKEN")
@@ -112,27 +113,27 @@ class Batcher:
         try:
             self._pieces.extend(pieces)
             self._arrived.set()
-            found = [await piece.answer for piece in pieces]
+            answers = [await piece.answer for piece in pieces]
         finally:
             self.waiting_tokens -= total
-            for piece in pieces:  # a caller that is gone, or one piece that failed: the others are not computed
+            for piece in pieces:  # when the caller has gone or one piece failed, the others need not be computed
                 piece.answer.cancel()
-        return found[0] if len(found) == 1 else _joined(found)
+        return answers[0] if len(answers) == 1 else _joined(answers)
 
     def _piece(self, kind: Kind, items: Sequence[Item], tokens: Sequence[int], part: slice) -> _Piece:
         answer: asyncio.Future[Encoding] = asyncio.get_running_loop().create_future()
         return _Piece(kind, items[part], sum(tokens[part]), part.start, answer)
 
     def _parts(self, tokens: Sequence[int], *, whole: bool) -> list[slice]:
-        """Slices of at most `batch_tokens` in sum, at least one input each."""
+        """Return slices of the inputs with at most `batch_tokens` tokens in sum, at least one input each."""
         if whole:
             return [slice(0, len(tokens))]
         parts, start, running = [], 0, 0
-        for at, own in enumerate(tokens):
-            if at > start and running + own > self._limits.batch_tokens:
+        for at, count in enumerate(tokens):
+            if at > start and running + count > self._limits.batch_tokens:
                 parts.append(slice(start, at))
                 start, running = at, 0
-            running += own
+            running += count
         return [*parts, slice(start, len(tokens))]
 
     def _full(self, why: str, *, code: str = "REQUEST") -> Problem:
@@ -151,7 +152,7 @@ class Batcher:
             await self._compute(batch)
 
     def _next(self) -> list[_Piece]:
-        """The oldest piece that somebody still waits for, and those of its kind that fit beside it."""
+        """Take from the queue the oldest piece whose caller still waits, and those of its kind that fit beside it."""
         alive = deque(piece for piece in self._pieces if not piece.answer.done())
         self._pieces = alive
         if not alive:
@@ -167,9 +168,9 @@ class Batcher:
 
     async def _compute(self, batch: list[_Piece]) -> None:
         started = time.perf_counter()
-        run = asyncio.get_running_loop().run_in_executor
         try:
-            answers: list[Encoding | Exception] = [*_split(await run(self._pool, self._encode, batch), batch)]
+            encoding = await asyncio.get_running_loop().run_in_executor(self._pool, self._encode, batch)
+            answers: list[Encoding | Exception] = [*_split(encoding, batch)]
         except Exception as error:
             answers = [error] if len(batch) == 1 else [await self._alone(piece) for piece in batch]
         seconds, tokens = time.perf_counter() - started, sum(piece.tokens for piece in batch)
@@ -180,7 +181,7 @@ class Batcher:
             _settle(piece, answer)
 
     async def _alone(self, piece: _Piece) -> Encoding | Exception:
-        """A piece of a batch that failed, by itself: only the one at fault fails again."""
+        """Compute a piece of a failed batch by itself: only the one at fault fails again."""
         if piece.answer.done():
             return Encoding()
         try:
@@ -207,14 +208,14 @@ def _settle(piece: _Piece, answer: Encoding | Exception) -> None:
 
 
 def _renumbered(error: Exception, first: int) -> Exception:
-    """An encoder names the input by its number in the call; here by its number in the request."""
+    """Return the error with the input's number in the request: the encoder names its number in the call."""
     if not isinstance(error, EncodeError) or not first:
         return error
     return type(error)(re.sub(r"\binput (\d+)", lambda match: f"input {int(match[1]) + first}", str(error), count=1))
 
 
 def _split(encoding: Encoding, batch: Sequence[_Piece]) -> list[Encoding]:
-    """The answer to a batch as the answers to its pieces."""
+    """Split the encoding of a batch into those of its pieces."""
     if len(batch) == 1:
         return [encoding]
     ends = np.cumsum([len(piece.items) for piece in batch]).tolist()
@@ -233,12 +234,17 @@ def _part(multi: MultiVectors, start: int, end: int) -> MultiVectors:
     return MultiVectors(multi.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
-def _joined(found: Sequence[Encoding]) -> Encoding:
-    dense: list[Floats] = [one.dense for one in found if one.dense is not None]
-    multi = [one.multi for one in found if one.multi is not None]
-    lengths = [one.lengths for one in found if one.lengths is not None]
+def _joined(encodings: Sequence[Encoding]) -> Encoding:
+    """Join the encodings of a request's pieces, all of the same outputs."""
+    dense: list[Floats] = [encoding.dense for encoding in encodings if encoding.dense is not None]
+    lengths = [encoding.lengths for encoding in encodings if encoding.lengths is not None]
+    multi = [rows for encoding in encodings if encoding.multi is not None for rows in _rows(encoding.multi)]
     return Encoding(
         dense=np.concatenate(dense) if dense else None,
-        multi=MultiVectors.pack([one[i] for one in multi for i in range(len(one))]) if multi else None,
+        multi=MultiVectors.pack(multi) if multi else None,
         lengths=np.concatenate(lengths) if lengths else None,
     )
+
+
+def _rows(multi: MultiVectors) -> list[Floats]:
+    return [multi[i] for i in range(len(multi))]

@@ -1,22 +1,22 @@
-"""POST /v1/embeddings, as Jina's API and OpenAI's have it, for every model that is loaded; GET /v1/models."""
+"""POST /v1/embeddings, as in Jina's and OpenAI's APIs, for every loaded model; GET /v1/models."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from ragkit.apps.serve.answers import RESPONSES, Json, Serving
+from ragkit.apps.serve.answers import RESPONSES, JsonAnswer, Serving
 from ragkit.apps.serve.batching import Kind
 from ragkit.apps.serve.formats import Format, formatted, formatted_rows
-from ragkit.apps.serve.inputs import InputItem, Inputs, Prepared, fetched, listed, prepare, urls_of
+from ragkit.apps.serve.inputs import Given, InputItem, Inputs, Prepared, fetched, listed, prepare, urls_of
 from ragkit.apps.serve.problems import Problem, dialect_of
 from ragkit.apps.serve.service import refusals
 from ragkit.core.arrays import truncate_dims
-from ragkit.core.types import Floats
+from ragkit.core.types import Floats, Json
 from ragkit.encode.contract import Encoder, EncoderCard, Encoding
 from ragkit.encode.late import why_not_late
 from ragkit.encode.tasks import NO_TASK, full_task
@@ -26,7 +26,7 @@ Formats = Format | list[Format]
 
 
 class EmbeddingRequest(BaseModel):
-    """Jina's and OpenAI's fields together; what a model has no use for may be left out."""
+    """Jina's and OpenAI's fields together. A field that a model does not use may be left out."""
 
     model: str = Field(min_length=1)
     input: Inputs = Field(union_mode="left_to_right")
@@ -91,18 +91,20 @@ class Models(BaseModel):
     data: list[Model]
 
 
-@router.post("/v1/embeddings", responses={200: {"model": EmbeddingResponse}, **RESPONSES}, response_class=Json)
-async def embed(request: Request, asked: EmbeddingRequest, service: Serving) -> Json:
-    """Texts and images as vectors, in the order of the inputs."""
+@router.post("/v1/embeddings", responses={200: {"model": EmbeddingResponse}, **RESPONSES}, response_class=JsonAnswer)
+async def embed(request: Request, asked: EmbeddingRequest, service: Serving) -> JsonAnswer:
+    """Return texts and images as vectors, in the order of the inputs."""
     batcher = service.batcher(asked.model)
     encoder, limits = batcher.encoder, service.limits
     inputs = listed(asked.input, limits=limits)
-    _check(asked, encoder.card, inputs, openai=dialect_of(request.headers, asked.model_fields_set) == "openai")
+    _check(asked, encoder.card)
+    if "" in inputs and dialect_of(request.headers, asked.model_fields_set) == "openai":
+        raise Problem(422, "an input is the empty string", field="input")
     with batcher.admitted(), refusals():
         kind = _kind(asked, encoder, inputs)
         files = await fetched(urls_of(inputs), service.fetcher, limits)
         truncate = bool(asked.truncate)
-        prepared: Prepared = await batcher.tokenised(
+        prepared = await batcher.tokenised(
             lambda: prepare(inputs, files, encoder, task=kind.task, limits=limits, truncate=truncate or kind.late)
         )
         with service.spans.within("encode", model=encoder.card.name, inputs=len(inputs)):
@@ -110,49 +112,51 @@ async def embed(request: Request, asked: EmbeddingRequest, service: Serving) -> 
         return await asyncio.to_thread(_answer, asked, encoder, prepared, encoding)
 
 
-def _check(asked: EmbeddingRequest, card: EncoderCard, inputs: Sequence[Any], *, openai: bool) -> None:
-    """What a schema cannot say. Problem 422."""
-    wants = bool(asked.return_multivector)
-    if wants and not card.multi_dims:
-        raise Problem(422, f"{card.name} has no multi-vectors", field="return_multivector")
-    if wants and asked.dimensions is not None:
-        raise Problem(422, "dimensions are of dense vectors: leave them out with return_multivector", field="dimensions")
-    if wants and asked.normalized is False:
-        raise Problem(
-            422, "the vectors of a multi-vector have unit length: leave normalized out, or say true", field="normalized"
-        )
-    if asked.return_tokenized_input and not wants:
+def _check(asked: EmbeddingRequest, card: EncoderCard) -> None:
+    """Refuse what the model cannot give, and fields that exclude each other: Problem 422."""
+    if asked.return_multivector:
+        _check_multivector(asked, card)
+    elif asked.return_tokenized_input:
         raise Problem(422, "return_tokenized_input needs return_multivector", field="return_tokenized_input")
-    if asked.late_chunking and wants:
-        raise Problem(422, "late_chunking makes dense vectors: leave return_multivector out", field="late_chunking")
-    if not wants and not card.dims:
+    elif not card.dims:
         raise Problem(422, f"{card.name} has multi-vectors only: ask with return_multivector", field="return_multivector")
     if asked.dimensions is not None and asked.dimensions > card.dims:
         raise Problem(422, f"dimensions is from 1 to {card.dims} for {card.name}, got {asked.dimensions}", field="dimensions")
-    if openai and any(one == "" for one in inputs):
-        raise Problem(422, "an input is the empty string", field="input")
+
+
+def _check_multivector(asked: EmbeddingRequest, card: EncoderCard) -> None:
+    if not card.multi_dims:
+        raise Problem(422, f"{card.name} has no multi-vectors", field="return_multivector")
+    if asked.dimensions is not None:
+        raise Problem(422, "dimensions are of dense vectors: leave them out with return_multivector", field="dimensions")
+    if asked.normalized is False:
+        raise Problem(
+            422, "the vectors of a multi-vector have unit length: leave normalized out, or say true", field="normalized"
+        )
+    if asked.late_chunking:
+        raise Problem(422, "late_chunking makes dense vectors: leave return_multivector out", field="late_chunking")
 
 
 def default_task(card: EncoderCard) -> str:
-    """What a request without a task means: v3's base alone and v4's symmetric one, as their APIs have it; else the passage's."""
-    task = card.task or next((one for one in (NO_TASK, "text-matching") if one in card.tasks), card.tasks[0])
+    """Return the task of a request that names none: no task for v3, text-matching for v4, as their APIs do; else the passage's."""
+    task = card.task or next((family for family in (NO_TASK, "text-matching") if family in card.tasks), card.tasks[0])
     return full_task(task, card, role="document")
 
 
-def _kind(asked: EmbeddingRequest, encoder: Encoder, inputs: Sequence[Any]) -> Kind:
+def _kind(asked: EmbeddingRequest, encoder: Encoder, inputs: Sequence[Given]) -> Kind:
     card = encoder.card
     task = default_task(card) if asked.task is None else full_task(asked.task, card, role=None)
     if not asked.late_chunking:
         return Kind(task, bool(asked.truncate))
     if reason := why_not_late(encoder):
         raise Problem(400, reason, field="late_chunking")
-    if any(isinstance(one, list) or (isinstance(one, InputItem) and one.picture is not None) for one in inputs):
+    if not all(isinstance(item, str) or (isinstance(item, InputItem) and item.picture is None) for item in inputs):
         raise Problem(400, "late_chunking is for texts", field="input")
     return Kind(task, late=True)
 
 
-def _answer(asked: EmbeddingRequest, encoder: Encoder, prepared: Prepared, encoding: Encoding) -> Json:
-    """Formatted and written on a thread: large answers take longer than the event loop may stand still."""
+def _answer(asked: EmbeddingRequest, encoder: Encoder, prepared: Prepared, encoding: Encoding) -> JsonAnswer:
+    """Return the formatted answer. Call this on a thread: formatting a large answer would block the event loop."""
     if asked.return_multivector:
         data = [_multi_item(asked, encoder, prepared, encoding, i) for i in range(len(prepared.items))]
     else:
@@ -162,11 +166,11 @@ def _answer(asked: EmbeddingRequest, encoder: Encoder, prepared: Prepared, encod
     usage = {"prompt_tokens": total, "total_tokens": total}
     if prepared.image_tokens:
         usage["image_tokens"] = prepared.image_tokens
-    return Json({"object": "list", "model": asked.model, "data": data, "usage": usage})
+    return JsonAnswer({"object": "list", "model": asked.model, "data": data, "usage": usage})
 
 
 def _rows(asked: EmbeddingRequest, encoder: Encoder, encoding: Encoding) -> Floats:
-    """(n, d): unit rows, or, where the request says `normalized: false`, the vectors as the model pooled them."""
+    """Return (n, d) unit rows, or, if the request says `normalized: false`, the vectors as the model pooled them."""
     rows = encoding.dense
     assert rows is not None
     if asked.normalized is not False:
@@ -179,25 +183,25 @@ def _rows(asked: EmbeddingRequest, encoder: Encoder, encoding: Encoding) -> Floa
     return whole if asked.dimensions is None else whole[:, : asked.dimensions]
 
 
-def _multi_item(asked: EmbeddingRequest, encoder: Encoder, prepared: Prepared, encoding: Encoding, i: int) -> dict[str, Any]:
+def _multi_item(asked: EmbeddingRequest, encoder: Encoder, prepared: Prepared, encoding: Encoding, i: int) -> Json:
     assert encoding.multi is not None
     rows = encoding.multi[i]
     item = {"object": "embeddings", "index": i, "embeddings": formatted_rows(rows, asked.formats)}
     text = prepared.texts[i]
     if asked.return_tokenized_input and text is not None and prepared.items[i] is text:
         words = [text[start:end] for start, end in encoder.token_spans(text).tolist()]
-        before = max(0, len(rows) - len(words))  # of the prompt or special: no characters of the text
+        before = max(0, len(rows) - len(words))  # vectors of the prompt or of special tokens: no characters of the text
         item["tokenized_input"] = [*[""] * before, *words][: len(rows)]
     return item
 
 
-@router.get("/v1/models", responses={200: {"model": Models}, **RESPONSES}, response_class=Json)
-async def models(service: Serving) -> Json:
-    """The models that are loaded."""
-    return Json({"object": "list", "data": [_model(name, encoder.card) for name, encoder in service.models.items()]})
+@router.get("/v1/models", responses={200: {"model": Models}, **RESPONSES}, response_class=JsonAnswer)
+async def models(service: Serving) -> JsonAnswer:
+    """List the loaded models."""
+    return JsonAnswer({"object": "list", "data": [_model(name, encoder.card) for name, encoder in service.models.items()]})
 
 
-def _model(name: str, card: EncoderCard) -> dict[str, Any]:
+def _model(name: str, card: EncoderCard) -> Json:
     return {
         "id": name,
         "object": "model",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -13,22 +13,23 @@ from ragkit.core.types import Floats
 Format = Literal["float", "base64", "binary", "ubinary"]
 
 
-def formatted(row: Floats, formats: Format | Sequence[Format]) -> Any:
-    """A vector (d,) in one format, or, for a list of formats, an object with one entry for each."""
+def formatted(row: Floats, formats: Format | Sequence[Format]) -> object:
+    """Return a vector (d,) in one format, or, for a list of formats, an object with one entry for each."""
     if isinstance(formats, str):
-        return _one(row, formats)
-    return {name: _one(row, name) for name in formats}
+        return _in_format(row, formats)
+    return {name: _in_format(row, name) for name in formats}
 
 
-def formatted_rows(rows: Floats, formats: Format | Sequence[Format]) -> Any:
-    """A multi-vector (t, d): a list of vectors."""
+def formatted_rows(rows: Floats, formats: Format | Sequence[Format]) -> object:
+    """Return a multi-vector (t, d) as a list of vectors, or an object of such lists."""
     if isinstance(formats, str):
-        return [_one(row, formats) for row in rows]
-    return {name: [_one(row, name) for row in rows] for name in formats}
+        return [_in_format(row, formats) for row in rows]
+    return {name: [_in_format(row, name) for row in rows] for name in formats}
 
 
-def _one(row: Floats, name: Format) -> Any:
-    """ubinary: numpy.packbits of the signs, first dimension first, 0 counting as negative; binary: that minus 128."""
+def _in_format(row: Floats, name: Format) -> object:
+    """Return the vector in one format. ubinary: numpy.packbits of the signs, first dimension first, 0 counting as negative;
+    binary: ubinary minus 128."""
     if name == "float":
         return np.ascontiguousarray(row, dtype=np.float32)  # the answer writes them
     if name == "base64":

@@ -1,8 +1,8 @@
 """What every HTTP request passes before a route sees it: key, scope, whether models are loaded, size, deadline.
 
-A key is judged by the headers alone, so that a stranger's body is never read. A body is read whole, within its limit, or, where
-it brings files, passed on piece by piece and counted. Then the route has so many seconds to begin its answer, and is cancelled
-when the caller goes away.
+The key is checked from the headers alone, so that the body of a caller without one is never read. A body is read whole, up to its
+limit; one that brings files is passed on piece by piece and counted. Then the route has a limited time to begin its answer. It
+is cancelled when the caller goes away.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ if TYPE_CHECKING:
     from ragkit.apps.serve.service import Service
 
 Message = MutableMapping[str, Any]
+Connection = MutableMapping[str, Any]  # ASGI calls it a scope, which is the name of a key's rights here
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Connection, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset({"/healthz", "/readyz"})
 ADMIN = frozenset({"/metrics"})
-UNLOADED = OPEN | ADMIN | {"/openapi.json"}  # what is answered while models are loaded
+UNLOADED = OPEN | ADMIN | {"/openapi.json"}  # answered while models are loaded, too
 LOADING = 5  # seconds after which to ask again while models are loaded
-FILES = "/v1/documents/files"  # its body goes to the disk
+FILES = "/v1/documents/files"  # the body of this request goes to the disk
 log = logging.getLogger("ragkit.apps.serve")
 
 
 def scope_of(method: str, path: str) -> Scope | None:
-    """What a request needs; None for what is open to all."""
+    """Return the scope that a request needs; None if it is open to all."""
     if path in OPEN:
         return None
     if path in ADMIN:
@@ -48,11 +50,11 @@ def scope_of(method: str, path: str) -> Scope | None:
 class Gate:
     """An ASGI application around another."""
 
-    def __init__(self, app: Any, service: Service) -> None:
+    def __init__(self, app: Application, service: Service) -> None:
         self.app = app
         self._service = service
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -61,7 +63,7 @@ class Gate:
         state["request_id"] = request_id = uuid.uuid4().hex
         started, status = time.perf_counter(), 0
 
-        async def told(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -73,40 +75,42 @@ class Gate:
         with self._service.spans.request(scope["method"], headers) as span:
             try:
                 state["key"] = self._authorised(scope["method"], scope["path"], headers)
-                if not self._service.ready and scope["path"] not in UNLOADED:
-                    told_why = "is stopping" if self._service.stopping.is_set() else "is loading its models"
-                    raise Problem(503, f"the server {told_why}; try again", retry_after=LOADING)
-                await self._pass(scope, receive, told, headers)
-            except Problem as problem:
-                if not status:
-                    await refuse(told, problem, dialect_of(headers), request_id)
+                self._check_ready(scope["path"])
+                await self._pass(scope, receive, send_with_headers, headers)
             except Exception as error:
-                log.exception("request %s failed", request_id)
+                if not isinstance(error, Problem):
+                    log.exception("request %s failed", request_id)
                 if not status:
-                    await refuse(told, problem_of(error), dialect_of(headers), request_id)
-            route = getattr(scope.get("route"), "path", None) or ("/mcp" if scope["path"].startswith("/mcp") else "other")
+                    await refuse(send_with_headers, problem_of(error), dialect_of(headers), request_id)
+            route = _route_of(scope)
             span(route, status)
             self._service.metrics.request(scope["method"], route, status, time.perf_counter() - started)
 
+    def _check_ready(self, path: str) -> None:
+        """Problem 503 while models are loaded or the server stops, for what needs them."""
+        if not self._service.ready and path not in UNLOADED:
+            state = "is stopping" if self._service.stopping.is_set() else "is loading its models"
+            raise Problem(503, f"the server {state}; try again", retry_after=LOADING)
+
     def _authorised(self, method: str, path: str, headers: Mapping[str, str]) -> Key | None:
-        """The key of a request. Problem 401 or 403."""
-        wanted = scope_of(method, path)
+        """Return the key of a request; None if it needs none. Problem 401 or 403."""
+        needed = scope_of(method, path)
         if not self._service.keys:
             _check_local(headers)
             return ANYBODY
-        if wanted is None:
+        if needed is None:
             return None
         kind, _, secret = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not secret.strip():
             raise Problem(401, "this server needs a key: send it as Authorization: Bearer <key>", code="AUTH_MISSING_API_KEY")
         key = key_of(secret.strip(), self._service.keys)
         if key is None:
-            raise Problem(401, "the key is not one of this server's", code="AUTH_INVALID_API_KEY")
-        if not key.allows(wanted):
-            raise Problem(403, f"the key {key.name!r} has the scope {key.scope}, and this needs {wanted}")
+            raise Problem(401, "this server does not know the key", code="AUTH_INVALID_API_KEY")
+        if not key.allows(needed):
+            raise Problem(403, f"the key {key.name!r} has the scope {key.scope}, and this needs {needed}")
         return key
 
-    async def _pass(self, scope: Any, receive: Receive, send: Send, headers: Mapping[str, str]) -> None:
+    async def _pass(self, scope: Connection, receive: Receive, send: Send, headers: Mapping[str, str]) -> None:
         limits = self._service.limits
         length = headers.get("content-length", "0")
         uploads = scope["path"] == FILES
@@ -116,19 +120,19 @@ class Gate:
         body = _Body(receive, most=most, idle=limits.idle_seconds)
         await self._answer(scope, body.streamed() if uploads else await body.read(), send)
 
-    async def _answer(self, scope: Any, body: _Body, send: Send) -> None:
-        """Run the application, until it has answered, its time is over, or nobody waits for it any more."""
+    async def _answer(self, scope: Connection, body: _Body, send: Send) -> None:
+        """Run the application until it has answered, its time is over, or the caller has gone."""
         began = asyncio.Event()
 
-        async def beginning(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             began.set()
             await send(message)
 
-        work = asyncio.ensure_future(self.app(scope, body.receive, beginning))
+        work = asyncio.ensure_future(self.app(scope, body.receive, send_and_note))
         gone = asyncio.ensure_future(body.gone())
         whole = asyncio.ensure_future(body.whole.wait())
         try:
-            await asyncio.wait({work, whole}, return_when=asyncio.FIRST_COMPLETED)  # an answer may come before the body has
+            await asyncio.wait({work, whole}, return_when=asyncio.FIRST_COMPLETED)  # an answer may come before the whole body
             done, _ = await asyncio.wait({work, gone}, timeout=self._service.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
             if not done and began.is_set():
                 done, _ = await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -143,13 +147,13 @@ class Gate:
 
 
 class _Body:
-    """A request's body: read whole and replayed, or passed on and counted."""
+    """A request's body: read whole and then handed over, or passed on and counted."""
 
     def __init__(self, receive: Receive, *, most: int, idle: float) -> None:
         self.whole = asyncio.Event()
         self._receive = receive
         self._most, self._idle = most, idle
-        self._kept: bytes | None = b""
+        self._content: bytes | None = b""
         self._left = asyncio.Event()
         self._streams = False
         self._size = 0
@@ -163,7 +167,7 @@ class _Body:
                 self.whole.set()
                 break
             pieces.append(message.get("body", b""))
-        self._kept = b"".join(pieces)
+        self._content = b"".join(pieces)
         return self
 
     def streamed(self) -> _Body:
@@ -176,12 +180,12 @@ class _Body:
 
             try:
                 return await self._next()
-            except Problem as problem:  # the form parser passes on this kind of exception only
+            except Problem as problem:  # the form parser passes on no other kind of exception
                 self.whole.set()
                 raise HTTPException(problem.status, str(problem)) from None
-        if self._kept is not None and not self._streams:
-            kept, self._kept = self._kept, None
-            return {"type": "http.request", "body": kept, "more_body": False}
+        if self._content is not None and not self._streams:
+            content, self._content = self._content, None
+            return {"type": "http.request", "body": content, "more_body": False}
         await self._left.wait()
         return {"type": "http.disconnect"}
 
@@ -189,7 +193,7 @@ class _Body:
         try:
             message = await asyncio.wait_for(self._receive(), self._idle)
         except TimeoutError:
-            raise Problem(408, f"nothing came of the request's body for {self._idle:g} s") from None
+            raise Problem(408, f"no part of the request's body arrived for {self._idle:g} s") from None
         self._size += len(message.get("body", b""))
         if self._size > self._most:
             raise _too_large(self._most)
@@ -198,7 +202,7 @@ class _Body:
         return message
 
     async def gone(self) -> None:
-        """Returns when the caller has closed the connection."""
+        """Return when the caller has closed the connection."""
         await self.whole.wait()
         while not self._left.is_set():
             if (await self._receive())["type"] == "http.disconnect":
@@ -209,21 +213,30 @@ def _too_large(most: int) -> Problem:
     return Problem(413, f"the request's body is over {most:,} bytes, or its Content-Length is not a number")
 
 
+def _route_of(connection: Connection) -> str:
+    """Return the path of the route that answered, with names for its parameters: a label of metrics, never what a caller sent."""
+    return getattr(connection.get("route"), "path", None) or ("/mcp" if connection["path"].startswith("/mcp") else "other")
+
+
 def _check_local(headers: Mapping[str, str]) -> None:
-    """A server without keys answers its own machine only: no page of another site may ask it through the reader's browser."""
-    for name in ("host", "origin"):
-        value = headers.get(name, "")
-        host = value.partition("://")[2] if name == "origin" and value else value
+    """Problem 403 unless the request comes from this machine: a server without keys must not answer a page of another site
+    through the reader's browser."""
+    origin = headers.get("origin", "")
+    origin_host = origin.partition("://")[2]
+    for name, host in (("host", headers.get("host", "")), ("origin", origin_host)):
         if host and not is_loopback(_without_port(host)):
             raise Problem(
-                403, f"the {name} {value[:100]!r} is not this machine, and the server has no keys. Make one: ragkit keys add"
+                403,
+                f"the {name} {headers[name][:100]!r} is not this machine, and the server has no keys. Make one: ragkit keys add",
             )
-        if name == "origin" and value and not host:
-            raise Problem(403, "requests of another site's page are refused")
-    # Images and scripts that a page of another site loads name no origin. A link that the reader follows is the reader's.
-    followed = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
-    if headers.get("sec-fetch-site") == "cross-site" and "origin" not in headers and not followed:
+    if (origin and not origin_host) or _loaded_by_another_site(headers):
         raise Problem(403, "requests of another site's page are refused")
+
+
+def _loaded_by_another_site(headers: Mapping[str, str]) -> bool:
+    # Images and scripts that a page of another site loads send no origin. A link that the reader follows is the reader's own.
+    followed = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+    return headers.get("sec-fetch-site") == "cross-site" and "origin" not in headers and not followed
 
 
 def _without_port(host: str) -> str:
@@ -233,7 +246,7 @@ def _without_port(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the name or address is this machine's own."""
+    """Return whether the name or address is this machine's own."""
     if host.lower().rstrip(".") == "localhost":
         return True
     with contextlib.suppress(ValueError):

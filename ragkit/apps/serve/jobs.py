@@ -1,8 +1,8 @@
-"""Additions as jobs: taken at once, done in order, one index at a time, and gone on with after the server was stopped.
+"""Additions as jobs: accepted at once, done in order, one at a time for each index, and resumed after a restart.
 
-A job is a file in the server's own folder, beside the index: what to add, how far it is, what came of it. Adding again what is
-there costs nothing, so a job that was stopped is simply run again. Files that were sent lie under a hash of their name; the
-name itself is metadata, and never part of a path.
+A job is a file in the server's own folder, beside the index: what to add, how far it is, and its report. Adding a document
+again that is there costs nothing, so a job that was stopped is simply run again. Files that were sent lie under a hash of their
+name; the name itself is metadata, and never part of a path.
 """
 
 from __future__ import annotations
@@ -13,34 +13,35 @@ import logging
 import os
 import queue
 import re
+import shutil
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ragkit.apps.serve.limits import ServeLimits
 from ragkit.apps.serve.problems import Problem, problem_of
 from ragkit.core.errors import IndexLocked
-from ragkit.core.types import AddReport, Progress
+from ragkit.core.types import AddReport, Json, Metadata, Progress
 from ragkit.index.index import Index
 from ragkit.load import Source
 
-KEPT = 1000  # finished jobs that are remembered
+REMEMBERED = 1000  # finished jobs
 RETRY = 2.0  # seconds between two tries while another process writes
 DONE = ("done", "failed")
 log = logging.getLogger("ragkit.apps.serve")
 
 
 class _Stopped(BaseException):
-    """The server stops: the addition ends where it is, and what it committed stays."""
+    """The server stops. The addition ends where it is; what it committed stays."""
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One addition. `files`: (name as sent, where it lies); `records`: whether documents lie beside it."""
+    """One addition. `files`: (name as sent, path); `records`: whether a file of documents lies beside the job's."""
 
     id: str
     index: str
@@ -49,17 +50,15 @@ class Job:
     files: list[tuple[str, str]] = field(default_factory=list)
     records: bool = False
     finished: float | None = None
-    progress: dict[str, Any] = field(default_factory=dict)
-    report: dict[str, Any] | None = None
+    progress: Json = field(default_factory=dict)
+    report: Json | None = None
     error: str | None = None
     version: int = 0  # counts changes, for those who watch
 
-    def fields(self) -> dict[str, Any]:
-        """As the API tells it: without where things lie."""
-        told = {
-            name: getattr(self, name) for name in ("id", "index", "state", "created", "finished", "progress", "report", "error")
-        }
-        return told | {"files": [name for name, _ in self.files]}
+    def fields(self) -> Json:
+        """Return what the API shows: no paths."""
+        names = ("id", "index", "state", "created", "finished", "progress", "report", "error")
+        return {name: getattr(self, name) for name in names} | {"files": [name for name, _ in self.files]}
 
 
 class Jobs:
@@ -69,16 +68,16 @@ class Jobs:
         self._index, self._name = index, name
         self._limits = limits or ServeLimits()
         self._files, self._folder = folder / "files", folder / "jobs"
-        for one in (self._files, self._folder):
-            one.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in (self._files, self._folder):
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._jobs = self._read()
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._placing = threading.Lock()  # files among those that were sent
+        self._placing = threading.Lock()  # held while a file that was sent is put in place or removed
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Go on with what a former server left."""
+        """Start the thread; it resumes the jobs that a former server left."""
         for job in self._jobs.values():
             if job.state not in DONE:
                 job.state = "queued"
@@ -87,45 +86,42 @@ class Jobs:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop at the next step; what is left goes on when the server is started again."""
+        """Stop at the next step; the rest is resumed when the server is started again."""
         self._stopping.set()
         self._queue.put(None)
         if self._thread is not None:
             self._thread.join()
 
-    def submit_records(self, documents: Sequence[Mapping[str, Any]]) -> Job:
-        """Add documents that were sent as JSON. Problem 429 where too many jobs wait."""
+    def submit_records(self, documents: Sequence[Metadata]) -> Job:
+        """Add documents that were sent as JSON. Problem 429 if too many jobs wait."""
         job = self._new()
         job.records = True
         _write_json(self._records(job), list(documents))
         return self._submit(job)
 
     def submit_files(self, files: Sequence[tuple[str, BinaryIO]]) -> Job:
-        """Add files that were sent. A file of the same name takes the former one's place."""
+        """Add files that were sent. A file replaces a former one of the same name. Problem 429 if too many jobs wait."""
         job = self._new()
         with self._placing:
             for name, content in files:
-                shown = clean_name(name)
-                path = self._path(shown)
-                new = path.with_name(f"{path.name}.{job.id}.part")
-                with new.open("wb") as file:
-                    while piece := content.read(1 << 20):
-                        file.write(piece)
-                    file.flush()
-                    os.fsync(file.fileno())
-                new.replace(path)
-                job.files.append((shown, str(path)))
+                clean = clean_name(name)
+                path = self._path(clean)
+                _write_file(path, content, suffix=f".{job.id}.part")
+                job.files.append((clean, str(path)))
             return self._submit(job)
 
     def delete(self, name: str) -> int:
-        """Delete the documents of that source, or all of the file that was sent under that name, and the file, unless it was sent
-        again meanwhile; returns how many. Where documents lie on this machine is no name of theirs here."""
-        found = [row.identity for row in self._index.find(name) if row.source == name]
-        count = self._index.delete(found if found or name.startswith(("/", "~")) else name)
+        """Delete the documents of that source, or all of the file that was sent under that name; return how many.
+
+        The file goes too, unless it was sent again meanwhile. Absolute server paths are not accepted as names.
+        """
+        identities = [row.identity for row in self._index.find(name) if row.source == name]
+        is_path = name.startswith(("/", "~"))
+        count = self._index.delete(identities if identities or is_path else name)
         sent = self._path(name)
         with self._placing:
-            wanted = {path for job in list(self._jobs.values()) if job.state not in DONE for _, path in job.files}
-            if count and str(sent) not in wanted:
+            waiting = {path for job in list(self._jobs.values()) if job.state not in DONE for _, path in job.files}
+            if count and str(sent) not in waiting:
                 sent.unlink(missing_ok=True)
         return count
 
@@ -133,7 +129,7 @@ class Jobs:
         return self._jobs.get(id)
 
     def listed(self) -> list[Job]:
-        """Newest first."""
+        """Return all jobs, newest first."""
         return sorted(self._jobs.values(), key=lambda job: -job.created)
 
     def _new(self) -> Job:
@@ -172,9 +168,9 @@ class Jobs:
             except IndexLocked:
                 if self._stopping.wait(RETRY):
                     raise _Stopped from None
-        job.report, job.state = _named(report_fields(report), job), "done"
+        job.report, job.state = _with_sent_names(report_fields(report), job), "done"
 
-    def _target(self, job: Job) -> list[Any]:
+    def _target(self, job: Job) -> list[Json] | list[Source]:
         if job.records:
             return list(json.loads(self._records(job).read_text(encoding="utf-8")))
         return [Source(Path(path), self._files, name) for name, path in job.files]
@@ -188,7 +184,7 @@ class Jobs:
     # On the disk
 
     def _path(self, name: str) -> Path:
-        """Where a file lies that was sent under that name."""
+        """Return the path of a file that was sent under a name."""
         return self._files / f"{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}{_suffix(name)}"
 
     def _records(self, job: Job) -> Path:
@@ -199,49 +195,59 @@ class Jobs:
         _write_json(self._folder / f"{job.id}.json", asdict(job))
 
     def _read(self) -> dict[str, Job]:
-        found = {}
+        jobs = {}
         for path in self._folder.glob("*.json"):
             fields = json.loads(path.read_text(encoding="utf-8"))
-            job = Job(**{**fields, "files": [(name, where) for name, where in fields["files"]]})
-            found[job.id] = job
-        return found
+            job = Job(**{**fields, "files": [(name, lies_at) for name, lies_at in fields["files"]]})
+            jobs[job.id] = job
+        return jobs
 
     def _forget(self) -> None:
         done = [job for job in self.listed() if job.state in DONE]
-        for job in done[KEPT:]:
+        for job in done[REMEMBERED:]:
             self._jobs.pop(job.id, None)
             (self._folder / f"{job.id}.json").unlink(missing_ok=True)
 
 
-def report_fields(report: AddReport) -> dict[str, Any]:
-    """A report as JSON holds it."""
+def report_fields(report: AddReport) -> Json:
+    """Return a report as a JSON object."""
     kinds = ("added", "updated", "unchanged", "failed", "skipped")
-    lists = {kind: [asdict(one) for one in getattr(report, kind)] for kind in kinds}
+    lists = {kind: [asdict(outcome) for outcome in getattr(report, kind)] for kind in kinds}
     counts = {"truncated": report.truncated, "pages": report.pages, "blank": report.blank}
     return {**lists, **counts, "seconds": round(report.seconds, 3)}
 
 
-def _named(report: dict[str, Any], job: Job) -> dict[str, Any]:
-    """A report whose reasons name files as they were sent, and not as they lie here."""
+def _with_sent_names(report: Json, job: Job) -> Json:
+    """Return the report with the names of files as they were sent, in place of their paths."""
     for name, path in job.files:
-        for one in (*report["failed"], *report["skipped"]):
-            one["reason"] = one["reason"].replace(path, name).replace(Path(path).name, name)
+        for outcome in (*report["failed"], *report["skipped"]):
+            outcome["reason"] = outcome["reason"].replace(path, name).replace(Path(path).name, name)
     return report
 
 
 def clean_name(name: str) -> str:
-    """The last part of a name that was sent, without what no name should have: for people to read."""
+    """Return the last part of a name that was sent, without unprintable characters: for people to read."""
     last = name.replace("\\", "/").rpartition("/")[2]
     return "".join(letter for letter in last if letter.isprintable())[:200].strip() or "upload"
 
 
 def _suffix(name: str) -> str:
-    """What tells the loader: letters and digits behind the last dot."""
+    """Return the name's extension, in lower case, as loaders are chosen by it; empty if it is none of letters and digits."""
     match = re.search(r"\.[A-Za-z0-9]{1,10}$", name)
     return match[0].lower() if match else ""
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_file(path: Path, content: BinaryIO, *, suffix: str) -> None:
+    """Write a file whole or not at all: it is complete on the disk before it takes its name."""
+    new = path.with_name(f"{path.name}{suffix}")
+    with new.open("wb") as file:
+        shutil.copyfileobj(content, file, 1 << 20)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def _write_json(path: Path, value: object) -> None:
     new = path.with_name(f"{path.name}.part")
     with new.open("w", encoding="utf-8") as file:
         json.dump(value, file)

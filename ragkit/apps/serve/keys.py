@@ -1,7 +1,7 @@
-"""Who may ask what: keys with scopes, bound to an index or to a filter.
+"""Keys of a server: each has a scope, and may be bound to an index or to a filter.
 
-A key is 32 random bytes, shown once when it is made; the file holds its sha256 alone. That is enough for what cannot be
-guessed: slow hashes are for passwords. Every stored hash is compared, in constant time, whichever matches.
+A key is 32 random bytes, shown once when it is made; the file holds only its sha256. A fast hash is enough for a secret that
+cannot be guessed; slow hashes are for passwords. Every stored hash is compared, in constant time, whichever matches.
 
     {"keys": [{"name": "reader", "sha256": "…", "scope": "read", "index": "library", "filters": {"team": "a"}}]}
 """
@@ -13,13 +13,13 @@ import hmac
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ragkit.search.filters import parse
+from ragkit.search.filters import Filters, parse
 from ragkit.store.filter import UNIT_FIELDS, fields_of
 
 Scope = Literal["read", "write", "admin"]
@@ -29,7 +29,7 @@ SHORTEST = 24  # characters of a key from the environment
 
 
 class Key(BaseModel):
-    """A key as it is stored. `index`: the only one it may name. `filters`: what every search and listing is narrowed by."""
+    """A key as it is stored. `index`: the only one it may use. `filters`: every search and listing is narrowed by it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,13 +37,13 @@ class Key(BaseModel):
     sha256: str = Field(pattern="^[0-9a-f]{64}$", repr=False)
     scope: Scope = "read"
     index: str | None = None
-    filters: Mapping[str, Any] | None = None
+    filters: Filters | None = None
 
     @model_validator(mode="after")
     def _a_filter_is_for_reading(self) -> Key:
         if self.filters is not None:
             if passages := fields_of(parse(self.filters)) & UNIT_FIELDS:
-                raise ValueError(f"a key is bound to documents, and {', '.join(sorted(passages))} speak of passages in them")
+                raise ValueError(f"a key is bound to documents, and {', '.join(sorted(passages))} are fields of passages")
             if self.scope != "read":
                 raise ValueError(
                     "a key bound to a filter has the scope read: what it adds or deletes could lie beyond the filter"
@@ -54,7 +54,7 @@ class Key(BaseModel):
         return SCOPES.index(self.scope) >= SCOPES.index(scope)
 
 
-ANYBODY = Key(name="anybody on this machine", sha256="0" * 64, scope="admin")  # who asks a server without keys
+ANYBODY = Key(name="anybody on this machine", sha256="0" * 64, scope="admin")  # the caller of a server without keys
 
 
 def digest(secret: str) -> str:
@@ -62,16 +62,16 @@ def digest(secret: str) -> str:
 
 
 def key_of(secret: str, keys: Sequence[Key]) -> Key | None:
-    """The key that was presented, or None."""
-    given, found = digest(secret), None
+    """Return the key with this secret; None if there is none."""
+    sha256, match = digest(secret), None
     for key in keys:
-        if hmac.compare_digest(given, key.sha256):
-            found = key
-    return found
+        if hmac.compare_digest(sha256, key.sha256):
+            match = key
+    return match
 
 
 def key_from_secret(secret: str, *, name: str = "environment") -> Key:
-    """The key that somebody chose: with every scope. ValueError where it is short enough to be guessed."""
+    """Return the key for a secret that somebody chose, with every scope. ValueError if it is short enough to be guessed."""
     if len(secret) < SHORTEST:
         raise ValueError(
             f"the key has {len(secret)} characters, and needs {SHORTEST}. Make one: ragkit keys add FILE --name NAME"
@@ -80,15 +80,15 @@ def key_from_secret(secret: str, *, name: str = "environment") -> Key:
 
 
 def read_keys(path: Path) -> list[Key]:
-    """The keys of a file. ValueError says what is wrong with it, and repeats none of its values."""
+    """Return the keys of a file. ValueError says what is wrong with it, and repeats none of its values."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))["keys"]
-        keys = [Key.model_validate(one) for one in stored]
+        keys = [Key.model_validate(fields) for fields in stored]
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise ValueError(f"{path} holds a key that is not one: {told}") from None
+        complaints = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ValueError(f"{path} holds an invalid key: {complaints}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no file of keys ({type(error).__name__}). Make one: ragkit keys add {path}") from None
+        raise ValueError(f"{path} is not a file of keys ({type(error).__name__}). Make one: ragkit keys add {path}") from None
     if not keys:
         raise ValueError(f"{path} holds no key. Make one: ragkit keys add {path}")
     names = [key.name for key in keys]
@@ -99,10 +99,8 @@ def read_keys(path: Path) -> list[Key]:
     return keys
 
 
-def add_key(
-    path: Path, *, name: str, scope: Scope = "read", index: str | None = None, filters: Mapping[str, Any] | None = None
-) -> str:
-    """Make a key and write it, hashed, to the file; returns the key itself, which is nowhere else."""
+def add_key(path: Path, *, name: str, scope: Scope = "read", index: str | None = None, filters: Filters | None = None) -> str:
+    """Make a key, write its hash to the file, and return the key itself, which is stored nowhere."""
     keys = read_keys(path) if path.exists() else []
     if any(key.name == name for key in keys):
         raise ValueError(f"{path} has a key named {name!r} already. Remove it first: ragkit keys remove {path} --name {name}")
@@ -112,16 +110,16 @@ def add_key(
 
 
 def remove_key(path: Path, name: str) -> None:
-    """ValueError where the file has none of that name."""
+    """Remove a key from a file. ValueError if the file has none of that name."""
     keys = read_keys(path)
-    kept = [key for key in keys if key.name != name]
-    if len(kept) == len(keys):
+    others = [key for key in keys if key.name != name]
+    if len(others) == len(keys):
         raise ValueError(f"{path} has no key named {name!r}: it has {', '.join(key.name for key in keys)}")
-    _write(path, kept)
+    _write(path, others)
 
 
 def _write(path: Path, keys: Sequence[Key]) -> None:
-    """The whole file or the former one; for its owner's eyes."""
+    """Write the file whole or not at all; only its owner may read it."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     content = json.dumps({"keys": [key.model_dump(exclude_none=True) for key in keys]}, indent=2)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -1,4 +1,4 @@
-"""What one request, and all that wait together, may ask of the server."""
+"""Limits on one request, and on all waiting requests together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeLimits:
-    """Every field can be set; what is over one of them is refused with its name and number."""
+    """Every field can be set. A request over one of them is refused, with the limit in the message."""
 
     body_bytes: int = 64 * MIB  # of a request, read into memory
     upload_bytes: int = 1024 * MIB  # of a request that brings files, which go to the disk

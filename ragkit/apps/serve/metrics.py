@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ragkit.core.errors import MissingExtra
 
@@ -16,7 +16,7 @@ INPUTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
 class Metrics:
-    """What `/metrics` tells. No label ever holds what a caller sent: routes and models are ours."""
+    """The counters behind `/metrics`. No label ever holds what a caller sent: routes and models are the server's."""
 
     def __init__(self) -> None:
         try:
@@ -38,17 +38,17 @@ class Metrics:
         self._seconds.labels(method, route).observe(seconds)
 
     def batch(self, model: str) -> Callable[[int, int, float], None]:
-        """What a model's Batcher tells of its batches."""
+        """Return the function that a model's Batcher calls after each batch."""
 
-        def told(inputs: int, tokens: int, seconds: float) -> None:
+        def count(inputs: int, tokens: int, seconds: float) -> None:
             self._inputs.labels(model).observe(inputs)
             self._tokens.labels(model).inc(tokens)
             self._busy.labels(model).inc(seconds)
 
-        return told
+        return count
 
     def watch(self, model: str, batcher: Batcher) -> None:
-        """Gauges of a model's queue."""
+        """Show the length of a model's queue."""
         self._waiting.labels(model, "requests").set_function(lambda: batcher.waiting_requests)
         self._waiting.labels(model, "tokens").set_function(lambda: batcher.waiting_tokens)
 
@@ -59,7 +59,7 @@ class Metrics:
 
 
 class Spans:
-    """A span per request, joined to the caller's trace. Nothing where opentelemetry is not installed or not configured."""
+    """A span per request, joined to the caller's trace. Does nothing if opentelemetry is not installed or not configured."""
 
     def __init__(self) -> None:
         try:
@@ -72,22 +72,22 @@ class Spans:
 
     @contextmanager
     def request(self, method: str, headers: Mapping[str, str]) -> Iterator[Callable[[str, int], None]]:
-        """Yields what takes the route and the status when they are known."""
+        """Yield a function that takes the route and the status when they are known."""
         if self._trace is None:
             yield lambda route, status: None
             return
         kind = self._trace.SpanKind.SERVER
         with self._tracer.start_as_current_span(method, context=self._extract(dict(headers)), kind=kind) as span:
 
-            def told(route: str, status: int) -> None:
+            def finish(route: str, status: int) -> None:
                 span.update_name(f"{method} {route}")
                 span.set_attributes({"http.request.method": method, "http.route": route, "http.response.status_code": status})
 
-            yield told
+            yield finish
 
     @contextmanager
-    def within(self, name: str, **attributes: Any) -> Iterator[None]:
-        """A part of a request."""
+    def within(self, name: str, **attributes: str | int) -> Iterator[None]:
+        """Trace a part of a request."""
         if self._trace is None:
             yield
             return

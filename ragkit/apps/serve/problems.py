@@ -1,8 +1,8 @@
 """Errors as HTTP answers, in the shape that each kind of client reads.
 
 Jina's clients read {"detail", "code", "request_id"}, and {"detail", "errors"} for a body that does not fit its schema; OpenAI's
-read {"error": {"message", "type", "param", "code"}}. Who asks is told by the client's own headers and by fields that only one
-of them has; everybody else gets Jina's, which is ragkit's own.
+read {"error": {"message", "type", "param", "code"}}. A client is known by its own headers and by fields that only one of the two
+APIs has; every other client gets Jina's shape, which is ragkit's own.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ragkit.core.errors import IndexLocked, InputTooLong, MissingExtra, RagkitError, StorageError
+from ragkit.core.types import Json, Metadata
 
 OPENAI_FIELDS = frozenset({"encoding_format", "user"})
 JINA_FIELDS = frozenset(
@@ -47,7 +47,7 @@ OPENAI_TYPES = {429: "rate_limit_error", 401: "authentication_error", 403: "perm
 
 
 class Problem(Exception):
-    """A request that is refused: `status`, `code` in Jina's names, the message, the field at fault, seconds to wait."""
+    """A refusal: `status`, `code` as Jina names it, the message, the field at fault, seconds to wait, errors by field."""
 
     def __init__(
         self,
@@ -57,41 +57,41 @@ class Problem(Exception):
         code: str = "",
         field: str | None = None,
         retry_after: float | None = None,
-        errors: Sequence[Mapping[str, Any]] = (),
+        errors: Sequence[Mapping[str, object]] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code or CODES.get(status, "INTERNAL_ERROR")
         self.field = field
         self.retry_after = retry_after
-        self.errors = [dict(one) for one in errors]
+        self.errors = [dict(error) for error in errors]
 
     @property
     def headers(self) -> dict[str, str]:
         headers = {} if self.retry_after is None else {"Retry-After": str(max(1, math.ceil(self.retry_after)))}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
-    def body(self, dialect: str, request_id: str) -> dict[str, Any]:
-        """The JSON of the answer."""
+    def body(self, dialect: str, request_id: str) -> Json:
+        """Return the answer's JSON object."""
         if dialect == "openai":
             kind = OPENAI_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
             code = {"INPUT_MODEL_NOT_FOUND": "model_not_found", "AUTH_INVALID_API_KEY": "invalid_api_key"}.get(self.code)
             return {
                 "error": {"message": str(self), "type": kind, "param": self.field, "code": code or self.code.lower()},
             }
-        body: dict[str, Any] = {"detail": str(self), "code": self.code, "request_id": request_id}
+        body: Json = {"detail": str(self), "code": self.code, "request_id": request_id}
         return body | ({"errors": self.errors} if self.errors else {})
 
     def status_for(self, dialect: str) -> int:
-        """OpenAI's API knows no 422, and says 404 of a model it does not have."""
+        """Return the status in a dialect: OpenAI's API has no 422, and answers 404 for an unknown model."""
         if dialect == "openai":
             return 404 if self.code == "INPUT_MODEL_NOT_FOUND" else 400 if self.status == 422 else self.status
         return self.status
 
 
-def dialect_of(headers: Mapping[str, str], body: Any = None) -> str:
-    """ "openai" or "jina": whose error shape this client reads."""
-    fields = set(body) if isinstance(body, Mapping) else set()
+def dialect_of(headers: Mapping[str, str], body: object = None) -> str:
+    """Return "openai" or "jina": the error shape that this client reads. body: its fields, or the whole of it."""
+    fields = set(body) if isinstance(body, (Mapping, set)) else set()
     if fields & JINA_FIELDS and not fields & OPENAI_FIELDS:
         return "jina"
     sdk = headers.get("user-agent", "").lower().startswith(("openai/", "asyncopenai/")) or "x-stainless-lang" in headers
@@ -99,9 +99,9 @@ def dialect_of(headers: Mapping[str, str], body: Any = None) -> str:
 
 
 def problem_of(error: Exception, *, folders: Mapping[str, str] | None = None) -> Problem:
-    """What the rest of ragkit raises, as an answer. What is not known to be the client's doing is a 500 without its text.
+    """Return the answer to an error from the rest of ragkit. An error that may not be the client's is a 500 without its text.
 
-    folders: names to say for paths of the server's disk.
+    folders: the names that replace paths of the server's disk.
     """
     if isinstance(error, Problem):
         return error
@@ -110,28 +110,33 @@ def problem_of(error: Exception, *, folders: Mapping[str, str] | None = None) ->
     if isinstance(error, IndexLocked):
         return Problem(409, "another process writes to the index; try again", code="INDEX_LOCKED", retry_after=5)
     if isinstance(error, (StorageError, MissingExtra)):  # their messages name folders, and what to do there
-        return Problem(503, "the index or the installation needs its keeper's care; the server's log says more")
+        return Problem(503, "the index or the installation needs repair; the server's log says more")
     if isinstance(error, (RagkitError, ValueError, TypeError)):
-        told = str(error)
+        message = str(error)
         for folder, name in (folders or {}).items():
-            told = told.replace(folder, name)
-        return Problem(400, told)
+            message = message.replace(folder, name)
+        return Problem(400, message)
     return Problem(500, "the server failed; its log says more", code="INTERNAL_ERROR")
 
 
-def validation_problem(errors: Sequence[Mapping[str, Any]]) -> Problem:
-    """What pydantic says of a body or a parameter: 422, with one entry per field and complaint."""
-    told = [
-        {"field": _field(one["loc"]), "message": str(one["msg"]), "type": str(one["type"]), "input": _shown(one.get("input"))}
-        for one in errors
+def validation_problem(errors: Sequence[Metadata]) -> Problem:
+    """Return pydantic's complaints about a body or a parameter as a 422, with one entry per field and complaint."""
+    complaints = [
+        {
+            "field": _field(error["loc"]),
+            "message": str(error["msg"]),
+            "type": str(error["type"]),
+            "input": _shown(error.get("input")),
+        }
+        for error in errors
     ]
-    told = list({(one["field"], one["message"]): one for one in told}.values())
-    summary = "; ".join(f"{one['field']}: {one['message']}" for one in told[:5])
-    return Problem(422, summary, field=told[0]["field"] if told else None, errors=told)
+    distinct = list({(each["field"], each["message"]): each for each in complaints}.values())
+    summary = "; ".join(f"{each['field']}: {each['message']}" for each in distinct[:5])
+    return Problem(422, summary, field=distinct[0]["field"] if distinct else None, errors=distinct)
 
 
-def _field(loc: Sequence[Any]) -> str:
-    """The path of a field, without the names that pydantic gives to the alternatives of a union."""
+def _field(loc: Sequence[object]) -> str:
+    """Return the path of a field, without the names that pydantic gives to the alternatives of a union."""
     parts = [str(part) for part in loc if part not in ("body", "query", "path")]
     plain = [
         part for part in parts if re.fullmatch(r"\w+", part) and part not in ("str", "int", "float", "InputItem", "constrained")
@@ -139,7 +144,7 @@ def _field(loc: Sequence[Any]) -> str:
     return ".".join(plain) or "body"
 
 
-def _shown(value: Any) -> str:
-    """What was sent, short: never a whole image, and nothing that JSON cannot hold."""
+def _shown(value: object) -> str:
+    """Return what was sent as a short text: never a whole image, and nothing that JSON cannot hold."""
     text = repr(value)
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"

@@ -1,20 +1,25 @@
-"""A server behind uvicorn: where it may listen, and how it stops."""
+"""A server on uvicorn: the addresses where it may listen, and how it stops."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from socket import socket
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from ragkit.apps.serve.app import create_app
 from ragkit.apps.serve.gate import is_loopback
 from ragkit.apps.serve.service import Service
 from ragkit.core.errors import MissingExtra
 
-GRACE = 30  # seconds for what is running to end
+if TYPE_CHECKING:
+    import uvicorn
+
+GRACE = 30  # seconds that running requests have to end
 
 
 def check_host(host: str, service: Service) -> None:
-    """ValueError for an address that others reach, where there is no key."""
+    """ValueError for an address that other machines reach, if the server has no key."""
     if not service.keys and not is_loopback(host):
         raise ValueError(
             f"{host} can be reached from other machines, and there is no key. Make one, and name its file: "
@@ -29,11 +34,11 @@ def make_server(
     port: int = 8000,
     grace: int = GRACE,
     on_ready: Callable[[str], None] | None = None,
-) -> Any:
-    """A uvicorn.Server; `run()` returns once it was told to stop and what was running has ended.
+) -> uvicorn.Server:
+    """Return a server; its `run()` returns after a signal to stop, once the running requests have ended.
 
-    It listens at once, and answers 503 until the models are loaded; then on_ready(address) is called. Where they cannot be
-    loaded, it ends, and `run()` raises why. grace: seconds for what is running.
+    It listens at once, and answers 503 until the models are loaded; then it calls on_ready(address). If they cannot be loaded,
+    it ends, and `run()` raises the error. grace: the seconds that running requests have to end.
     """
     check_host(host, service)
     try:
@@ -43,33 +48,33 @@ def make_server(
 
     class Server(uvicorn.Server):  # type: ignore[misc,unused-ignore]
         failure: BaseException | None = None
-        told = False
+        ready_said = False
 
-        async def startup(self, sockets: Any = None) -> None:
+        async def startup(self, sockets: list[socket] | None = None) -> None:
             await super().startup(sockets)
-            self._tell_ready()
+            self._say_ready()
 
         def loaded(self, failure: BaseException | None) -> None:
             self.failure = failure
             if failure is not None:
                 self.should_exit = True
-            self._tell_ready()
+            self._say_ready()
 
-        def _tell_ready(self) -> None:
-            """Once it listens and the models are loaded, whichever comes last."""
-            if on_ready is None or self.told or not (self.started and service.ready):
+        def _say_ready(self) -> None:
+            """Call on_ready once the server listens and the models are loaded."""
+            if on_ready is None or self.ready_said or not (self.started and service.ready):
                 return
-            self.told = True
-            at, found = self.servers[0].sockets[0].getsockname()[:2]
-            on_ready(f"http://[{at}]:{found}" if ":" in at else f"http://{at}:{found}")
+            self.ready_said = True
+            address, port = self.servers[0].sockets[0].getsockname()[:2]
+            on_ready(f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}")
 
-        def run(self, sockets: Any = None) -> None:
+        def run(self, sockets: list[socket] | None = None) -> None:
             super().run(sockets)
             if self.failure is not None:
                 raise self.failure
 
-        def handle_exit(self, sig: int, frame: Any) -> None:
-            service.stopping.set()  # streams of events end, or they would hold the server up
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            service.stopping.set()  # ends the streams of events, which would hold the server up
             super().handle_exit(sig, frame)
 
     config = uvicorn.Config(

@@ -1,4 +1,4 @@
-"""POST /v1/search: hits with their evidence. GET /v1/indexes: what there is to search."""
+"""POST /v1/search: hits with their evidence. GET /v1/indexes: the indexes that can be searched."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from ragkit.apps.serve.answers import RESPONSES, Asker, Json, Serving
-from ragkit.apps.serve.inputs import InputItem, fetched, query_of, urls_of
+from ragkit.apps.serve.answers import RESPONSES, Asker, JsonAnswer, Serving
+from ragkit.apps.serve.inputs import InputItem, checked_text, fetched, query_of, urls_of
 from ragkit.apps.serve.keys import Key
 from ragkit.apps.serve.limits import ServeLimits
 from ragkit.apps.serve.problems import Problem
-from ragkit.apps.serve.service import narrowed
+from ragkit.apps.serve.service import Reranker, narrowed
 from ragkit.core.space import MAXSIM_SPACES, Space
-from ragkit.core.types import Hit, Hits
+from ragkit.core.types import Hit, Hits, Json
 from ragkit.index.index import Index
+from ragkit.search.explanation import Match
+from ragkit.search.filters import Filters
 from ragkit.search.hit_json import BoxFields, HitFields, box_fields, hit_fields
 from ragkit.search.request import MAXSIM
 
 router = APIRouter(tags=["search"])
-Filter = Annotated[dict[str, Any], Field(description="see ragkit.search.filters: Haystack's tree or the Mongo-like shorthand")]
+Filter = Annotated[Json, Field(description="see ragkit.search.filters: Haystack's tree or the Mongo-like shorthand")]
 PHRASINGS = 16
-EXPLAINED = 20  # hits of an answer whose MaxSim scores are taken apart: each is scored again
+EXPLAINED = 20  # first hits whose MaxSim scores are taken apart: each is scored again
 
 
 class SearchRequest(BaseModel):
-    """What `Index.search` takes."""
+    """The query and options of `Index.search`."""
 
     query: Annotated[str | InputItem, Field(description="a text; or {image}, {text, image} where the index sees pages")]
     index: str | None = Field(None, description="its name, where the server has several")
@@ -48,8 +50,10 @@ class SearchRequest(BaseModel):
     expand: Literal["page", "section"] | None = None
     before: int = Field(0, ge=0, le=100, description="neighbouring units to add before each hit")
     after: int = Field(0, ge=0, le=100)
-    explain: bool = Field(False, description="what each space gave to each score, and each token to the first ones by MaxSim")
-    exact: bool = Field(False, description="look at every vector: nothing compressed or coarse decides what is looked at")
+    explain: bool = Field(
+        False, description="say what each space gave to each score, and what each token gave to the first hits' MaxSim scores"
+    )
+    exact: bool = Field(False, description="compare every vector exactly, none by its compressed or coarse form alone")
     degraded: bool = False
 
 
@@ -105,110 +109,122 @@ class Indexes(BaseModel):
     data: list[IndexFields]
 
 
-@router.post("/v1/search", responses={200: {"model": SearchResponse}, **RESPONSES}, response_class=Json)
-async def search(asked: SearchRequest, service: Serving, key: Asker) -> Json:
-    """The k best hits, best first, each with document, pages, character span and boxes."""
-    name, index = service.index(asked.index, key)
-    check_k(asked.k, service.limits.k)
-    check_k(asked.candidates, service.limits.k, field="candidates")
-    if asked.rerank not in (None, MAXSIM, *service.rerankers):
+@router.post("/v1/search", responses={200: {"model": SearchResponse}, **RESPONSES}, response_class=JsonAnswer)
+async def search(request: SearchRequest, service: Serving, key: Asker) -> JsonAnswer:
+    """Return the k best hits, best first, each with document, pages, character span and boxes."""
+    name, index = service.index(request.index, key)
+    check_k(request.k, service.limits.k)
+    check_k(request.candidates, service.limits.k, field="candidates")
+    if request.rerank not in (None, MAXSIM, *service.rerankers):
         raise Problem(400, f"this server has the rerankers {', '.join((*service.rerankers, MAXSIM))}", field="rerank")
-    if asked.expand is not None and (asked.before or asked.after):
+    if request.expand is not None and (request.before or request.after):
         raise Problem(400, "expand to a page or section, or by before and after: not both", field="expand")
-    filters = narrowed(asked.filters, key, depth=service.limits.filter_depth)
-    scorer = service.rerankers.get(asked.rerank or "", asked.rerank)
-    files = {} if isinstance(asked.query, str) else await fetched(urls_of([asked.query]), service.fetcher, service.limits)
-    with service.spans.within("search", index=name, mode=asked.mode, k=asked.k):
-        # Pictures are decoded in there too: so few at a time.
-        fields = await service.run(_found, index, asked, files, filters, scorer, service.limits)
-    return Json({"index": name, **fields})
+    filters = narrowed(request.filters, key, depth=service.limits.filter_depth)
+    scorer = service.rerankers.get(request.rerank or "", request.rerank)
+    files = {} if isinstance(request.query, str) else await fetched(urls_of([request.query]), service.fetcher, service.limits)
+    with service.spans.within("search", index=name, mode=request.mode, k=request.k):
+        fields = await service.run(lambda: _search(index, request, files, filters, scorer, service.limits))
+    return JsonAnswer({"index": name, **fields})
 
 
 def check_k(k: int, most: int, *, field: str = "k") -> None:
+    """Problem 400 for a number over the server's limit."""
     if k > most:
         raise Problem(400, f"{field} is at most {most} here, got {k}", field=field)
 
 
-def _found(
+def _search(
     index: Index,
-    asked: SearchRequest,
-    files: dict[str, bytes],
-    filters: Mapping[str, Any] | None,
-    scorer: Any,
+    request: SearchRequest,
+    files: Mapping[str, bytes],
+    filters: Filters | None,
+    scorer: Reranker,
     limits: ServeLimits,
-) -> dict[str, Any]:
+) -> Json:
+    """Return the fields of the answer but the index's name. Pictures are decoded here, too: in one of a few threads."""
+    query: Any = query_of(request.query, files, limits)  # the overloads of `search` do not take the union
     hits: Hits = index.search(
-        query_of(asked.query, files, limits),
-        asked.k,
-        mode=asked.mode,
+        query,
+        request.k,
+        mode=request.mode,
         filters=filters,
-        dims=asked.dims,
-        min_score=asked.min_score,
-        group_by=asked.group_by,
-        weights=asked.weights,
-        phrasings=[query_of(one, {}, limits) for one in asked.phrasings],
-        diversity=asked.diversity,
+        dims=request.dims,
+        min_score=request.min_score,
+        group_by=request.group_by,
+        weights=request.weights,
+        phrasings=[checked_text(phrasing, limits) for phrasing in request.phrasings],
+        diversity=request.diversity,
         rerank=scorer,
-        candidates=asked.candidates,
-        exact=asked.exact,
-        degraded=asked.degraded,
+        candidates=request.candidates,
+        exact=request.exact,
+        degraded=request.degraded,
     )
-    told, characters = [], 0
+    rows, characters = [], 0
     for number, hit in enumerate(hits):
-        wide = hit.expand(asked.expand, before=asked.before, after=asked.after)
-        characters += len(wide.text)
+        expanded = hit.expand(request.expand, before=request.before, after=request.after)
+        characters += len(expanded.text)
         if characters > limits.answer_characters:
             raise Problem(
                 400, f"the hits have over {limits.answer_characters:,} characters: ask for fewer, or widen them less", field="k"
             )
-        told.append(hit_fields(wide) | (_explained(hit, asked, number) if asked.explain else {}))
-    return {"hits": told, "missing": list(hits.missing)}
+        explained = _explained(hit, apart=number < EXPLAINED) if request.explain else {}
+        rows.append(hit_fields(expanded) | explained)
+    return {"hits": rows, "missing": list(hits.missing)}
 
 
-def _explained(hit: Hit, asked: SearchRequest, number: int) -> dict[str, Any]:
-    fields: dict[str, Any] = {"explanation": shares(hit)}
-    if number >= EXPLAINED or not any(reason.space in MAXSIM_SPACES for reason in hit.via):
+def _explained(hit: Hit, *, apart: bool) -> Json:
+    """Return the shares of a hit's score; with `apart`, also those of the query's tokens and of places on the page by MaxSim."""
+    fields: Json = {"explanation": shares(hit)}
+    spaces = {reason.space for reason in hit.via}
+    if not apart or not spaces & set(MAXSIM_SPACES):
         return fields
     try:
-        why = hit.explain()
-    except ValueError:  # replaced since: what it was found by stays true
+        explanation = hit.explain()
+    except ValueError:  # the document was replaced since; the shares are still right
         return fields
-    fields["matches"] = [
-        {
-            "share": one.share,
-            "query_word": one.query_word,
-            "word": one.word,
-            "spans": [[span.start, span.end] for span in one.spans],
-            "boxes": box_fields(one.boxes),
+    fields["matches"] = [_match_fields(match) for match in explanation.matches]
+    if explanation.relevance is None and Space.PAGE_MULTI in spaces:  # the hit was found by MaxSim over its words, too
+        explanation = hit.explain(Space.PAGE_MULTI)
+    if explanation.relevance is not None:
+        heat = explanation.relevance
+        fields["heat"] = {
+            "page": explanation.citation.pages[0],
+            "region": list(heat.region),
+            "cells": heat.cells.tolist(),
+            "elsewhere": heat.elsewhere,
         }
-        for one in why.matches
-    ]
-    if why.relevance is None and any(reason.space == Space.PAGE_MULTI for reason in hit.via):  # found by its words' MaxSim, too
-        why = hit.explain(Space.PAGE_MULTI)
-    if why.relevance is not None:
-        found = why.relevance
-        place = {"page": why.citation.pages[0], "region": list(found.region)}
-        fields["heat"] = place | {"cells": found.cells.tolist(), "elsewhere": found.elsewhere}
     return fields
 
 
-def shares(hit: Hit) -> list[dict[str, Any]]:
-    """What each space gave to the score. Phrasings and rerankers score anew: then the score is one share."""
-    parts = [{"space": one.space, "share": one.share} for one in hit.via]
-    if math.isclose(sum(one.share for one in hit.via), hit.score, rel_tol=1e-9):
+def _match_fields(match: Match) -> Json:
+    return {
+        "share": match.share,
+        "query_word": match.query_word,
+        "word": match.word,
+        "spans": [[span.start, span.end] for span in match.spans],
+        "boxes": box_fields(match.boxes),
+    }
+
+
+def shares(hit: Hit) -> list[Json]:
+    """Return what each space gave to the score. Phrasings and rerankers score again: then the whole score is one share."""
+    parts = [{"space": reason.space, "share": reason.share} for reason in hit.via]
+    if math.isclose(sum(reason.share for reason in hit.via), hit.score, rel_tol=1e-9):
         return parts
     return [{"space": "phrasings" if hit.scale == "rrf" else hit.via[-1].space, "share": hit.score}]
 
 
-@router.get("/v1/indexes", responses={200: {"model": Indexes}, **RESPONSES}, response_class=Json)
-async def indexes(service: Serving, key: Asker) -> Json:
-    """The indexes that the key may use. With a key that is bound to a filter, the documents that it sees are counted."""
+@router.get("/v1/indexes", responses={200: {"model": Indexes}, **RESPONSES}, response_class=JsonAnswer)
+async def indexes(service: Serving, key: Asker) -> JsonAnswer:
+    """List the indexes that the key may use. For a key that is bound to a filter, count only the documents that it sees."""
     names = [name for name in service.indexes if key is None or key.index in (None, name)]
-    return Json({"object": "list", "data": [await service.run(index_fields, name, service.indexes[name], key) for name in names]})
+    return JsonAnswer(
+        {"object": "list", "data": [await service.run(index_fields, name, service.indexes[name], key) for name in names]}
+    )
 
 
-def index_fields(name: str, index: Index, key: Key | None) -> dict[str, Any]:
-    """An index in numbers, as one key sees it."""
+def index_fields(name: str, index: Index, key: Key | None) -> Json:
+    """Return the numbers of an index, as a key sees it."""
     stats = index.stats()
     fields = {"name": name, "documents": stats.documents, "units": stats.units, "model": stats.model, "commit": stats.commit}
     fields["spaces"] = list(index.spaces)

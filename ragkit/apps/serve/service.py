@@ -1,10 +1,10 @@
-"""What a server has: open indexes, loaded models with their queues, rerankers, keys, limits."""
+"""The state of a server: open indexes, loaded models with their queues, rerankers, keys, limits."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +17,7 @@ from ragkit.apps.serve.limits import ServeLimits
 from ragkit.apps.serve.metrics import Metrics, Spans
 from ragkit.apps.serve.problems import Problem, problem_of
 from ragkit.encode.contract import Encoder
+from ragkit.search.filters import Filters
 
 if TYPE_CHECKING:
     from ragkit.apps.serve.jobs import Jobs
@@ -24,15 +25,15 @@ if TYPE_CHECKING:
     from ragkit.index.index import Index
 
 Done = TypeVar("Done")
+Reranker = Any  # what `Index.search(rerank=)` takes: a ragkit.search.rerank.Scorer, or a sentence_transformers.CrossEncoder
 
 
 class Service:
-    """State of one server; `start` and `close` are its lifespan, within one event loop.
+    """The state of one server; `start` and `close` are its lifespan, within one event loop.
 
-    indexes: by the name that requests give. models: beside the indexes' own, by the name that requests give. rerankers: what
-    `Index.search(rerank=)` takes, by name. Models and rerankers may be given as a function that loads them: `start` calls it.
-    fetcher: what fetches images by URL, None for not at all. jobs: how documents are added, by index; an index without is only
-    read. `ready` tells whether all is loaded.
+    indexes, models, rerankers: by the names that requests give; the models come in addition to those of the indexes. Models and
+    rerankers may be a function that loads them: `start` calls it. fetcher: fetches images by URL; without one none is fetched.
+    jobs: how documents are added, by index; an index without is only read. `ready`: whether everything is loaded.
     """
 
     def __init__(
@@ -40,14 +41,14 @@ class Service:
         indexes: Mapping[str, Index] | None = None,
         *,
         models: Mapping[str, Encoder] | Callable[[], Mapping[str, Encoder]] | None = None,
-        rerankers: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+        rerankers: Mapping[str, Reranker] | Callable[[], Mapping[str, Reranker]] | None = None,
         keys: Sequence[Key] = (),
         limits: ServeLimits | None = None,
         fetcher: Fetcher | None = None,
         jobs: Mapping[str, Jobs] | None = None,
     ) -> None:
         self.indexes = dict(indexes or {})
-        self.rerankers: dict[str, Any] = {}
+        self.rerankers: dict[str, Reranker] = {}
         self.keys = tuple(keys)
         self.limits = limits or ServeLimits()
         self.fetcher = fetcher
@@ -56,14 +57,14 @@ class Service:
         self.spans = Spans()
         self.ready = False
         self.stopping = asyncio.Event()
-        self._given = models or {}, rerankers or {}
+        self._sources = models or {}, rerankers or {}  # or functions that load them
         self._models: dict[str, Encoder] = {}
         self._batchers: dict[str, Batcher] = {}
         self._searching = 0
         self._threads = ThreadPoolExecutor(self.limits.searches, thread_name_prefix="ragkit-search")
 
     async def start(self) -> None:
-        """Load the models, those of the indexes too, and let the queues run."""
+        """Load the models, those of the indexes too, and start the queues."""
         self._models, self.rerankers = await asyncio.wrap_future(_on_daemon(self._loaded))
         for name, encoder in self._models.items():
             batcher = Batcher(encoder, limits=self.limits, on_batch=self.metrics.batch(name))
@@ -74,9 +75,9 @@ class Service:
             jobs.start()
         self.ready = True
 
-    def _loaded(self) -> tuple[dict[str, Encoder], dict[str, Any]]:
-        """Models and rerankers, by name."""
-        models, rerankers = (dict(given() if callable(given) else given) for given in self._given)
+    def _loaded(self) -> tuple[dict[str, Encoder], dict[str, Reranker]]:
+        """Load the models, those of the indexes too, and the rerankers; return both by name."""
+        models, rerankers = (dict(source() if callable(source) else source) for source in self._sources)
         for index in self.indexes.values():
             for encoder in (index.encoder, index.page_encoder):
                 if encoder is not None and encoder.card.dims and not encoder.card.name.startswith("vectors:"):
@@ -97,36 +98,34 @@ class Service:
         return dict(self._models)
 
     def batcher(self, name: str) -> Batcher:
-        """The queue of a model, by its name or by the last part of it. Problem INPUT_MODEL_NOT_FOUND."""
-        found = self._batchers.get(name)
-        if found is None:
-            short = [one for one in self._batchers if PurePath(one).name.lower() == PurePath(name).name.lower()]
-            found = self._batchers[short[0]] if len(short) == 1 else None
-        if found is None:
+        """Return the queue of a model, by its name or the last part of it. Problem INPUT_MODEL_NOT_FOUND."""
+        last = PurePath(name).name.lower()
+        names = [name] if name in self._batchers else [each for each in self._batchers if PurePath(each).name.lower() == last]
+        if len(names) != 1:
             raise Problem(
                 400,
                 f"this server has no model {name[:100]!r}; it has {', '.join(self._batchers) or 'none'}",
                 code="INPUT_MODEL_NOT_FOUND",
                 field="model",
             )
-        return found
+        return self._batchers[names[0]]
 
     def index(self, name: str | None, key: Key | None) -> tuple[str, Index]:
-        """The index that a request names, or the only one its key may use. Problem 400, 403 or 404."""
+        """Return the index that a request names, or the only one that its key may use. Problem 400, 403 or 404."""
         key = key or ANYBODY
         if key.index is not None and name not in (None, key.index):
             raise Problem(403, f"the key {key.name!r} is bound to the index {key.index!r}", field="index")
-        wanted = name if name is not None else key.index
-        if wanted is None and len(self.indexes) == 1:
-            wanted = next(iter(self.indexes))
-        if wanted is None:
+        chosen = name if name is not None else key.index
+        if chosen is None and len(self.indexes) == 1:
+            chosen = next(iter(self.indexes))
+        if chosen is None:
             raise Problem(400, f"name one of the indexes: {', '.join(self.indexes) or 'this server has none'}", field="index")
-        if wanted not in self.indexes:
-            raise Problem(404, f"this server has no index {wanted[:100]!r}", field="index")
-        return wanted, self.indexes[wanted]
+        if chosen not in self.indexes:
+            raise Problem(404, f"this server has no index {chosen[:100]!r}", field="index")
+        return chosen, self.indexes[chosen]
 
-    async def run(self, work: Callable[..., Done], *arguments: Any, **options: Any) -> Done:
-        """Work on an index, on one of a few threads. Problem 429 where too much waits; ragkit's errors become Problems."""
+    async def run(self, work: Callable[..., Done], *arguments: object, **options: object) -> Done:
+        """Run work on an index in one of a few threads. Problem 429 if too much waits; ragkit's errors become Problems."""
         if self._searching >= self.limits.waiting_requests:
             raise Problem(429, f"{self._searching} requests are waiting for an index", retry_after=1)
         self._searching += 1
@@ -145,7 +144,7 @@ class Service:
 
 
 def _on_daemon(work: Callable[[], Done]) -> Future[Done]:
-    """Work on a thread that the end of the process does not wait for: a model may take minutes to load."""
+    """Run work on a thread that the end of the process does not wait for: a model may take minutes to load."""
     future: Future[Done] = Future()
 
     def run() -> None:
@@ -162,8 +161,8 @@ def _on_daemon(work: Callable[[], Done]) -> Future[Done]:
     return future
 
 
-def narrowed(filters: Mapping[str, Any] | None, key: Key | None, *, depth: int) -> Mapping[str, Any] | None:
-    """The filter of a request within the one its key is bound to. Problem 400 for one that is nested too deep."""
+def narrowed(filters: Filters | None, key: Key | None, *, depth: int) -> Filters | None:
+    """Return a request's filter together with its key's; None without both. Problem 400 for one that is nested too deep."""
     if filters is not None and _depth(filters) > depth:
         raise Problem(400, f"the filter is nested more than {depth} deep", field="filters")
     bound = key.filters if key is not None else None
@@ -172,24 +171,23 @@ def narrowed(filters: Mapping[str, Any] | None, key: Key | None, *, depth: int) 
     return {"operator": "AND", "conditions": [bound, filters]}
 
 
-def _depth(value: Any) -> int:
-    """Levels of logic: lists and objects count, two for each."""
-    level, deepest = [value], 0
-    while level:
-        deepest += 1
-        level = [
-            below
-            for one in level
-            if isinstance(one, (Mapping, list))
-            for below in (one.values() if isinstance(one, Mapping) else one)
-            if isinstance(below, (Mapping, list))
-        ]
-    return (deepest + 1) // 2
+def _depth(filters: Filters) -> int:
+    """Return the levels of logic in a filter: each is an object and a list."""
+    level: list[object] = [filters]
+    depth = 0
+    while level:  # no recursion: a request may nest deeper than the interpreter's stack
+        depth += 1
+        level = [child for node in level for child in _children(node) if isinstance(child, (Mapping, list))]
+    return (depth + 1) // 2
+
+
+def _children(node: object) -> Iterable[object]:
+    return node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
 
 
 @contextmanager
-def refusals() -> Any:
-    """ragkit's own errors, raised within, as Problems."""
+def refusals() -> Iterator[None]:
+    """Turn ragkit's own errors, raised within, into Problems."""
     try:
         yield
     except Problem:

@@ -1,8 +1,8 @@
-"""Fetching images by URL without becoming somebody's way into the network. Off unless a Fetcher is made.
+"""Fetch images by URL, in a way that gives nobody access to the server's own network. Off unless a Fetcher is made.
 
 Only https, on port 443, by a plain host name or public address. The name is resolved once, every address it has must be
-public, and the connection goes to one of those that were judged, so that a name cannot mean something else a moment later.
-Each redirect is a new URL, judged anew. Size, time and the number of redirects are limited; the answer must be an image.
+public, and the connection goes to one of the checked addresses, so that the name cannot mean another host a moment later.
+Each redirect is a new URL and is checked again. Size, time and the number of redirects are limited; the answer must be an image.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ragkit.apps.serve.problems import Problem
 REDIRECTS = 3
 PIECE = 1 << 16
 _HOST = re.compile(r"(?=.{1,253}$)(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))+")
+_URL = re.compile(r"""[!#-;=?-\[\]_a-z~]{0,2000}""")  # printable ASCII but "<>\\^`{|}, at most 2,000 letters
 _INSIDE = (
     ".local",
     ".internal",
@@ -41,8 +42,8 @@ _INSIDE = (
 )
 # Translations and tunnels into other networks, over which versions of Python differ.
 _TUNNELS = [
-    ipaddress.ip_network(one)
-    for one in (
+    ipaddress.ip_network(network)
+    for network in (
         "64:ff9b::/96",
         "64:ff9b:1::/48",
         "2002::/16",
@@ -58,16 +59,16 @@ Resolve = Callable[[str], Sequence[str]]
 
 
 def resolved(host: str) -> list[str]:
-    """Every address of a name, as the system knows it."""
+    """Return every address that the system knows for a name."""
     try:
-        found = socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return []
-    return list(dict.fromkeys(str(one[4][0]) for one in found))
+    return list(dict.fromkeys(str(address[4][0]) for address in addresses))
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one host's on the public internet."""
+    """Return whether an address belongs to a host on the public internet."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:
@@ -78,27 +79,36 @@ def is_public(address: str) -> bool:
 
 
 def checked_host(url: str) -> tuple[str, str]:
-    """(host, path with query) of a URL that may be fetched, as far as it can be judged unresolved. Problem 400 if not."""
-    if len(url) > 2000 or not url.isascii() or any(ord(letter) <= 32 or letter in '\\"<>^`{|}\x7f' for letter in url):
-        raise _refused("it has characters that a URL has not, or over 2,000")
+    """Return (host, path with query) of a URL that may be fetched, as far as that is known before the name is resolved.
+    Problem 400 if it may not."""
+    if not _URL.fullmatch(url):
+        raise _refused("it has characters that a URL cannot have, or over 2,000")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise _refused("it is no URL") from None
+        raise _refused("it is not a valid URL") from None
     if parts.scheme.lower() != "https":
         raise _refused("only https is fetched")
     if "@" in parts.netloc:
         raise _refused("it has a user or a password")
     if port not in (None, 443):
-        raise _refused("only port 443 is asked")
+        raise _refused("only port 443 is allowed")
     host = (parts.hostname or "").lower().removesuffix(".")
     if parts.netloc.startswith("[") or re.fullmatch(r"\d+\.\d+\.\d+\.\d+", host):
         if not is_public(host):
             raise _refused("its address is not public")
-    elif not _HOST.fullmatch(host) or re.fullmatch(r"(0x[0-9a-f]*|\d+)", host.rpartition(".")[2]) or host.endswith(_INSIDE):
+    elif not _is_public_name(host):
         raise _refused("its host is not the full name of a public host")
     return host, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+
+def _is_public_name(host: str) -> bool:
+    """Return whether a host is a full domain name that public hosts may have, and not a number that a resolver may read as an
+    address."""
+    last = host.rpartition(".")[2]
+    numeric = re.fullmatch(r"(0x[0-9a-f]*|\d+)", last) is not None
+    return _HOST.fullmatch(host) is not None and not numeric and not host.endswith(_INSIDE)
 
 
 def _refused(why: str) -> Problem:
@@ -106,7 +116,7 @@ def _refused(why: str) -> Problem:
 
 
 class _Pinned(http.client.HTTPSConnection):
-    """To the address that was judged; the certificate is checked for the name."""
+    """A connection to the address that was checked; the certificate is verified for the name."""
 
     def __init__(self, host: str, address: str, port: int, *, timeout: float, context: ssl.SSLContext) -> None:
         super().__init__(host, 443, timeout=timeout, context=context)
@@ -140,29 +150,30 @@ class Fetcher:
     context: ssl.SSLContext = field(default_factory=ssl.create_default_context, repr=False)
 
     async def fetch(self, url: str) -> bytes:
-        """The bytes behind a URL. Problem 400 INPUT_URL_REFUSED."""
+        """Return the bytes behind a URL. Problem 400 INPUT_URL_REFUSED."""
         return await asyncio.to_thread(self.get, url)
 
     def get(self, url: str) -> bytes:
         """`fetch`, in this thread."""
         end = time.monotonic() + self.seconds
         for _ in range(REDIRECTS + 1):
-            found = self._once(url, end)
-            if isinstance(found, bytes):
-                return found
-            url = found
+            answer = self._once(url, end)
+            if isinstance(answer, bytes):
+                return answer
+            url = answer
         raise _refused(f"it redirects more than {REDIRECTS} times")
 
     def _once(self, url: str, end: float) -> bytes | str:
-        """The file, or where it is said to be."""
+        """Return the file, or the URL that the server redirects to."""
         host, path = checked_host(url)
         addresses = [host] if is_public(host) else list(self.resolve(host))
-        if not addresses or not all(self.public(one) for one in addresses):
-            raise _refused("its host has no address, or one that is not public")  # which of both is nobody's business
+        if not addresses or not all(map(self.public, addresses)):
+            raise _refused(
+                "its host has no address, or one that is not public"
+            )  # not said which: it would tell about the server's network
         connection = _Pinned(host, addresses[0], self.port, timeout=max(0.1, end - time.monotonic()), context=self.context)
-        watch = threading.Timer(
-            max(0.1, end - time.monotonic()), connection.hang_up
-        )  # a timeout is of one read, and many may come
+        # The connection's timeout is for one read, and there may be many.
+        watch = threading.Timer(max(0.1, end - time.monotonic()), connection.hang_up)
         watch.start()
         try:
             connection.request("GET", path, headers={"User-Agent": "ragkit", "Accept": "image/*", "Accept-Encoding": "identity"})

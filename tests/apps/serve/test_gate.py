@@ -152,7 +152,7 @@ def test_keys_are_stored_hashed_shown_once_and_removed(tmp_path: Path) -> None:
     assert [key.name for key in read_keys(path)] == ["b"]
     with pytest.raises(ValueError, match="24"):
         key_from_secret("short")
-    with pytest.raises(ValueError, match="speak of passages"):  # a hit can be widened beyond its passage
+    with pytest.raises(ValueError, match="fields of passages"):  # a hit can be widened beyond its passage
         Key(name="x", sha256="0" * 64, filters={"$or": [{"lang": "en"}, {"hit.page": 1}]})
     with pytest.raises(ValueError, match="beyond the filter"):
         Key(name="x", sha256="0" * 64, scope="write", filters={"a": 1})
