@@ -1,4 +1,4 @@
-"""ragkit inside other people's frameworks: `langchain`, `haystack`, `llama_index`, each an extra of its own.
+"""ragkit inside other frameworks: `langchain`, `haystack`, `llama_index`, each an extra of its own.
 
-Thin: every class here holds an Index and translates names. Nothing is imported before its module is.
+The adapters are thin: every class holds an Index and translates names. A framework is imported with its module only.
 """

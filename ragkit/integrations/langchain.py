@@ -14,15 +14,17 @@ import re
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack, cast
 
 from ragkit.core.arrays import truncate_dims, unit_rows
 from ragkit.core.errors import MissingExtra
-from ragkit.core.types import Floats, Hit, Ints
+from ragkit.core.types import Floats, Hit, Ints, Json
 from ragkit.encode.contract import Encoder, EncoderCard, Encoding
 from ragkit.index.index import Index
 from ragkit.integrations import common
+from ragkit.recipe.settings import SettingsKeywords
 from ragkit.search.cite import without_hidden
+from ragkit.search.filters import Filters
 from ragkit.search.hit_json import citation_fields
 
 try:
@@ -45,8 +47,8 @@ _WORD = re.compile(r"\S+")
 class RagkitEmbeddings(Embeddings):
     """Any of ragkit's models as LangChain embeddings: documents and queries in their own roles.
 
-    model: as in `load_encoder`, an encoder, or an Index, whose model it then is. A text beyond the model's limit is InputTooLong,
-    unless truncate=True.
+    model: as in `load_encoder`, an encoder, or an Index: then its model, task and dims. A text beyond the model's limit is
+    InputTooLong, unless truncate=True.
     """
 
     def __init__(
@@ -58,34 +60,28 @@ class RagkitEmbeddings(Embeddings):
         truncate: bool = False,
         device: str | None = None,
     ) -> None:
-        settings = {} if device is None else {"device": device}
-        self.encoder = common.encoder_of(model, **settings)
-        if isinstance(model, Index):
-            task, dims = task or model.recipe.encode.task, dims or model.recipe.encode.dims
-        self._options = {"task": task, "truncate_dim": dims, "truncate": truncate}
+        self._embedder = common.Embedder(model, task=task, dims=dims, truncate=truncate, device=device)
+        self.encoder = self._embedder.encoder
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """One unit vector per text, in the document role."""
-        rows: list[list[float]] = common.dense(self.encoder, texts, role="document", **self._options).tolist()
-        return rows
+        """Return one unit vector per text, in the document role."""
+        return self._embedder.documents(texts)
 
     def embed_query(self, text: str) -> list[float]:
-        """A unit vector in the query role."""
-        row: list[float] = common.dense(self.encoder, [text], role="query", **self._options)[0].tolist()
-        return row
+        """Return a unit vector in the query role."""
+        return self._embedder.query(text)
 
-    def embed_images(self, images: Sequence[Any]) -> list[list[float]]:
-        """One unit vector per image (a path, bytes or a PIL image), in the document role. ValueError where the model is blind."""
-        seen = common.images(self.encoder, images)
-        rows: list[list[float]] = common.dense(self.encoder, seen, role="document", **self._options).tolist()
-        return rows
+    def embed_images(self, images: Sequence[common.ImageSource]) -> list[list[float]]:
+        """Return one unit vector per image (a path, bytes or a PIL image), in the document role. ValueError if the model does
+        not see."""
+        return self._embedder.images(images)
 
 
 class EmbeddingsEncoder:
     """LangChain embeddings as an `Encoder`, so that an index can be built with any of them.
 
-    What they are is known by class and model name, and by probe texts: an index refuses to be opened with others. They are
-    asked for whole texts only; what is beyond their limit is for them to say.
+    They are identified by class and model name, and by the vectors of probe texts: an index refuses to be opened with others.
+    They get whole texts only; they themselves must refuse texts beyond their limit.
     """
 
     def __init__(self, embeddings: Embeddings) -> None:
@@ -97,16 +93,16 @@ class EmbeddingsEncoder:
         self.card = EncoderCard(name=name, revision="", licence="", dims=dims, max_tokens=1 << 30, pooling="unknown")
 
     def encode_query(
-        self, queries: Sequence[Any], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
+        self, queries: Sequence[str], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
     ) -> Encoding:
         return self._encoding([self.embeddings.embed_query(query) for query in queries], truncate_dim)
 
     def encode_document(
-        self, documents: Sequence[Any], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
+        self, documents: Sequence[str], *, task: str | None = None, truncate_dim: int | None = None, truncate: bool = False
     ) -> Encoding:
         return self._encoding(self.embeddings.embed_documents(list(documents)) if documents else [], truncate_dim)
 
-    def encode(self, inputs: Sequence[Any], *, task: str, truncate_dim: int | None = None, truncate: bool = False) -> Encoding:
+    def encode(self, inputs: Sequence[str], *, task: str, truncate_dim: int | None = None, truncate: bool = False) -> Encoding:
         return self.encode_document(inputs, truncate_dim=truncate_dim)
 
     def _encoding(self, vectors: Sequence[Sequence[float]], truncate_dim: int | None) -> Encoding:
@@ -121,46 +117,57 @@ class EmbeddingsEncoder:
 
 
 def to_document(hit: Hit, *, always_cite: bool = True) -> Document:
-    """A hit as a LangChain Document."""
+    """Return a hit as a LangChain Document."""
     cited = always_cite or common.needs_citation(hit)
     return Document(id=common.passage_id(hit), page_content=hit.text, metadata=common.metadata(hit) if cited else dict(hit.meta))
+
+
+def _stored_document(name: str, passage: common.StoredPassage) -> Document:
+    cited = {} if passage.citation is None else {common.CITATION: citation_fields(passage.citation)}
+    metadata = {**without_hidden(passage.document.row.meta), **cited}
+    return Document(id=name, page_content=passage.text, metadata=metadata)
 
 
 class RagkitVectorStore(VectorStore):
     """An Index as a VectorStore.
 
-    index: an Index, or its folder. embedding: LangChain embeddings to build it with, each document then one vector; without,
-    the index's own model, chunking and all. mode: "hybrid", "dense" or "lexical", as in `Index.search`, whose other keywords
-    every search takes. settings: of `Index.open`.
+    index: an Index, or its folder. embedding: LangChain embeddings to build it with, one vector for each document; without
+    them, the index's own model and chunker. mode: "hybrid", "dense" or "lexical", as in `Index.search`, whose other keywords
+    every search takes. settings: those of `Index.open`.
     """
 
     def __init__(
-        self, index: Index | str | Path, embedding: Embeddings | None = None, *, mode: str = "hybrid", **settings: Any
+        self,
+        index: Index | str | Path,
+        embedding: Embeddings | None = None,
+        *,
+        mode: str = "hybrid",
+        **settings: Unpack[SettingsKeywords],
     ) -> None:
         if embedding is not None:
             own = isinstance(embedding, RagkitEmbeddings)
-            settings["model"] = embedding.encoder if own else EmbeddingsEncoder(embedding)
+            settings["model"] = embedding.encoder if own else cast("Encoder", EmbeddingsEncoder(embedding))
             settings.setdefault("chunker", None if own else "whole")
-        self.index = common.opened(index, **settings)
+        self.index = common.open_index(index, **settings)
         self.mode = mode
         self._embedding = embedding
 
     @property
     def embeddings(self) -> Embeddings:
-        """What texts and queries are embedded with."""
+        """The embeddings of texts and queries."""
         return self._embedding or RagkitEmbeddings(self.index)
 
     def add_texts(
         self,
         texts: Iterable[str],
-        metadatas: list[dict[str, Any]] | None = None,
+        metadatas: list[Json] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Add texts, or replace those of the same ids; returns the ids. RagkitError names the ones that failed."""
+        """Add texts, or replace those of the same ids; return the ids. RagkitError names the ones that failed."""
         texts = list(texts)
-        names = [one or str(uuid.uuid4()) for one in (ids or [None] * len(texts))]
+        names = [name or str(uuid.uuid4()) for name in (ids or [None] * len(texts))]
         metas = metadatas or [{} for _ in texts]
         if not len(texts) == len(names) == len(metas):
             raise ValueError(f"{len(texts)} texts need as many ids and metadatas, got {len(names)} and {len(metas)}")
@@ -169,7 +176,7 @@ class RagkitVectorStore(VectorStore):
         return names
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
-        """Delete documents by id, or all of them; ids that are not there are no error."""
+        """Delete documents by id, or all of them; ids that are not there are ignored."""
         if ids is None:
             self.index.delete(filters={})
         else:
@@ -177,52 +184,53 @@ class RagkitVectorStore(VectorStore):
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """The documents and passages of those ids that there are, in the order of the ids."""
-        found = common.passages_by_ids(self.index, ids)
-        documents = []
-        for name in dict.fromkeys(one for one in ids if one in found):
-            stored, text, citation = found[name]
-            cited = {} if citation is None else {common.CITATION: citation_fields(citation)}
-            documents.append(Document(id=name, page_content=text, metadata={**without_hidden(stored.row.meta), **cited}))
-        return documents
+        """Return the documents and passages of those ids, in the order of the ids; ids that are not there are left out."""
+        passages = common.passages_by_ids(self.index, ids)
+        return [_stored_document(name, passages[name]) for name in dict.fromkeys(ids) if name in passages]
 
-    def _hits(self, query: str, k: int, filter: Any, **options: Any) -> list[Hit]:
+    def _hits(self, query: str, k: int, filter: Filters | None, **options: object) -> list[Hit]:
         return list(self.index.search(query, k, **common.merged({"mode": self.mode, "filters": filter}, options)))
 
-    def similarity_search(self, query: str, k: int = 4, filter: Any = None, **kwargs: Any) -> list[Document]:
-        """The k best passages; `filter` as in `ragkit.search.filters`, other keywords as in `Index.search`."""
+    def similarity_search(self, query: str, k: int = 4, filter: Filters | None = None, **kwargs: Any) -> list[Document]:
+        """Return the k best passages; `filter` as in `ragkit.search.filters`, other keywords as in `Index.search`."""
         return [to_document(hit, always_cite=False) for hit in self._hits(query, k, filter, **kwargs)]
 
     def similarity_search_with_score(
-        self, query: str, k: int = 4, filter: Any = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: Filters | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """With their scores, higher is better: z-scores in mode "hybrid", cosines in "dense", BM25 in "lexical"."""
+        """Return the k best passages with their scores: z-scores in mode "hybrid", cosines in "dense", BM25 in "lexical"."""
         return [(to_document(hit, always_cite=False), hit.score) for hit in self._hits(query, k, filter, **kwargs)]
 
     def _similarity_search_with_relevance_scores(
-        self, query: str, k: int = 4, filter: Any = None, **kwargs: Any
+        self, query: str, k: int = 4, filter: Filters | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """By cosine, in 0–1, negative ones as 0: the only scores that mean the same for every query."""
+        """Return the k best passages with their cosines, negative ones as 0: no other score means the same for every query."""
         hits = self._hits(query, k, filter, **{**kwargs, "mode": "dense"})
         return [(to_document(hit, always_cite=False), min(max(hit.score, 0.0), 1.0)) for hit in hits]
 
     def similarity_search_by_vector(
-        self, embedding: list[float], k: int = 4, filter: Any = None, **kwargs: Any
+        self, embedding: list[float], k: int = 4, filter: Filters | None = None, **kwargs: Any
     ) -> list[Document]:
-        """The k best by cosine to a vector of the index's model."""
+        """Return the k best passages by cosine to a vector of the index's model."""
         return self.similarity_search("", k, filter, **{**kwargs, "vector": embedding, "mode": "dense"})
 
     def max_marginal_relevance_search(
-        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, filter: Any = None, **kwargs: Any
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, filter: Filters | None = None, **kwargs: Any
     ) -> list[Document]:
-        """k of the `fetch_k` best, each relevant and unlike those before it."""
+        """Return k of the `fetch_k` best passages, each relevant and unlike those before it."""
         options = {"mode": "dense", **kwargs, "diversity": 1 - lambda_mult, "candidates": fetch_k}
         return self.similarity_search(query, k, filter, **options)
 
     def max_marginal_relevance_search_by_vector(
-        self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, filter: Any = None, **kwargs: Any
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filters | None = None,
+        **kwargs: Any,
     ) -> list[Document]:
-        """The same, by a vector of the index's model."""
+        """Return the same for a vector of the index's model."""
         return self.max_marginal_relevance_search("", k, fetch_k, lambda_mult, filter, **{**kwargs, "vector": embedding})
 
     @classmethod
@@ -230,13 +238,13 @@ class RagkitVectorStore(VectorStore):
         cls,
         texts: list[str],
         embedding: Embeddings | None = None,
-        metadatas: list[dict[str, Any]] | None = None,
+        metadatas: list[Json] | None = None,
         *,
         ids: list[str] | None = None,
         index: Index | str | Path | None = None,
-        **settings: Any,
+        **settings: Unpack[SettingsKeywords],
     ) -> RagkitVectorStore:
-        """A store in the folder `index` with these texts in it."""
+        """Return a store in the folder `index`, with these texts in it."""
         if index is None:
             raise ValueError("an index lives in a folder: from_texts(..., index='library')")
         store = cls(index, embedding, **settings)
@@ -251,12 +259,12 @@ class RagkitRetriever(BaseRetriever):
     index: Index
     k: int = 4
     mode: str = "hybrid"
-    filters: dict[str, Any] | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
+    filters: Json | None = None
+    options: Json = Field(default_factory=dict)
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    def _settings(self, changes: dict[str, Any]) -> dict[str, Any]:
+    def _settings(self, changes: common.Keywords) -> Json:
         return common.merged({"k": self.k, "mode": self.mode, "filters": self.filters}, self.options, changes)
 
     def _get_relevant_documents(
@@ -275,18 +283,23 @@ class RagkitDocumentIndex(DocumentIndex, RagkitRetriever):
 
     def upsert(self, items: Sequence[Document], /, **kwargs: Any) -> UpsertResponse:
         """Add documents, or replace those of the same ids."""
-        names = [one.id or str(uuid.uuid4()) for one in items]
-        records = [{"id": name, "text": one.page_content, "meta": one.metadata} for name, one in zip(names, items, strict=True)]
-        failed = {one.source for one in self.index.add(records, **kwargs).failed}
-        return {"succeeded": [one for one in names if one not in failed], "failed": [one for one in names if one in failed]}
+        names = [item.id or str(uuid.uuid4()) for item in items]
+        records = [
+            {"id": name, "text": item.page_content, "meta": item.metadata} for name, item in zip(names, items, strict=True)
+        ]
+        failed = {failure.source for failure in self.index.add(records, **kwargs).failed}
+        return {
+            "succeeded": [name for name in names if name not in failed],
+            "failed": [name for name in names if name in failed],
+        }
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> DeleteResponse:
-        """Delete documents by id; ids that are not there are no failure. ValueError without ids."""
+        """Delete documents by id; ids that are not there are ignored. ValueError without ids."""
         if ids is None:
             raise ValueError("delete() needs ids; Index.delete(filters={}) deletes everything")
-        gone = common.delete_by_ids(self.index, ids)
-        return {"succeeded": gone, "num_deleted": len(gone), "failed": [], "num_failed": 0}
+        deleted = common.delete_by_ids(self.index, ids)
+        return {"succeeded": deleted, "num_deleted": len(deleted), "failed": [], "num_failed": 0}
 
     def get(self, ids: Sequence[str], /, **kwargs: Any) -> list[Document]:
-        """The documents of those ids that there are, in the order of the ids."""
+        """Return the documents of those ids, in the order of the ids; ids that are not there are left out."""
         return RagkitVectorStore(self.index).get_by_ids(ids)

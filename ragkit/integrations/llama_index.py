@@ -10,25 +10,28 @@ the model is shown. Asynchronous methods run in threads.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ragkit.core.errors import MissingExtra
 from ragkit.core.space import Space
-from ragkit.core.types import Hit
+from ragkit.core.types import Hit, Json
 from ragkit.encode.contract import Encoder
 from ragkit.encode.external import PREFIX
 from ragkit.index.index import Index
 from ragkit.integrations import common
+from ragkit.search.filters import Filters
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.bridge.pydantic import PrivateAttr
+    from llama_index.core.callbacks import CallbackManager
     from llama_index.core.embeddings import MultiModalEmbedding
     from llama_index.core.retrievers import BaseRetriever
     from llama_index.core.schema import (
         BaseNode,
+        ImageType,
         MetadataMode,
         NodeRelationship,
         NodeWithScore,
@@ -56,12 +59,11 @@ PREFETCH = 4  # candidates of a diverse answer, as a multiple of k
 class RagkitEmbedding(BaseEmbedding):
     """Any of ragkit's models: texts and queries in their own roles.
 
-    model: as in `load_encoder`, an encoder, or an Index, whose model it then is. A text beyond the model's limit is InputTooLong,
-    unless truncate=True.
+    model: as in `load_encoder`, an encoder, or an Index: then its model, task and dims. A text beyond the model's limit is
+    InputTooLong, unless truncate=True.
     """
 
-    _encoder: Any = PrivateAttr()
-    _options: dict[str, Any] = PrivateAttr()
+    _embedder: common.Embedder = PrivateAttr()
 
     def __init__(
         self,
@@ -73,32 +75,25 @@ class RagkitEmbedding(BaseEmbedding):
         device: str | None = None,
         **kwargs: Any,
     ) -> None:
-        encoder = common.encoder_of(model, **({} if device is None else {"device": device}))
-        super().__init__(**{"model_name": encoder.card.name, **kwargs})
-        if isinstance(model, Index):
-            task, dims = task or model.recipe.encode.task, dims or model.recipe.encode.dims
-        self._encoder = encoder
-        self._options = {"task": task, "truncate_dim": dims, "truncate": truncate}
+        embedder = common.Embedder(model, task=task, dims=dims, truncate=truncate, device=device)
+        super().__init__(**{"model_name": embedder.card.name, **kwargs})
+        self._embedder = embedder
 
     @classmethod
     def class_name(cls) -> str:
         return "RagkitEmbedding"
 
-    def _rows(self, inputs: Sequence[Any], role: str) -> list[Embedding]:
-        rows: list[Embedding] = common.dense(self._encoder, inputs, role=role, **self._options).tolist()
-        return rows
-
     def _get_query_embedding(self, query: str) -> Embedding:
-        return self._rows([query], "query")[0]
+        return self._embedder.query(query)
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
         return await asyncio.to_thread(self._get_query_embedding, query)
 
     def _get_text_embedding(self, text: str) -> Embedding:
-        return self._rows([text], "document")[0]
+        return self._embedder.documents([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
-        return self._rows(texts, "document")
+        return self._embedder.documents(texts)
 
     async def _aget_text_embedding(self, text: str) -> Embedding:
         return await asyncio.to_thread(self._get_text_embedding, text)
@@ -114,20 +109,20 @@ class RagkitMultiModalEmbedding(RagkitEmbedding, MultiModalEmbedding):
     def class_name(cls) -> str:
         return "RagkitMultiModalEmbedding"
 
-    def get_image_embeddings(self, images: Sequence[Any]) -> list[Embedding]:
-        """One unit vector per image. ValueError where the model does not see."""
-        return self._rows(common.images(self._encoder, images), "document")
+    def get_image_embeddings(self, images: Sequence[common.ImageSource]) -> list[Embedding]:
+        """Return one unit vector per image. ValueError if the model does not see."""
+        return self._embedder.images(images)
 
-    def _get_image_embedding(self, img_file_path: Any) -> Embedding:
+    def _get_image_embedding(self, img_file_path: ImageType) -> Embedding:
         return self.get_image_embeddings([img_file_path])[0]
 
-    def _get_image_embeddings(self, img_file_paths: list[Any]) -> list[Embedding]:
+    def _get_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
         return self.get_image_embeddings(img_file_paths)
 
-    async def _aget_image_embedding(self, img_file_path: Any) -> Embedding:
+    async def _aget_image_embedding(self, img_file_path: ImageType) -> Embedding:
         return await asyncio.to_thread(self._get_image_embedding, img_file_path)
 
-    async def _aget_image_embeddings(self, img_file_paths: list[Any]) -> list[Embedding]:
+    async def _aget_image_embeddings(self, img_file_paths: list[ImageType]) -> list[Embedding]:
         return await asyncio.to_thread(self.get_image_embeddings, img_file_paths)
 
 
@@ -140,11 +135,11 @@ class RagkitRetriever(BaseRetriever):
         k: int = 5,
         *,
         mode: str = "hybrid",
-        filters: Any = None,
-        callback_manager: Any = None,
-        **options: Any,
+        filters: Filters | MetadataFilters | None = None,
+        callback_manager: CallbackManager | None = None,
+        **options: object,
     ) -> None:
-        self.index = common.opened(index)
+        self.index = common.open_index(index)
         chosen = to_filters(filters) if isinstance(filters, MetadataFilters) else filters
         self._settings = common.merged({"k": k, "mode": mode, "filters": chosen}, options)
         super().__init__(callback_manager=callback_manager)
@@ -173,9 +168,9 @@ def _scored(hit: Hit) -> NodeWithScore:
 class RagkitVectorStore(BasePydanticVectorStore):
     """An Index of vectors made elsewhere as a vector store: nodes bring their embeddings, and their texts are kept.
 
-    index: an Index of vectors, or its folder; a folder without one gets one when the first nodes are added, as wide as their
-    embeddings. Query modes: default, sparse and text_search (BM25), hybrid and semantic_hybrid (`alpha` is the weight of the
-    vectors), mmr.
+    index: an Index of vectors, or its folder. In a folder without an index one is created when the first nodes are added, as wide
+    as their embeddings. Query modes: default, sparse and text_search (BM25), hybrid and semantic_hybrid (`alpha` is the weight
+    of the vectors), mmr.
     """
 
     stores_text: bool = True
@@ -183,7 +178,7 @@ class RagkitVectorStore(BasePydanticVectorStore):
     flat_metadata: bool = False
 
     _path: Path = PrivateAttr()
-    _index: Any = PrivateAttr()
+    _index: Index | None = PrivateAttr()
 
     def __init__(self, index: Index | str | Path, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -201,11 +196,10 @@ class RagkitVectorStore(BasePydanticVectorStore):
     @property
     def client(self) -> Index | None:
         """The index, or None before the first nodes."""
-        index: Index | None = self._index
-        return index
+        return self._index
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Add nodes, or replace those of the same ids; returns the ids. RagkitError names the ones that failed."""
+        """Add nodes, or replace those of the same ids; return the ids. RagkitError names the ones that failed."""
         if not nodes:
             return []
         if self._index is None:
@@ -228,7 +222,7 @@ class RagkitVectorStore(BasePydanticVectorStore):
             self._index.delete(filters={"field": "meta.ref_doc_id", "operator": "==", "value": ref_doc_id})
 
     def delete_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **kwargs: Any) -> None:
-        """Delete the nodes of those ids that match a filter; either may be left out."""
+        """Delete the nodes of those ids that match a filter; ids or filter may be left out."""
         if self._index is not None:
             self._index.delete(filters=_narrowed(filters, node_ids=node_ids) or {})
 
@@ -238,18 +232,18 @@ class RagkitVectorStore(BasePydanticVectorStore):
             self._index.delete(filters={})
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
-        """The nodes of those ids that match a filter, in the order they were added, with their embeddings as unit vectors."""
+        """Return the nodes of those ids that match a filter, in the order of their addition, with embeddings of unit length."""
         if self._index is None:
             return []
         nodes = []
-        for one in self._index.stored(_narrowed(filters, node_ids=node_ids)):
-            node = metadata_dict_to_node(one.row.meta, text=one.text)
-            node.embedding = one.vectors[0].tolist()
+        for stored in self._index.stored(_narrowed(filters, node_ids=node_ids)):
+            node = metadata_dict_to_node(dict(stored.row.meta), text=stored.text)
+            node.embedding = None if stored.vectors is None else stored.vectors[0].tolist()
             nodes.append(node)
         return nodes
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """The nodes that answer a query, best first, with their scores and ids. ValueError for the modes that fit a learner."""
+        """Return the nodes that answer a query, best first, with scores and ids. ValueError for the modes that fit a learner."""
         if self._index is None:
             return VectorStoreQueryResult(nodes=[], similarities=[], ids=[])
         hits = self._index.search(query.query_str or "", **_settings(query, kwargs))
@@ -287,12 +281,12 @@ def _node(hit: Hit) -> BaseNode:
     return node
 
 
-def _settings(query: VectorStoreQuery, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of `Index.search` for a query."""
+def _settings(query: VectorStoreQuery, options: common.Keywords) -> Json:
+    """Return the keywords of `Index.search` for a query. ValueError for the modes that fit a learner."""
     modes, mode, k = VectorStoreQueryMode, query.mode, query.similarity_top_k
     # VectorStoreIndex passes an empty list where it means any node.
     filters = _narrowed(query.filters, node_ids=query.node_ids or None, doc_ids=query.doc_ids or None)
-    settings: dict[str, Any] = {"k": k, "filters": filters, "vector": query.query_embedding}
+    settings: Json = {"k": k, "filters": filters, "vector": query.query_embedding}
     if mode == modes.DEFAULT:
         return {**settings, "mode": "dense"}
     if mode in (modes.SPARSE, modes.TEXT_SEARCH):
@@ -301,46 +295,51 @@ def _settings(query: VectorStoreQuery, kwargs: dict[str, Any]) -> dict[str, Any]
         weights = None if query.alpha is None else {Space.DENSE: query.alpha, Space.LEXICAL: 1 - query.alpha}
         return {**settings, "k": query.hybrid_top_k or k, "mode": "hybrid", "weights": weights}
     if mode == modes.MMR:
-        given = query.mmr_threshold if query.mmr_threshold is not None else kwargs.get("mmr_threshold")
-        threshold = 0.5 if given is None else given
-        prefetch = kwargs.get("mmr_prefetch_k") or int(k * kwargs.get("mmr_prefetch_factor", PREFETCH))
-        return {**settings, "mode": "dense", "diversity": 1 - threshold, "candidates": prefetch}
+        return {**settings, "mode": "dense", **_diversity(query, options)}
     raise ValueError(f"RagkitVectorStore has no query mode {mode.value!r}: it fits no learners")
+
+
+def _diversity(query: VectorStoreQuery, options: common.Keywords) -> Json:
+    """Return the keywords of `Index.search` that maximal marginal relevance adds."""
+    threshold = options.get("mmr_threshold", 0.5) if query.mmr_threshold is None else query.mmr_threshold
+    factor = options.get("mmr_prefetch_factor", PREFETCH)
+    candidates = options.get("mmr_prefetch_k") or int(query.similarity_top_k * factor)
+    return {"diversity": 1 - (0.5 if threshold is None else threshold), "candidates": candidates}
 
 
 def _narrowed(
     filters: MetadataFilters | None, *, node_ids: list[str] | None = None, doc_ids: list[str] | None = None
-) -> dict[str, Any] | None:
-    """A filter of ours: MetadataFilters, among those nodes, of those documents."""
+) -> Json | None:
+    """Return ragkit's filter for MetadataFilters among those nodes of those documents; None if nothing is asked for."""
     conditions = [] if filters is None or not filters.filters else [to_filters(filters)]
     for field, names in (("id", node_ids), ("meta.ref_doc_id", doc_ids)):
         if names is not None:
-            conditions.append({"field": field, "operator": lambda value, target: value in target, "value": frozenset(names)})
+            conditions.append(common.among(field, names))
     return {"operator": "AND", "conditions": conditions} if conditions else None
 
 
-def to_filters(filters: MetadataFilters) -> dict[str, Any]:
-    """MetadataFilters as a filter of ours, compared by LlamaIndex's own function; they may be nested.
+def to_filters(filters: MetadataFilters) -> Json:
+    """Return MetadataFilters, which may be nested, as a filter of ragkit's that compares by LlamaIndex's own function.
 
-    Where that function would refuse to compare a stored value with the filter's, it is no match.
+    A stored value that this function refuses to compare with the filter's does not match.
     """
     conditions = [
-        to_filters(one)
-        if isinstance(one, MetadataFilters)
-        else {"field": f"meta.{one.key}", "operator": _comparison(one), "value": one.value}
-        for one in filters.filters
+        to_filters(condition)
+        if isinstance(condition, MetadataFilters)
+        else {"field": f"meta.{condition.key}", "operator": _comparison(condition), "value": condition.value}
+        for condition in filters.filters
     ]
     if filters.condition == FilterCondition.NOT:  # none of them matches
         return {"operator": "NOT", "conditions": [{"operator": "OR", "conditions": conditions}]}
     return {"operator": "OR" if filters.condition == FilterCondition.OR else "AND", "conditions": conditions}
 
 
-def _comparison(one: MetadataFilter) -> Any:
-    alone = MetadataFilters(filters=[one])
+def _comparison(condition: MetadataFilter) -> Callable[[object, object], bool]:
+    alone = MetadataFilters(filters=[condition])
 
-    def matches(value: Any, target: Any) -> bool:
+    def matches(value: object, target: object) -> bool:
         try:
-            return bool(build_metadata_filter_fn(lambda _: {one.key: value}, alone)(""))
+            return bool(build_metadata_filter_fn(lambda _: {condition.key: value}, alone)(""))
         except TypeError:
             return False
 

@@ -1,10 +1,10 @@
-"""The promise of atomic changes, tried on the reader's own machine and disk: `ragkit selfcheck --crash 200`.
+"""Test on the reader's own machine and disk that changes are atomic: `ragkit selfcheck --crash 200`.
 
-A process changes a small index (adds, replaces, deletes, compacts) and says after each change that it is done; it is killed
-with SIGKILL at a random moment, and the index must hold every change that was said to be done, and of the one under way
-all or nothing: in the catalog, among the vectors and among the words. Then the next process goes on with the same index.
+A process changes a small index (adds, replaces, deletes, compacts) and reports each change when it is done. It is killed with
+SIGKILL at a random moment. Then the index must hold every change that was reported, and the one under way wholly or not at all:
+in the catalog, among the vectors and among the words. The next process goes on with the same index.
 
-What this cannot show is a loss of power, where the disk itself forgets; see docs/guarantees.md.
+This cannot show a loss of power, after which the disk itself may have lost writes; see docs/guarantees.md.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any
 
 from ragkit.core.errors import RagkitError
 from ragkit.core.types import Progress
 from ragkit.index.index import Index
 
-STEPS = 8  # changes that a process is given; it is killed before it has made them all, or after
-LONGEST = 0.1  # seconds that it lives on, at most, after the change that was waited for: about as long as one takes
-VERIFIED = 10  # every how many rounds all checksums are compared
+STEPS = 8  # changes that a process is to make; it may be killed before it has made them all, or after
+LONGEST = 0.1  # seconds from the last change that is waited for to the kill, at most: about as long as a change takes
+VERIFIED = 10  # rounds from one comparison of all checksums to the next
 DONE, READY = b".", b"r"
 
 Step = tuple[str, str]  # the name of a document and its new text; empty to delete it
@@ -35,19 +36,19 @@ Holdings = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class CrashReport:
-    """What came of it. `problems` is empty where every promise was kept."""
+    """The counts of a test. `problems` is empty if every promise was kept."""
 
     folder: str
     killed: int
-    finished: int  # processes that were done before they were killed
-    changes: int  # that were said to be done, and were all found
+    finished: int  # processes that ended before they were killed
+    changes: int  # that were reported as done, and were all found
     verified: int
     seconds: float
     problems: tuple[str, ...]
 
 
 def crash(folder: Path, count: int, *, seed: int = 0, progress: Callable[[Progress], None] | None = None) -> CrashReport:
-    """Kill `count` processes that write to an index in a new folder beneath `folder`; stops at the first broken promise."""
+    """Kill `count` processes that write to an index in a new folder beneath `folder`; stop at the first broken promise."""
     started, draw = time.monotonic(), random.Random(seed)
     scratch = Path(tempfile.mkdtemp(prefix="ragkit-selfcheck-", dir=folder))
     context = multiprocessing.get_context("forkserver")
@@ -83,15 +84,16 @@ def _step(draw: random.Random, round: int, at: int) -> Step:
     return name, "" if draw.random() < 0.25 else f"Round {round} wrote step{at} of {name}, at {draw.randrange(1000)}."
 
 
-def _killed(context: Any, path: Path, plan: list[Step], *, wait: int, after: float) -> tuple[int, bool]:
-    """How many changes a process said were done before it was killed, `after` seconds after `wait` of them; if it was."""
+def _killed(context: ForkServerContext, path: Path, plan: list[Step], *, wait: int, after: float) -> tuple[int, bool]:
+    """Kill a process `after` seconds after it has reported `wait` changes; return how many it reported, and whether it was killed
+    before its end."""
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=_write, args=(str(path), plan, writer))
     process.start()
     writer.close()
     heard = 0
     with contextlib.suppress(EOFError):
-        reader.recv_bytes()  # it is about to begin
+        reader.recv_bytes()  # READY
         while heard < wait:
             reader.recv_bytes()
             heard += 1
@@ -106,7 +108,7 @@ def _killed(context: Any, path: Path, plan: list[Step], *, wait: int, after: flo
     return heard, process.exitcode != 0
 
 
-def _write(path: str, plan: list[Step], pipe: Any) -> None:
+def _write(path: str, plan: list[Step], pipe: Connection) -> None:
     with Index.open(path) as index:
         pipe.send_bytes(READY)
         for at, (name, text) in enumerate(plan):
@@ -120,9 +122,9 @@ def _write(path: str, plan: list[Step], pipe: Any) -> None:
 
 
 def _examined(path: Path, held: Holdings, plan: list[Step], done: int) -> tuple[str, Holdings]:
-    """What is wrong with the index, if anything is, and what it holds."""
+    """Return what is wrong with the index, or "", and what it holds."""
     try:
-        found = holdings(path)
+        actual = holdings(path)
     except RagkitError as error:
         return str(error), held
     for upto in (done, done + 1):
@@ -132,23 +134,23 @@ def _examined(path: Path, held: Holdings, plan: list[Step], done: int) -> tuple[
                 expected[name] = text
             else:
                 expected.pop(name, None)
-        if found == expected:
-            return "", found
-    return f"it holds {found}, which is neither what was done nor that and one more change", found
+        if actual == expected:
+            return "", actual
+    return f"it holds {actual}, which is neither what was done nor that and one more change", actual
 
 
 def holdings(path: Path) -> Holdings:
-    """The documents and texts of an index, as the catalog, the vectors and the words all tell them; RagkitError: they differ."""
+    """Return the documents and texts of an index. RagkitError if the catalog, the vectors and the words do not agree on them."""
     with Index.open(path) as index:
-        told = {row.source: index.document(row.source).text for row in index.documents()}
-        near = {hit.document_id: hit.text for hit in index.search("document", 1000, mode="dense")}
+        catalog = {row.source: index.document(row.source).text for row in index.documents()}
+        vectors = {hit.document_id: hit.text for hit in index.search("document", 1000, mode="dense")}
         words = {hit.document_id: hit.text for hit in index.search("document", 1000, mode="lexical")}
-    if not told == near == words:
-        raise RagkitError(f"the catalog tells {told}, the vectors {near}, the words {words}")
-    return told
+    if not catalog == vectors == words:
+        raise RagkitError(f"the catalog has {catalog}, the vectors {vectors}, the words {words}")
+    return catalog
 
 
 def _verified(path: Path) -> str:
     with Index.open(path) as index:
-        findings = [one for one in index.verify() if not one.remedy.startswith("none needed")]
+        findings = [finding for finding in index.verify() if not finding.remedy.startswith("none needed")]
     return findings[0].problem if findings else ""

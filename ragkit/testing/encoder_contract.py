@@ -1,18 +1,19 @@
-"""The contract of encoders, as a check that any encoder can be put to."""
+"""The contract of encoders, as a check for any encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ragkit.core.arrays import truncate_dims
+from ragkit.core.arrays import MultiVectors, truncate_dims
 from ragkit.core.errors import InputTooLong
-from ragkit.core.types import Floats, Ints
-from ragkit.encode.contract import Encoder, ImageEncoder
+from ragkit.core.types import Floats, Ints, Patches
+from ragkit.encode.contract import Encoder, EncoderCard, Encoding, ImageEncoder
 from ragkit.encode.tasks import full_tasks
 
+Encode = Callable[..., Any]  # a method that returns an Encoding with the outputs of the card
 SAMPLES = (
     "Late chunking embeds the whole document first and pools its token states afterwards.",
     "",
@@ -29,9 +30,10 @@ SAMPLES = (
 def assert_encoder_contract(encoder: Encoder, *, tolerance: float = 1e-5) -> None:
     """Raise AssertionError unless the encoder keeps the laws of `ragkit.encode.contract`, on a few short texts.
 
-    Counts and order kept, unit rows, the same input the same vector whatever its neighbours (to `tolerance`), truncation
-    counted or refused, token spans ascending and in range, states as many as tokens. Of a model that sees: the same of pictures,
-    and patches within the multi-vector and the picture. Takes a few hundred tokens of work, and some small pictures.
+    Counts and order are kept; rows have unit length; an input gets the same vector whatever its neighbours (to `tolerance`);
+    truncation is counted or refused; token spans ascend and are in range; there are as many states as tokens. For a model that
+    sees, the same holds for pictures, and patches lie within the multi-vector and the picture. The check encodes a few hundred
+    tokens, and some small pictures.
     """
     _assert_shapes(encoder)
     _assert_independence(encoder, tolerance=tolerance)
@@ -44,31 +46,39 @@ def assert_encoder_contract(encoder: Encoder, *, tolerance: float = 1e-5) -> Non
     assert encoder.card.fingerprint == encoder.card.fingerprint, "the fingerprint changes from call to call"
 
 
-def _roles(encoder: Encoder) -> list[tuple[str, Any]]:
+def _roles(encoder: Encoder) -> list[tuple[str, Encode]]:
     return [("encode_query", encoder.encode_query), ("encode_document", encoder.encode_document)]
 
 
 def _assert_shapes(encoder: Encoder) -> None:
-    card = encoder.card
     for role, encode in _roles(encoder):
         for texts in (list(SAMPLES), list(SAMPLES[:1]), []):
             encoding = encode(texts)
-            for output, offered in (("dense", card.dims > 0), ("multi", card.multi_dims > 0)):
-                made = getattr(encoding, output) is not None
-                assert made == offered == (output in card.outputs), (
-                    f"{role}: {output} is there: {made}; the card says {card.outputs}"
-                )
+            _assert_outputs(encoding, encoder.card, role)
             if encoding.dense is not None:
-                dense = encoding.dense
-                assert dense.shape == (len(texts), card.dims), f"{role}: {dense.shape} for {len(texts)} texts of {card.dims} dims"
-                assert dense.dtype == np.float32, f"{role}: dense is {dense.dtype}, not float32"
-                assert np.isfinite(dense).all(), f"{role}: dense has values that are not finite"
-                _assert_unit(dense, f"{role}: dense")
+                _assert_dense(encoding.dense, (len(texts), encoder.card.dims), role)
             if encoding.multi is not None:
-                assert len(encoding.multi) == len(texts), f"{role}: {len(encoding.multi)} multi-vectors for {len(texts)} texts"
-                assert encoding.multi.dim == card.multi_dims, f"{role}: multi is {encoding.multi.dim} wide, not {card.multi_dims}"
-                _assert_unit(encoding.multi.values, f"{role}: multi")
+                _assert_multi(encoding.multi, (len(texts), encoder.card.multi_dims), role)
             assert encoding.truncated == 0, f"{role}: {encoding.truncated} truncated, though all fit"
+
+
+def _assert_outputs(encoding: Encoding, card: EncoderCard, role: str) -> None:
+    for output, offered in (("dense", card.dims > 0), ("multi", card.multi_dims > 0)):
+        made = getattr(encoding, output) is not None
+        assert made == offered == (output in card.outputs), f"{role}: {output} is there: {made}; the card says {card.outputs}"
+
+
+def _assert_dense(dense: Floats, shape: tuple[int, int], role: str) -> None:
+    assert dense.shape == shape, f"{role}: {dense.shape} for {shape[0]} texts of {shape[1]} dims"
+    assert dense.dtype == np.float32, f"{role}: dense is {dense.dtype}, not float32"
+    assert np.isfinite(dense).all(), f"{role}: dense has values that are not finite"
+    _assert_unit(dense, f"{role}: dense")
+
+
+def _assert_multi(multi: MultiVectors, shape: tuple[int, int], role: str) -> None:
+    assert len(multi) == shape[0], f"{role}: {len(multi)} multi-vectors for {shape[0]} texts"
+    assert multi.dim == shape[1], f"{role}: multi is {multi.dim} wide, not {shape[1]}"
+    _assert_unit(multi.values, f"{role}: multi")
 
 
 def _assert_unit(rows: Floats, what: str) -> None:
@@ -101,7 +111,7 @@ def _assert_truncated_dims(encoder: Encoder, *, tolerance: float) -> None:
         for dims in {1, -(-encoder.card.dims // 2), encoder.card.dims}:
             cut = encode(list(SAMPLES), truncate_dim=dims).dense
             expected = truncate_dims(full, dims)
-            decided = np.linalg.norm(full[:, :dims], axis=1) > 1e-3  # of a prefix of zeros only the length is promised
+            decided = np.linalg.norm(full[:, :dims], axis=1) > 1e-3  # for a prefix of zeros nothing but the length is promised
             assert cut.shape == expected.shape, f"{role}: truncate_dim={dims} gives {cut.shape}"
             gap = np.abs(cut - expected)[decided].max(initial=0)
             assert gap <= 10 * tolerance, f"{role}: truncate_dim={dims} is not the first {dims}, renormalised: off by {gap:.2e}"
@@ -136,22 +146,25 @@ def _assert_tasks(encoder: Encoder, *, tolerance: float) -> None:
     """Every task of the card works under its full name, means what the two methods with a role mean, and no other is taken."""
     texts = list(SAMPLES[:3])
     for name in full_tasks(encoder.card):
-        named = encoder.encode(texts, task=name).dense
+        expected = encoder.encode(texts, task=name).dense
         family, _, side = name.partition(".")
-        methods: dict[str, Any] = {"query": encoder.encode_query, "passage": encoder.encode_document}
-        for encode in (method for at, method in methods.items() if side in ("", at)):
-            for asked in (family, name):
-                role, dense = encode.__name__, encode(texts, task=asked).dense
-                assert (dense is None) == (named is None), f"{role}(task={asked!r}) has other outputs than encode(task={name!r})"
-                gap = 0.0 if dense is None or named is None else np.abs(dense - named).max()
-                assert gap <= tolerance, f"{role}(task={asked!r}) differs from encode(task={name!r}) by {gap:.2e}"
-    every: list[Any] = [encoder.encode, encoder.encode_query, encoder.encode_document]
+        methods = {"query": encoder.encode_query, "passage": encoder.encode_document}
+        for encode in [method for role, method in methods.items() if side in ("", role)]:
+            for task in (family, name):
+                _assert_same(encode(texts, task=task).dense, expected, f"{encode.__name__}(task={task!r})", name, tolerance)
+    every: tuple[Encode, ...] = (encoder.encode, encoder.encode_query, encoder.encode_document)
     for encode in every:
         try:
             encode(texts, task="no-such-task")
         except ValueError:
             continue
         raise AssertionError("a task that the card does not have was taken")
+
+
+def _assert_same(dense: Floats | None, expected: Floats | None, call: str, task: str, tolerance: float) -> None:
+    assert (dense is None) == (expected is None), f"{call} has other outputs than encode(task={task!r})"
+    gap = 0.0 if dense is None or expected is None else np.abs(dense - expected).max()
+    assert gap <= tolerance, f"{call} differs from encode(task={task!r}) by {gap:.2e}"
 
 
 def _assert_limit(encoder: Encoder, *, tolerance: float) -> None:
@@ -185,21 +198,23 @@ def _assert_images(encoder: Encoder, *, tolerance: float) -> None:
             assert mine.shape == theirs.shape, f"{output} of a picture beside a text is {theirs.shape}, alone {mine.shape}"
             gap = np.abs(mine - theirs).max()
             assert gap <= tolerance, f"{output} of a picture beside a text differs by {gap:.2e}"
-        patches = encoder.patches(width, height)
-        most = 0 if alone.multi is None else len(alone.multi[0])
-        assert patches.tokens.ndim == 2, f"patches: tokens of shape {patches.tokens.shape}"
-        assert patches.tokens.size, f"patches: tokens of shape {patches.tokens.shape}"
-        assert -1 <= patches.tokens.min() <= patches.tokens.max() < most or (patches.tokens == -1).all(), (
-            f"patches: tokens from {patches.tokens.min()} to {patches.tokens.max()} for {most} vectors"
-        )
-        assert patches.region.area > 0, f"patches: nothing is seen of the picture, {patches.region}"
+        _assert_patches(encoder.patches(width, height), vectors=0 if alone.multi is None else len(alone.multi[0]))
         size = encoder.image_size(width, height)
         assert min(size) > 0, f"image_size: {size}"
         assert size == encoder.image_size(width / 7, height / 7), f"image_size depends on the unit: {size}"
 
 
-def _refusal(encode: Any, texts: Sequence[str]) -> str:
-    """The message of the InputTooLong that is raised, or ""."""
+def _assert_patches(patches: Patches, *, vectors: int) -> None:
+    assert patches.tokens.ndim == 2, f"patches: tokens of shape {patches.tokens.shape}"
+    assert patches.tokens.size, f"patches: tokens of shape {patches.tokens.shape}"
+    assert -1 <= patches.tokens.min() <= patches.tokens.max() < vectors or (patches.tokens == -1).all(), (
+        f"patches: tokens from {patches.tokens.min()} to {patches.tokens.max()} for {vectors} vectors"
+    )
+    assert patches.region.area > 0, f"patches: nothing is seen of the picture, {patches.region}"
+
+
+def _refusal(encode: Encode, texts: Sequence[str]) -> str:
+    """Return the message of the InputTooLong that is raised, or ""."""
     try:
         encode(texts)
     except InputTooLong as error:

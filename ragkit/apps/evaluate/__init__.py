@@ -1,11 +1,11 @@
-"""How well an index answers questions whose answers are known: judged questions in, measures with their uncertainty out.
+"""Measure how well an index answers questions whose answers are known: judged questions in, measures with intervals out.
 
     judged = read_beir("scifact")                      # or read_pages("pdf-page-questions")
     index.add(judged.documents)
     hybrid, lexical = (evaluate(index, judged, mode=mode) for mode in ("hybrid", "lexical"))
     print(table([hybrid, lexical]), compare(hybrid, lexical, measure="nDCG@10"))
 
-Measures are those of ir_measures, by their names there; `hit@k` is Success@k. A query without an answer counts as zero.
+Measures have the names of ir_measures; `hit@k` is Success@k. A query without an answer counts as zero.
 """
 
 from ragkit.apps.evaluate.bootstrap import Difference, compare

@@ -1,4 +1,4 @@
-"""Is one run better than another? The paired bootstrap over queries (Sakai 2006, Efron & Tibshirani 1993)."""
+"""Tell whether one run is better than another, by the paired bootstrap over queries (Sakai 2006, Efron & Tibshirani 1993)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BLOCK = 1 << 20  # numbers drawn at a time; bounds memory at 8 MB, whatever the 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """a minus b: the mean over queries, and the bounds of its 95 % interval. p: two-sided, of no difference."""
+    """a minus b: the mean over queries, and the bounds of its 95 % interval. p: of the two-sided test for no difference."""
 
     measure: str
     mean: float
@@ -28,7 +28,7 @@ class Difference:
 
 
 def compare(a: Evaluation, b: Evaluation, *, measure: str, resamples: int = 10_000, seed: int = 0) -> Difference:
-    """The difference a - b in one measure. Queries are paired; one that either side lacks counts as zero there.
+    """Return the difference a - b in one measure. Queries are paired; a query that one side lacks counts as zero there.
 
     The interval holds the middle 95 % of the means of `resamples` draws of the queries with replacement.
     """
@@ -48,7 +48,7 @@ def compare(a: Evaluation, b: Evaluation, *, measure: str, resamples: int = 10_0
 
 
 def bootstrap_means(values: npt.NDArray[np.float64], *, resamples: int, seed: int) -> npt.NDArray[np.float64]:
-    """Means of `resamples` draws of values (n,) with replacement: (resamples,) float64."""
+    """Return the means of `resamples` draws of values (n,) with replacement: (resamples,) float64."""
     draw = np.random.default_rng(seed)
     rows = max(1, BLOCK // len(values))
     blocks = [

@@ -1,4 +1,4 @@
-"""Searching for every judged query, and what ir_measures says of the rankings."""
+"""Search for every judged query, and measure the rankings with ir_measures."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ import numpy as np
 from ragkit.apps.evaluate.judged import Judged, page_id
 from ragkit.apps.evaluate.trec import Run
 from ragkit.core.errors import MissingExtra
-from ragkit.core.types import Hit, Progress
+from ragkit.core.types import Hit, Json, Progress
 
 MEASURES = {
     "document": ("nDCG@10", "R@100", "RR@10", "Success@1", "Success@5"),
     "page": ("hit@1", "hit@5", "RR@10", "nDCG@10"),
 }
-UNITS_PER_PAGE = 3  # how many more units than pages are asked for at first; doubled until there are enough pages
+UNITS_PER_PAGE = 3  # times as many units as pages are asked for at first; doubled until there are enough pages
+
+
+Measure = Any  # ir_measures.Measure: the package is an extra, and has no types
 
 
 class Searchable(Protocol):
@@ -31,10 +34,10 @@ class Searchable(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Evaluation:
-    """What one way of searching achieved.
+    """The measures of one mode of searching.
 
     measures: means over all judged queries, by name. per_query: {measure: {query: value}}. run: {query: {target: score}},
-    best first. seconds: of searching, all queries. latency: {"p50", "p95"} in milliseconds, when queries went one at a time.
+    best first. seconds: the time of all searches. latency: {"p50", "p95"} in milliseconds, if queries were searched one by one.
     """
 
     name: str
@@ -71,40 +74,44 @@ def evaluate(
     if k < 1 or batch < 1:
         raise ValueError(f"k and batch must be at least 1, got {k} and {batch}")
     names = tuple(measures or MEASURES[judged.level])
-    _parsed(names)  # a wrong name fails before the searching, not after it
+    _parsed(names)  # so that a wrong name fails before the searches, not after them
     rank = _rank_pages if judged.level == "page" else _rank_documents
     resolve = _resolver(judged)
     ids, times = list(judged.queries), []
     run: Run = {}
     for at in range(0, len(ids), batch):
-        asked = ids[at : at + batch]
+        slice_ = ids[at : at + batch]
         started = time.perf_counter()
-        found = rank(index, [judged.queries[query] for query in asked], k, resolve, {"mode": mode, **options})
+        rankings = rank(index, [judged.queries[query] for query in slice_], k, resolve, {"mode": mode, **options})
         times.append(time.perf_counter() - started)
-        run.update(zip(asked, found, strict=True))
+        run.update(zip(slice_, rankings, strict=True))
         if progress:
-            progress(Progress("search", at + len(asked), len(ids), "queries"))
-    latency = {f"p{p}": 1000 * float(np.percentile(times, p)) for p in (50, 95)} if batch == 1 and times else None
+            progress(Progress("search", at + len(slice_), len(ids), "queries"))
     means, per_query = score_run(run, judged.qrels, measures=names)
     return Evaluation(
         name=judged.name, mode=mode, level=judged.level, k=k, measures=means, per_query=per_query, run=run,
-        seconds=sum(times), latency=latency,
+        seconds=sum(times), latency=_percentiles(times) if batch == 1 else None,
     )  # fmt: skip
+
+
+def _percentiles(seconds: list[float]) -> dict[str, float] | None:
+    """Return the median and the 95th percentile in milliseconds; None without values."""
+    return {f"p{p}": 1000 * float(np.percentile(seconds, p)) for p in (50, 95)} if seconds else None
 
 
 def score_run(
     run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]], *, measures: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Means by measure, and {measure: {query: value}}, over all judged queries: one that the run lacks counts as zero.
+    """Return means by measure, and {measure: {query: value}}, over all judged queries: one that the run lacks counts as zero.
 
     The order of a query's targets is the ranking; scores are not compared, so that ties stay as the search broke them.
     """
     import ir_measures
 
     parsed = _parsed(tuple(measures))
-    ranked = {query: {t: float(len(found) - i) for i, t in enumerate(found)} for query, found in run.items() if query in qrels}
+    ranked = {query: _descending(targets) for query, targets in run.items() if query in qrels}
     per_query = {name: dict.fromkeys(qrels, 0.0) for name in measures}
-    names: dict[Any, list[str]] = {}
+    names: dict[Measure, list[str]] = {}
     for name, measure in parsed.items():
         names.setdefault(measure, []).append(name)
     for value in ir_measures.iter_calc(list(names), {q: dict(g) for q, g in qrels.items()}, ranked):
@@ -114,8 +121,13 @@ def score_run(
     return means, per_query
 
 
-def _parsed(names: tuple[str, ...]) -> dict[str, Any]:
-    """Measures by the names they were asked for."""
+def _descending(targets: Mapping[str, float]) -> dict[str, float]:
+    """Return scores that rank the targets in their order."""
+    return {target: float(len(targets) - rank) for rank, target in enumerate(targets)}
+
+
+def _parsed(names: tuple[str, ...]) -> dict[str, Measure]:
+    """Return the measures of ir_measures by the names that were given."""
     try:
         import ir_measures
     except ModuleNotFoundError:
@@ -125,12 +137,12 @@ def _parsed(names: tuple[str, ...]) -> dict[str, Any]:
         try:
             parsed[name] = ir_measures.parse_measure(name.replace("hit@", "Success@").replace("MRR", "RR"))
         except (NameError, ValueError, SyntaxError):
-            raise ValueError(f"{name!r} is no measure that ir_measures knows; for example nDCG@10, R@100, RR@10, hit@5") from None
+            raise ValueError(f"ir_measures has no measure {name!r}; it has for example nDCG@10, R@100, RR@10, hit@5") from None
     return parsed
 
 
 def _resolver(judged: Judged) -> Callable[[Hit], str]:
-    """From a hit to the name its document has in the judgments: its id, its source, or the end of its source's path."""
+    """Return a function from a hit to its document's name in the judgments: its id, its source, or the end of its path."""
     targets = {target for grades in judged.qrels.values() for target in grades}
     known = {target.rpartition("#")[0] for target in targets} if judged.level == "page" else targets
 
@@ -144,29 +156,29 @@ def _resolver(judged: Judged) -> Callable[[Hit], str]:
 
 
 def _rank_documents(
-    index: Searchable, queries: list[str], k: int, resolve: Callable[[Hit], str], options: dict[str, Any]
+    index: Searchable, queries: list[str], k: int, resolve: Callable[[Hit], str], options: Json
 ) -> list[dict[str, float]]:
     answers = index.search_many(queries, k=k, group_by="document", **options)
     return [_first_of_each([(resolve(hit), hit.score) for hit in hits], k) for hits in answers]
 
 
 def _rank_pages(
-    index: Searchable, queries: list[str], k: int, resolve: Callable[[Hit], str], options: dict[str, Any]
+    index: Searchable, queries: list[str], k: int, resolve: Callable[[Hit], str], options: Json
 ) -> list[dict[str, float]]:
-    """Several units stand on one page, so more are asked for until there are k pages, or no more units."""
-    found: list[dict[str, float]] = [{} for _ in queries]
+    """Rank pages. Several units stand on one page, so more are searched for until there are k pages, or no more units."""
+    rankings: list[dict[str, float]] = [{} for _ in queries]
     open_, units = list(range(len(queries))), k * UNITS_PER_PAGE
     while open_:
         answers = index.search_many([queries[i] for i in open_], k=units, **options)
         for i, hits in zip(open_, answers, strict=True):
-            found[i] = _first_of_each([(page_id(resolve(hit), page), hit.score) for hit in hits for page in _by_share(hit)], k)
-        open_ = [i for i, hits in zip(open_, answers, strict=True) if len(found[i]) < k and len(hits) >= units]
+            rankings[i] = _first_of_each([(page_id(resolve(hit), page), hit.score) for hit in hits for page in _by_share(hit)], k)
+        open_ = [i for i, hits in zip(open_, answers, strict=True) if len(rankings[i]) < k and len(hits) >= units]
         units *= 2
-    return found
+    return rankings
 
 
 def _by_share(hit: Hit) -> list[int]:
-    """The pages a hit stands on, the one with most of its words (by the area of its boxes) first."""
+    """Return the pages on which a hit stands, the one with the largest area of its boxes first."""
     area = dict.fromkeys(hit.pages, 0.0)
     for box in hit.boxes:
         area[box.page] = area.get(box.page, 0.0) + box.box.area
@@ -174,7 +186,7 @@ def _by_share(hit: Hit) -> list[int]:
 
 
 def _first_of_each(pairs: list[tuple[str, float]], k: int) -> dict[str, float]:
-    """The first k different targets, each where it stands first."""
+    """Return the first k different targets, each with its first score."""
     first: dict[str, float] = {}
     for target, score in pairs:
         first.setdefault(target, score)

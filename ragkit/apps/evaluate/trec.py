@@ -16,12 +16,10 @@ Run = dict[str, dict[str, float]]
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """The non-blank lines of a UTF-8 file with their numbers from 1."""
+    """Yield the non-blank lines of a UTF-8 file with their numbers from 1. LoadError if the file cannot be read."""
     try:
         with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
+            yield from ((number, line.rstrip("\r\n")) for number, line in enumerate(file, 1) if line.strip())
     except OSError as error:
         raise LoadError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -29,7 +27,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_qrels(path: str | Path) -> Qrels:
-    """Judgments: TREC's four columns (query, iteration, target, grade) or BEIR's three (query, target, grade).
+    """Read judgments: TREC's four columns (query, iteration, target, grade) or BEIR's three (query, target, grade).
 
     Columns are separated by tabs or blanks; a header line (its last column is not a number) may open the file.
     """
@@ -52,8 +50,8 @@ def read_qrels(path: str | Path) -> Qrels:
 
 
 def read_run(path: str | Path) -> Run:
-    """A TREC run of six columns: query, Q0, target, rank, score, tag. As trec_eval does it, the score alone ranks,
-    and equal scores rank by the target's name, the later one first."""
+    """Read a TREC run of six columns: query, Q0, target, rank, score, tag. As in trec_eval, the score alone ranks, and equal
+    scores rank by the target's name, the later one first."""
     path = Path(path)
     run: Run = {}
     for number, line in lines_of(path):
@@ -67,19 +65,24 @@ def read_run(path: str | Path) -> Run:
             run[query][target] = float(columns[4])
         except ValueError:
             raise LoadError(f"{path}, line {number}: the score is {columns[4]!r}, which is not a number") from None
-    return {query: dict(sorted(found.items(), key=lambda pair: (pair[1], pair[0]), reverse=True)) for query, found in run.items()}
+    return {
+        query: dict(sorted(scores.items(), key=lambda pair: (pair[1], pair[0]), reverse=True)) for query, scores in run.items()
+    }
 
 
 def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], *, tag: str = "ragkit") -> None:
-    """The six columns that `read_run` reads. Where scores would not give the ranking, the file carries 1 / rank instead."""
+    """Write the six columns that `read_run` reads. If the scores do not descend, the file carries 1 / rank in their place."""
     with Path(path).open("w", encoding="utf-8") as file:
-        for query, found in run.items():
-            _check_name(query)
-            scores = list(found.values())
-            descending = all(a > b for a, b in pairwise(scores))
-            for rank, (target, score) in enumerate(found.items(), 1):
-                _check_name(target)
-                file.write(f"{query} Q0 {target} {rank} {float(score) if descending else 1 / rank!r} {tag}\n")
+        for query, scores in run.items():
+            file.writelines(_run_lines(query, scores, tag))
+
+
+def _run_lines(query: str, scores: Mapping[str, float], tag: str) -> Iterator[str]:
+    _check_name(query)
+    descending = all(a > b for a, b in pairwise(scores.values()))
+    for rank, (target, score) in enumerate(scores.items(), 1):
+        _check_name(target)
+        yield f"{query} Q0 {target} {rank} {float(score) if descending else 1 / rank!r} {tag}\n"
 
 
 def _check_name(name: str) -> None:

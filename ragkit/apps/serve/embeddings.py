@@ -138,7 +138,7 @@ def _check_multivector(asked: EmbeddingRequest, card: EncoderCard) -> None:
 
 
 def default_task(card: EncoderCard) -> str:
-    """Return the task of a request that names none: no task for v3, text-matching for v4, as their APIs do; else the passage's."""
+    """Return the task of a request that names none: no task for v3, text-matching for v4, as in their APIs; else the passage."""
     task = card.task or next((family for family in (NO_TASK, "text-matching") if family in card.tasks), card.tasks[0])
     return full_task(task, card, role="document")
 
