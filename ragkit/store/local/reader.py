@@ -200,6 +200,22 @@ class Reader(CommittedDocuments):
         """Return the spaces of which there are vectors, sorted."""
         return sorted({space for segment in self.segments for space in segment.row.spaces})
 
+    def scores(self, space: Space, query: Floats, keys: Ints) -> Ranked:
+        """Return those of the keys (n,) that are visible and have multi-vectors, with their MaxSim scores, best first."""
+        return self.multi_scores(query, keys)
+
+    def matches(self, space: Space, query: Floats, key: int) -> tuple[Ints, Scores]:
+        """Return, per query token, the unit's token that matched best and its share, (q,) each; KeyError if it is not visible."""
+        return self.explain_multi(query, key)
+
+    def rows(self, space: Space, keys: Iterable[int]) -> dict[int, Floats]:
+        """Return the stored dense vectors, (d,) float32 each, of those units of a space that are visible and have one."""
+        return self.known_rows(keys, kind=space.kind)
+
+    def scan(self, space: Space) -> Iterator[tuple[Ints, object]]:
+        """Yield every visible unit of a space once: see `scan_dense` and `scan_multi`."""
+        yield from self.scan_dense(space) if space.form == "dense" else self.scan_multi(space)
+
     def scan_dense(self, space: Space) -> Iterator[tuple[Ints, Floats]]:
         """Yield the visible dense rows of a space in parts, in no order: keys (n,) int64 and rows (n, d) float32."""
         for segment, live in self._of(space.kind):
