@@ -107,27 +107,20 @@ def matches(op: Operator, value: Value, target: Value) -> bool:
     """Whether a value, None where missing, satisfies a comparison."""
     if not isinstance(op, str):
         return bool(op(value, target))
-    if op == "exists":
-        return (value is not None) == bool(target)
-    if op == "in":
-        return any(_equal(value, candidate) for candidate in target)
-    if op == "not in":
-        return not any(_equal(value, candidate) for candidate in target)
-    if op == "==":
-        return _equal(value, target)
-    if op == "!=":
-        return not _equal(value, target)
-    if op == "contains":
-        return (
-            target in value if isinstance(value, str) and isinstance(target, str) else isinstance(value, list) and target in value
-        )
+    return _ordered(op, value, target) if op in ORDER else PLAIN[op](value, target)
+
+
+def _ordered(op: str, value: Value, target: Value) -> bool:
     left, right = _orderable(value), _orderable(target)
-    return (
-        left is not None
-        and right is not None
-        and isinstance(left, datetime) == isinstance(right, datetime)
-        and ORDER[op](left, right)
-    )
+    if left is None or right is None or isinstance(left, datetime) != isinstance(right, datetime):
+        return False
+    return ORDER[op](left, right)
+
+
+def _contains(value: Value, target: Value) -> bool:
+    if isinstance(value, str) and isinstance(target, str):
+        return target in value
+    return isinstance(value, list) and target in value
 
 
 def _equal(left: Value, right: Value) -> bool:
@@ -136,6 +129,16 @@ def _equal(left: Value, right: Value) -> bool:
     if isinstance(right, datetime):
         right = right.isoformat()
     return bool(left == (list(right) if isinstance(right, tuple) else right))
+
+
+PLAIN: dict[str, Callable[[Value, Value], bool]] = {
+    "==": _equal,
+    "!=": lambda value, target: not _equal(value, target),
+    "in": lambda value, target: any(_equal(value, candidate) for candidate in target),
+    "not in": lambda value, target: not any(_equal(value, candidate) for candidate in target),
+    "contains": _contains,
+    "exists": lambda value, target: (value is not None) == bool(target),
+}
 
 
 def _orderable(value: Value) -> float | datetime | None:

@@ -236,32 +236,46 @@ def a_filter_answers_from_the_documents_that_it_lists(open_store: OpenStore) -> 
         ids = {row.id for row in reader.documents(where)}
         expected = [[pair for pair in found if owner[pair[0]] in ids] for found in answers(reader)]
         assert answers(reader, where)[:6] == expected[:6], where
-        assert [{key for key, _ in found} for found in answers(reader, where)] == [{key for key, _ in one} for one in expected]
+        for found, ranked in zip(answers(reader, where), expected, strict=True):
+            assert {key for key, _ in found} == {key for key, _ in ranked}, where
     store.close()
 
 
-def scores_are_those_of_the_definition(open_store: OpenStore) -> None:
-    store, documents = open_store(), [prepared(name) for name in "abcd"]
+def dense_scores_are_cosines(open_store: OpenStore) -> None:
+    store, documents, rows = open_store(), [prepared(name) for name in "abcd"], questions()
     add(store, *documents)
-    reader, rows = store.reader(), questions()
-    units = [unit for row in reader.documents() for unit in reader.units_of(row.id)]
-    assert [unit.key for unit in units] == sorted(unit.key for unit in units)
+    reader = store.reader()
+    keys = keys_of(reader)
     dense = np.concatenate([document.dense for document in documents if document.dense is not None])
     for query, ranked in zip(rows, reader.search(Space.DENSE, rows, 99, exact=True), strict=True):
-        expected = {unit.key: score for unit, score in zip(units, dense @ query, strict=True)}
-        assert_ranked(ranked, expected)
+        assert_ranked(ranked, dict(zip(keys, (dense @ query).tolist(), strict=True)))
+    [(key, row)] = reader.rows(Space.DENSE, [keys[2]]).items()
+    assert key == keys[2]
+    assert np.abs(row - dense[2]).max() < CLOSE
+    store.close()
+
+
+def multi_scores_are_sums_of_the_best_matches(open_store: OpenStore) -> None:
+    store, documents, rows = open_store(), [prepared(name) for name in "abcd"], questions()
+    add(store, *documents)
+    reader = store.reader()
     tokens = [row for document in documents for row in _tokens(document)]
+    sums = [sum(max(float(query @ token) for token in row) for query in rows) for row in tokens]
+    expected = dict(zip(keys_of(reader), sums, strict=True))
     [ranked] = reader.search(Space.MULTI, [rows], 99, exact=True)
-    expected = {unit.key: sum(max(float(q @ t) for t in row) for q in rows) for unit, row in zip(units, tokens, strict=True)}
     assert_ranked(ranked, expected)
     assert_ranked(reader.scores(Space.MULTI, rows, ranked[0]), expected)
-    winners, shares = reader.matches(Space.MULTI, rows, units[0].key)
+    winners, shares = reader.matches(Space.MULTI, rows, min(expected))
     assert winners.tolist() == [int((tokens[0] @ query).argmax()) for query in rows]
-    assert abs(float(shares.sum()) - expected[units[0].key]) < CLOSE
-    for key, row in reader.rows(Space.DENSE, [units[2].key]).items():
-        assert key == units[2].key
-        assert np.abs(row - dense[2]).max() < CLOSE
+    assert abs(float(shares.sum()) - sums[0]) < CLOSE
     store.close()
+
+
+def keys_of(reader: Reader) -> list[int]:
+    """Return the keys of all units, in the order of their documents; keys ascend in it."""
+    keys = [unit.key for row in reader.documents() for unit in reader.units_of(row.id)]
+    assert keys == sorted(keys)
+    return keys
 
 
 def _tokens(document: Prepared) -> list[Floats]:
@@ -283,7 +297,7 @@ def ties_break_by_key(open_store: OpenStore) -> None:
     add(store, first, *same[:3])
     add(store, *same[3:])
     reader, rows = store.reader(), questions(1)
-    every = sorted(unit.key for row in reader.documents() for unit in reader.units_of(row.id))
+    every = keys_of(reader)
     for k in (2, 5, 7):
         assert reader.search(Space.DENSE, rows, k, exact=True)[0][0].tolist() == every[:k]
         assert reader.search(Space.MULTI, [rows], k, exact=True)[0][0].tolist() == every[:k]
@@ -299,7 +313,7 @@ def a_scan_gives_every_live_row_once(open_store: OpenStore) -> None:
         writer.add(prepared("a", seed=1, replaces=ids_of(writer.reader(), "a")[0]))
         writer.commit("add", recipe_hash="r")
     reader = store.reader()
-    expected = sorted(unit.key for row in reader.documents() for unit in reader.units_of(row.id))
+    expected = sorted(keys_of(reader))
     for space in (Space.DENSE, Space.MULTI):
         assert sorted(key for keys, _ in reader.scan(space) for key in keys.tolist()) == expected
     store.close()
@@ -383,7 +397,8 @@ LAWS: tuple[Law, ...] = (
     deletion_leaves_the_scores_of_others,
     replacing_keeps_one_live_version,
     a_filter_answers_from_the_documents_that_it_lists,
-    scores_are_those_of_the_definition,
+    dense_scores_are_cosines,
+    multi_scores_are_sums_of_the_best_matches,
     ties_break_by_key,
     a_scan_gives_every_live_row_once,
     failures_clear_with_the_commit_that_mends_them,

@@ -274,15 +274,15 @@ class Reader(CommittedDocuments):
 
         queries (q, d) unit rows. allowed: the document versions to answer from, ascending; None is all of them.
         """
-        found: list[list[Ranked]] = [[] for _ in queries]
+        parts: list[list[Ranked]] = [[] for _ in queries]
         for segment, live in self._of(kind):
             if segment.dense is None:
                 continue
             mask = live if allowed is None else live & np.isin(segment.documents, allowed)
             positions, scores = segment.dense.search(queries, k, keys=segment.keys, allowed=mask, dims=dims, exact=exact)
             for row, (at, score) in enumerate(zip(positions, scores, strict=True)):
-                found[row].append((np.asarray(segment.keys[at], dtype=np.int64), score))
-        return [_best(parts, k) for parts in found]
+                parts[row].append((np.asarray(segment.keys[at], dtype=np.int64), score))
+        return [_best(part, k) for part in parts]
 
     def search_lexical(self, query: str, k: int, *, allowed: Ints | None = None) -> Ranked:
         """Return the k best units by BM25: keys and scores, best first, ties by key."""
@@ -311,24 +311,31 @@ class Reader(CommittedDocuments):
         units not to answer from. candidates: score only so many units exactly, those that the coarse vectors rank first, where
         there are coarse vectors and enough units that this saves work; None scores all.
         """
-        segments = [
-            (segment, _narrowed(segment, live, allowed=allowed, keys=keys, without=without)) for segment, live in self._of(kind)
-        ]
+        readers = list(self._multi_readers(kind, allowed=allowed, keys=keys, without=without))
         depth = 0 if candidates is None else max(candidates, k)
-        saves = depth and sum(int(np.count_nonzero(mask)) for _, mask in segments) > 2 * depth
+        saves = depth and sum(int(np.count_nonzero(mask)) for _, mask in readers) > 2 * depth
         exact: list[list[Ranked]] = [[] for _ in queries]
-        coarse: list[list[Ranked]] = [[] for _ in queries]
-        for segment, mask in segments:
-            if (multi := segment.multi) is None:
-                continue
-            ranked = multi.coarse.search(queries, depth, allowed=mask, threads=threads) if saves and multi.coarse else None
-            found = multi.search(queries, k, allowed=mask, threads=threads) if ranked is None else ranked
-            for parts, part in zip(exact if ranked is None else coarse, found, strict=True):
+        likely: list[list[Ranked]] = [[] for _ in queries]
+        for multi, mask in readers:
+            coarse = multi.coarse if saves else None
+            into, reader, count = (exact, multi, k) if coarse is None else (likely, coarse, depth)
+            for parts, part in zip(into, reader.search(queries, count, allowed=mask, threads=threads), strict=True):
                 parts.append(part)
-        for query, parts, likely in zip(queries, exact, coarse, strict=True):
-            if likely:
-                parts.append(self.multi_scores(query, _best(likely, depth)[0]))
+        for query, parts, ranked in zip(queries, exact, likely, strict=True):
+            if ranked:
+                parts.append(self.multi_scores(query, _best(ranked, depth)[0]))
         return [_best(parts, k) for parts in exact]
+
+    def _multi_readers(
+        self, kind: str, *, allowed: Ints | None, keys: Ints | None, without: Ints | None
+    ) -> Iterator[tuple[MultiReader, Mask]]:
+        """Yield the multi-vectors of each segment of a kind, with its visible rows that may answer, (n,) bool."""
+        for segment, live in self._of(kind):
+            if segment.multi is None:
+                continue
+            mask = live if allowed is None else live & np.isin(segment.documents, allowed)
+            mask = mask if keys is None else mask & np.isin(segment.keys, keys)
+            yield segment.multi, mask if without is None or len(without) == 0 else mask & ~np.isin(segment.keys, without)
 
     def multi_scores(self, query: Floats, keys: Ints) -> Ranked:
         """Return those of the keys (n,) that are visible and have multi-vectors, with their MaxSim scores, best first."""
@@ -399,13 +406,6 @@ class Reader(CommittedDocuments):
         for segment, live in self._of(kind):
             if segment.multi is not None:
                 yield {"segment": segment.row.id, "live": int(live.sum()), **segment.multi.describe()}
-
-
-def _narrowed(segment: Segment, live: Mask, *, allowed: Ints | None, keys: Ints | None, without: Ints | None) -> Mask:
-    """Return the visible rows of a segment that may answer, (n,) bool."""
-    mask = live if allowed is None else live & np.isin(segment.documents, allowed)
-    mask = mask if keys is None else mask & np.isin(segment.keys, keys)
-    return mask if without is None or len(without) == 0 else mask & ~np.isin(segment.keys, without)
 
 
 def _best(parts: Sequence[Ranked], k: int) -> Ranked:
