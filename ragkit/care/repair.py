@@ -25,7 +25,6 @@ from ragkit.core.types import AddReport, Floats, Ints
 from ragkit.ingest.item import Callback
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.catalog.check import damaged_rows
-from ragkit.store.catalog.checksums import NAME, differing
 from ragkit.store.catalog.salvage import (
     drop_documents,
     live_units,
@@ -153,9 +152,6 @@ def _repair_catalog(catalog: Catalog) -> list[Failure]:
     if any(row.key is None for row in rows):
         reindex(catalog)
         rows = list(damaged_rows(catalog))
-    if not rows and differing(catalog):
-        catalog.vacuum()  # the rows are whole: the file is written anew from them
-        catalog.path.with_name(NAME).unlink(missing_ok=True)
     return remove_damaged_rows(catalog, rows)
 
 

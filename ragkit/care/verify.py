@@ -19,7 +19,6 @@ from ragkit.core.types import Progress
 from ragkit.encode.external import PREFIX
 from ragkit.ingest.item import Callback
 from ragkit.store.catalog.check import damaged_rows, spent_counters
-from ragkit.store.catalog.checksums import differing
 from ragkit.store.catalog.salvage import incomplete
 from ragkit.store.local import source_copies
 from ragkit.store.local.files import CheckedFolder
@@ -53,7 +52,7 @@ def verify(store: Store, *, progress: Callback | None = None) -> list[Finding]:
         return findings or _repairable(store, [without_remedy(error)])
     findings += _repairable(store, (problem for _, problem in damaged_files(folders, progress=progress)))
     findings += [Finding(problem, f"rm {shlex.quote(str(copy))}") for copy, problem in source_copies.damaged(store.path)]
-    return findings or _repairable(store, _disagreements(store)) or _repairable(store, differing(store.catalog))
+    return findings or _repairable(store, _disagreements(store))
 
 
 def _repairable(store: Store, problems: Iterable[str]) -> list[Finding]:

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from ragkit.care.verify import damaged_files
 from ragkit.core.errors import Damaged, RagkitError
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.catalog.check import damaged_rows, spent_counters
-from ragkit.store.catalog.checksums import differing
 from ragkit.store.catalog.salvage import incomplete
 from ragkit.store.local.files import CheckedFolder
 from tests.care.damage import answers, flip, in_catalog
@@ -32,7 +31,7 @@ def closed(index: Index) -> Path:
     index.add([{"id": "long", "text": " ".join(f"Sentence {n} of a longer text." for n in range(60)), "title": "Long"}])
     index.delete("bread")
     index.close()
-    assert {one.name for one in index.path.iterdir()} == {"LOCK", "catalog.db", "catalog.sums", "lexical", "segments"}
+    assert {one.name for one in index.path.iterdir()} == {"LOCK", "catalog.db", "lexical", "segments"}
     return index.path
 
 
@@ -57,32 +56,22 @@ def sealed_flips(path: Path, *, step: int) -> Counter[str]:
     return counts
 
 
-def catalog_flips(path: Path, *, step: int, name: str = "catalog.db") -> Counter[str]:
+def catalog_flips(path: Path, *, step: int) -> Counter[str]:
     """Each `step`-th byte of catalog.db: found; or harmless, since every row of every table is read as before; or missed."""
-    file, database = path / name, path / "catalog.db"
-    whole, expected = file.read_bytes(), _rows(database)
+    file = path / "catalog.db"
+    whole, expected = file.read_bytes(), _rows(file)
     counts: Counter[str] = Counter()
     draw = random.Random(5)
-    with ExitStack() as stack:
-        # With sums, one connection looks at all of them, which is what makes every byte affordable.
-        held = stack.enter_context(closing(Catalog(database))) if (path / "catalog.sums").exists() else None
-        for at in range(draw.randrange(step), len(whole), step):
-            file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << draw.randrange(8)]) + whole[at + 1 :])
-            if (held is not None and _left_otherwise(held)) or _problems(database):
-                counts["found"] += 1
-            else:
-                counts["harmless" if _rows(database) == expected else f"missed at {at}"] += 1
-            for left in ("catalog.db-wal", "catalog.db-shm") if held is None else ():
-                (path / left).unlink(missing_ok=True)
-        file.write_bytes(whole)
+    for at in range(draw.randrange(step), len(whole), step):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << draw.randrange(8)]) + whole[at + 1 :])
+        if _problems(file):
+            counts["found"] += 1
+        else:
+            counts["harmless" if _rows(file) == expected else f"missed at {at}"] += 1
+        for left in ("catalog.db-wal", "catalog.db-shm"):
+            (path / left).unlink(missing_ok=True)
+    file.write_bytes(whole)
     return counts
-
-
-def _left_otherwise(catalog: Catalog) -> bool:
-    try:
-        return differing(catalog) != []
-    except RagkitError:
-        return True
 
 
 def _problems(file: Path) -> list[Any]:
@@ -123,37 +112,33 @@ def test_a_flipped_byte_of_vectors_or_words_is_found(closed: Path) -> None:
         assert index.verify() == []
 
 
-@pytest.mark.parametrize("name", ["catalog.db", "catalog.sums"])
-def test_a_flipped_byte_of_the_catalog_at_rest_is_found(closed: Path, name: str) -> None:
-    counts = catalog_flips(closed, step=4 * SAMPLE if name == "catalog.db" else 1, name=name)
-    assert set(counts) == {"found"}
-    assert counts["found"] > 30
-
-
-def test_without_the_sums_a_flipped_byte_of_the_catalog_is_found_or_changes_nothing(closed: Path) -> None:
-    (closed / "catalog.sums").unlink()
+def test_a_flipped_byte_of_the_catalog_is_found_or_changes_nothing(closed: Path) -> None:
     counts = catalog_flips(closed, step=9 * SAMPLE)
     assert counts["found"] > 5
     assert counts["harmless"] > 5
     assert_found(counts)
 
 
-def test_a_flip_in_free_space_changes_no_answer_and_is_repaired(closed: Path) -> None:
+def test_a_flip_in_free_space_changes_no_answer(closed: Path) -> None:
     file = closed / "catalog.db"
     with Index.open(closed) as index:
         expected = answers(index)
     flip(file, _free_byte(file))
     with Index.open(closed) as index:
         assert answers(index) == expected
-        [finding] = index.verify()
-        assert "catalog.db: block" in finding.problem
-        assert index.repair().lost == ()
         assert index.verify() == []
-        assert answers(index) == expected
-    with Index.open(closed) as index:  # as it was left after the repair
-        assert index.verify() == []
-        index.add([{"id": "after", "text": "Added after a repair."}])
+        index.add([{"id": "after", "text": "Added after a flip."}])
         index.compact()
+        assert index.verify() == []
+        index.delete("after")
+        assert answers(index) == expected
+
+
+def test_the_checksums_that_an_earlier_ragkit_left_are_ignored(closed: Path) -> None:
+    (closed / "catalog.sums").write_bytes(bytes(24))
+    with Index.open(closed) as index:
+        assert index.verify() == []
+        index.add([{"id": "later", "text": "Added later."}])
         assert index.verify() == []
 
 
@@ -187,51 +172,17 @@ def test_what_is_done_does_not_stay_in_the_log(index: Index) -> None:
     assert index.verify() == []
 
 
-def test_sums_of_another_time_say_nothing(closed: Path) -> None:
-    """Whoever dies before closing leaves sums of before: what is not compared is not called damaged."""
-    before = (closed / "catalog.sums").read_bytes()
-    with Index.open(closed) as index:
-        index.add([{"id": "later", "text": "Added later."}])
-    assert (closed / "catalog.sums").read_bytes() != before
-    (closed / "catalog.sums").write_bytes(before)
-    with Index.open(closed) as index:
-        assert index.verify() == []
-        (closed / "catalog.sums").write_bytes(before[:-1])
-        assert ["catalog.sums" in one.problem for one in index.verify()] == [True]
-        index.delete("later")
-    with Index.open(closed) as index:
-        assert index.verify() == []
-
-
-def test_another_process_takes_the_same_sums_of_a_large_catalog(closed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = (closed / "catalog.sums").read_bytes()
-    monkeypatch.setattr("ragkit.store.catalog.checksums.IN_MEMORY", 0)
-    monkeypatch.setattr("ragkit.store.catalog.checksums.QUICK", 0)
-    with Index.open(closed) as index:
-        assert index.verify() == []
-        index.add([{"id": "more", "text": "One more."}])
-    assert (closed / "catalog.sums").read_bytes() == before, "a single addition must not read a large catalog"
-    with Index.open(closed) as index:
-        index.compact()
-    assert (closed / "catalog.sums").read_bytes() != before
-    flip(closed / "catalog.db", _free_byte(closed / "catalog.db"))
-    with Index.open(closed) as index:
-        assert ["catalog.db: block" in one.problem for one in index.verify()] == [True]
+@pytest.mark.slow
+def test_every_flipped_byte_of_vectors_and_words_is_found(closed: Path) -> None:
+    counts = sealed_flips(closed, step=1)
+    print(f"segments and words: {dict(counts)}")
+    assert set(counts) == {"found"}
 
 
 @pytest.mark.slow
-def test_every_flipped_byte_is_found(closed: Path) -> None:
-    counts = {"segments and words": sealed_flips(closed, step=1)}
-    counts |= {name: catalog_flips(closed, step=1, name=name) for name in ("catalog.db", "catalog.sums")}
-    print({name: dict(one) for name, one in counts.items()})
-    assert {outcome for one in counts.values() for outcome in one} == {"found"}
-
-
-@pytest.mark.slow
-def test_without_the_sums_many_flipped_bytes_of_the_catalog_are_found_or_change_nothing(closed: Path) -> None:
-    (closed / "catalog.sums").unlink()
+def test_many_flipped_bytes_of_the_catalog_are_found_or_change_nothing(closed: Path) -> None:
     counts = catalog_flips(closed, step=13)  # each costs a check of all rows: every byte would take an hour
-    print(f"every thirteenth, without sums: {dict(counts)}")
+    print(f"every thirteenth: {dict(counts)}")
     assert_found(counts)
 
 

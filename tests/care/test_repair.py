@@ -273,15 +273,6 @@ def test_what_another_program_left_is_put_aside_and_nothing_is_made_anew(tmp_pat
         assert answers(index) == before
 
 
-def test_damaged_sums_of_the_catalog_are_left_anew(index: Index) -> None:
-    before = answers(index)
-    index.close()
-    flip(index.path / "catalog.sums", 9)
-    report, after = repaired(index.path)
-    assert (len(report.problems), report.lost, after) == (1, (), before)
-    assert (index.path / "catalog.sums").is_file()
-
-
 def test_a_document_whose_name_is_lost_is_told_by_its_number(index: Index) -> None:
     index.close()
     in_catalog(index.path, "DELETE FROM documents WHERE source = 'quarry'")

@@ -166,12 +166,6 @@ class Database:
         with self.reading() as connection:
             return state_of(connection)
 
-    def image(self) -> tuple[int | None, bytes]:
-        """Return the state and the file's bytes in one transaction, the write-ahead log included; from the disk, not a cache."""
-        with self.reading() as connection:
-            connection.exec_driver_sql("PRAGMA shrink_memory")
-            return state_of(connection), driver(connection).serialize()
-
     def settle(self) -> bool:
         """Bring the write-ahead log into the file and empty it; False where a reader is active, and the log stays."""
         with self._outside() as connection:
@@ -181,11 +175,6 @@ class Database:
             finally:
                 connection.execute(f"PRAGMA busy_timeout={int(1000 * BUSY)}")
         return not busy
-
-    def vacuum(self) -> None:
-        """Write the file anew from its rows, without free space."""
-        with self._outside() as connection:
-            connection.execute("VACUUM")
 
     @contextmanager
     def _outside(self) -> Iterator[sqlite3.Connection]:

@@ -22,10 +22,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ragkit.core.errors import Damaged, IndexLocked, RagkitError, StorageError
+from ragkit.core.errors import Damaged, IndexLocked, StorageError
 from ragkit.core.types import Mask
 from ragkit.store.catalog.catalog import Catalog
-from ragkit.store.catalog.checksums import leave_sums
 from ragkit.store.catalog.commit import create as create_catalog
 from ragkit.store.catalog.documents import versions
 from ragkit.store.local import source_copies
@@ -70,7 +69,6 @@ class Store:
         self._reader: Reader | None = None
         self._state: int | None = None  # of the catalog, when the reader's failures were read
         self._intact: Reader | None = None
-        self._wrote = self._thorough = False  # since it was opened: anything at all; all of it
         self._recorded: tuple[int, set[str]] = (0, set())  # the folders of which the catalog has records, as of a commit
         self._ahead = (0, 0)  # document ids that were reserved and not given out yet
 
@@ -92,18 +90,10 @@ class Store:
             sync_file(path)
 
     def close(self) -> None:
+        """Let go of files and connections; a later call opens them again."""
         with self._lock:
             self._reader = self._intact = None
-        if self._wrote and self.id_source is self.catalog:
-            self._leave_sums()
         self.catalog.close()
-
-    def _leave_sums(self) -> None:
-        """Leave the checksums of the catalog's own bytes, which `verify` compares. Nothing stands on them, so that who closes
-        is not told where they cannot be written: they are of another time then, and say nothing."""
-        with suppress(RagkitError, OSError), writer_lock(self.path / "LOCK", timeout=0):
-            leave_sums(self.catalog, thorough=self._thorough)
-            self._wrote = self._thorough = False
 
     def setting(self, name: str) -> Any:
         """Return a setting, decoded from JSON; None where it was never set."""
@@ -230,7 +220,6 @@ class Store:
             raise IndexLocked(f"{self.path} is being written to by another thread of this process. Wait for it to finish.")
         try:
             with writer_lock(self.path / "LOCK", timeout=timeout):
-                self._wrote = True
                 latest = None if mending else self.catalog.latest()
                 if latest is not None:
                     self._sweep(latest)
@@ -291,7 +280,6 @@ class Store:
     def _advance(self, change: Change, commit: Commit, live: Sequence[Mask]) -> None:
         """Move this process's own reader to the commit that it just made, and remove what no reader holds any more. live: see
         `Reader.live_without`."""
-        self._thorough |= change.kind == "compact"
         number, recorded = self._recorded
         if number == commit.number - 1:
             self._recorded = (commit.number, (recorded | {row.id for row, _ in change.segments} | {commit.lexical}) - {""})
