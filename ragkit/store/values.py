@@ -14,8 +14,8 @@ from ragkit.store.vectors.multi_layout import Stored
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PageVectors:
-    """Those pages of a document that were seen: n pages, where the vectors of each look, `dense` (n, d) float32 unit rows or
-    None, and the multi-vectors in parts that have n rows together, or none."""
+    """The n pages of a document that were embedded as images: the patches that their vectors stand for, where they are known;
+    `dense` (n, d) float32 unit rows or None; and multi-vectors in parts that have n rows together, or no part."""
 
     pages: tuple[Page, ...]
     patches: tuple[Patches | None, ...]
@@ -33,13 +33,13 @@ class Prepared:
     dense: Floats | None
     replaces: int | None  # the id of the version it replaces
     multi: Stored | None = None  # n rows
-    key: int | None = None  # the caller's own, for a row that is no chunk; keys of chunks are reserved
+    key: int | None = None  # the caller's own, for a document that is one vector; keys of chunks are reserved
     seen: PageVectors | None = None  # its page images
     complete: bool = True  # False: it lacks something, and is made anew when it is next added
 
 
 CHUNK, PAGE = "chunk", "page"  # kinds of units
-VECTOR = "vector"  # kind of a unit that is nothing but vectors under its user's key: it has no row in `units`
+VECTOR = "vector"  # kind of a unit that is only vectors under its user's key: it has no row in `units`
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class SegmentRow:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnitRow:
-    """A unit: a chunk, or a page, with its number and where its vectors look. `span` of a page is that of its text."""
+    """A unit: a chunk, or a page image with its page's number and patches. `span` of a page is that of its text."""
 
     key: int
     document: int
@@ -103,7 +103,7 @@ class DocumentRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a document comes from, by what name it is known, and the hash by which a change is noticed."""
+    """Where a document comes from, its names, and the hash that shows a change."""
 
     identity: str
     source: str
@@ -167,7 +167,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class DamagedRow:
-    """A row that is not as it was written, by table and primary key; without a key, a table or the whole file."""
+    """A row that is not as it was written, by table and primary key; without a key, the table or the whole file."""
 
     table: str
     key: tuple[Any, ...] | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -166,12 +167,10 @@ def commit_row(number: int, kind: str, lexical: str, *, documents: int, units: i
 
 
 def record_failures(connection: Connection, failures: Sequence[Failure]) -> None:
-    """Write failures over those of the same identities."""
-    clear_failures(connection, [failure.identity for failure in failures])
-    made = now()
-    fields = ("identity", "source", "content_hash", "reason")
-    rows = [{**{name: getattr(failure, name) for name in fields}, "made": made} for failure in failures]
-    insert_rows(connection, s.failures, rows)
+    """Write failures over those of the same identities; of several of one identity, the last."""
+    last = {failure.identity: failure for failure in failures}
+    clear_failures(connection, list(last))
+    insert_rows(connection, s.failures, [{**asdict(failure), "made": now()} for failure in last.values()])
 
 
 def clear_failures(connection: Connection, identities: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
-"""Damaged rows taken out of the catalog, so that what is left is whole again and says what it lost.
+"""Take damaged rows out of the catalog, so that the rest is whole again and says what was lost.
 
-A document of which a row is damaged goes, whole, and stays behind as a tombstone, which hides its vectors, and as a failure,
-which says what to add again. What can be told from the rest (the last commit's totals, the counters) is made anew.
+A document with a damaged row is dropped as a whole. A tombstone stays, which hides its vectors, and a failure, which says what to
+add again. What follows from other rows (the last commit's totals, the counters) is computed anew.
 """
 
 from __future__ import annotations
@@ -16,23 +16,24 @@ from sqlalchemy import Connection, RowMapping, Table, delete, func, insert, sele
 from ragkit.core.errors import Damaged
 from ragkit.core.types import Ints
 from ragkit.store.catalog import schema as s
+from ragkit.store.catalog.commit import record_failures
 from ragkit.store.catalog.database import Database, has_pages, in_batches, insert_rows, now, parts
 from ragkit.store.catalog.rows import PIECE
 from ragkit.store.values import PAGE, DamagedRow, Failure
 
 LOST = "its rows in the catalog were damaged; add it again"
 NAMELESS = "its name went with its row in the catalog; add everything again: what is there stays"
-MARGIN = 1 << 20  # numbers skipped where a counter was damaged, since it must not give any out twice
+MARGIN = 1 << 20  # numbers skipped where a counter was damaged: none may be given out twice
 PDF = "application/pdf"
 READ = s.documents.c.path == s.documents.c.identity  # from its file, by a loader of ours
-NO_WORDS = "-"  # a generation that is never there: it is made anew
+NO_WORDS = "-"  # a lexical generation that never exists, so that it is made anew
 
 
 def reindex(database: Database) -> None:
     """Build SQLite's indexes anew, from the tables. Damaged where the tables themselves cannot be read.
 
-    Not those of `pages`, which is kept within its own: nothing tells how many there were, so that what is left of a damaged one
-    would pass for all.
+    Not that of `pages`, which is the table itself (WITHOUT ROWID): nothing says how many pages there were, so the rest of a
+    damaged one would pass for all.
     """
     others = "SELECT name FROM sqlite_master WHERE type = 'table' AND name != 'pages'"
     with database.writing() as connection:
@@ -41,13 +42,13 @@ def reindex(database: Database) -> None:
 
 
 def remove_damaged_rows(database: Database, rows: Sequence[DamagedRow]) -> list[Failure]:
-    """Take damaged rows out, in one transaction; the live documents that are lost with them.
+    """Take damaged rows out, in one transaction; return the live documents that are lost with them.
 
     Damaged where that is not possible: pages of the file cannot be read, or the settings are lost.
     """
-    beyond = [row for row in rows if row.key is None or row.table == "settings"]
-    if beyond:
-        raise Damaged(f"{beyond[0].problem}.")
+    unsalvageable = [row for row in rows if row.key is None or row.table == "settings"]
+    if unsalvageable:
+        raise Damaged(f"{unsalvageable[0].problem}.")
     keys: dict[str, list[Any]] = defaultdict(list)
     for row in rows:
         assert row.key is not None
@@ -57,16 +58,17 @@ def remove_damaged_rows(database: Database, rows: Sequence[DamagedRow]) -> list[
         owners = {int(key[0]) for table in ("documents", "texts", "blocks", "pages") for key in keys[table]}
         for table in (*parts(connection), s.segments, s.files, s.failures):
             _delete_keys(connection, table, keys[table.name])
-        lost = _bury(connection, owners | set(_incomplete(connection)), number)
+        lost = _drop(connection, owners | set(_incomplete(connection)), number)
         for name in ("document", "key"):
-            _mend_counter(connection, name, damaged=(name,) in keys["counters"])
+            _repair_counter(connection, name, damaged=(name,) in keys["counters"])
         _delete_keys(connection, s.commits, [key for key in keys["commits"] if key != (number,)])
         _recount(connection, number)
     return lost
 
 
 def tombstone_orphans(database: Database, ids: Iterable[int]) -> list[Failure]:
-    """Tombstones for document versions that segments hold and the catalog has lost; those that still had units were live."""
+    """Write tombstones for document versions that segments hold and the catalog has lost; return those that were live, as their
+    units show."""
     with database.writing() as connection:
         known = set(connection.execute(select(s.documents.c.id)).scalars())
         owners = set(connection.execute(select(s.units.c.document)).scalars()) - known
@@ -76,16 +78,16 @@ def tombstone_orphans(database: Database, ids: Iterable[int]) -> list[Failure]:
 
 
 def drop_documents(database: Database, ids: Iterable[int], *, reason: str) -> list[Failure]:
-    """Let live documents go, as of the newest commit, and note why."""
+    """Drop live documents as of the newest commit; return them as failures with this reason."""
     with database.writing() as connection:
         number = _last_commit(connection)
-        lost = _bury(connection, set(ids), number, reason=reason)
+        lost = _drop(connection, set(ids), number, reason=reason)
         _recount(connection, number)
     return lost
 
 
 def live_units(database: Database, commit: int) -> tuple[Ints, Ints]:
-    """Keys of the units that a commit sees, ascending, and their document versions: (n,) int64 each."""
+    """Return the keys of the units that a commit sees, ascending, and their document versions: (n,) int64 each."""
     with database.reading() as connection:
         query = (
             select(s.units.c.key, s.units.c.document)
@@ -93,12 +95,12 @@ def live_units(database: Database, commit: int) -> tuple[Ints, Ints]:
             .where(s.documents.c.added <= commit, s.documents.c.deleted.is_(None) | (s.documents.c.deleted > commit))
             .order_by(s.units.c.key)
         )
-        found = np.array(connection.execute(query).all(), dtype=np.int64).reshape(-1, 2)
-    return found[:, 0], found[:, 1]
+        pairs = np.array(connection.execute(query).all(), dtype=np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def short_of_units(database: Database) -> set[int]:
-    """Live documents that have fewer units than were counted: their text is there, and can be chunked again."""
+    """Return the live documents that have fewer units than were counted: their text is there, and can be chunked again."""
     with database.reading() as connection:
         return _short_of_units(connection)
 
@@ -115,9 +117,9 @@ def _short_of_units(connection: Connection) -> set[int]:
 
 
 def _last_commit(connection: Connection) -> int:
-    found = [connection.execute(select(func.max(s.commits.c.number))).scalar()]
-    found += [connection.execute(select(func.max(column))).scalar() for column in (s.segments.c.added, s.segments.c.deleted)]
-    return max(number for number in found if isinstance(number, int))
+    columns = (s.commits.c.number, s.segments.c.added, s.segments.c.deleted)
+    numbers = [connection.execute(select(func.max(column))).scalar() for column in columns]
+    return max(number for number in numbers if isinstance(number, int))
 
 
 def _delete_keys(connection: Connection, table: Table, keys: Sequence[tuple[Any, ...]]) -> None:
@@ -127,7 +129,7 @@ def _delete_keys(connection: Connection, table: Table, keys: Sequence[tuple[Any,
 
 
 def incomplete(database: Database) -> list[int]:
-    """Live documents of which a piece of text or a page is gone, or that have not as many units as were counted."""
+    """Return the live documents that lack a piece of text, a page or a unit, by id."""
     with database.reading() as connection:
         return sorted({*_incomplete(connection), *_short_of_units(connection)})
 
@@ -136,7 +138,7 @@ def _incomplete(connection: Connection) -> Iterator[int]:
     live = s.documents.c.deleted.is_(None)
     documents = dict(connection.execute(select(s.documents.c.id, s.documents.c.characters).where(live)).all())
     counted = set(connection.execute(select(s.documents.c.id).where(live, s.documents.c.mime == PDF, READ)).scalars())
-    seen = _pages_seen(connection)
+    seen = _imaged_pages(connection)
     starts: dict[int, list[int]] = defaultdict(list)
     for document, start in connection.execute(select(s.texts.c.document, s.texts.c.start)):
         starts[document].append(start)
@@ -150,8 +152,8 @@ def _incomplete(connection: Connection) -> Iterator[int]:
             yield id
 
 
-def _pages_seen(connection: Connection) -> dict[int, set[int]]:
-    """The pages of which there are images, by document."""
+def _imaged_pages(connection: Connection) -> dict[int, set[int]]:
+    """Return the numbers of the pages that have images, by document."""
     seen: dict[int, set[int]] = defaultdict(set)
     if has_pages(connection):
         for document, number in connection.execute(select(s.page_units.c.document, s.page_units.c.number)):
@@ -159,8 +161,8 @@ def _pages_seen(connection: Connection) -> dict[int, set[int]]:
     return seen
 
 
-def _bury(connection: Connection, ids: set[int], number: int, *, reason: str = LOST) -> list[Failure]:
-    """Replace documents by tombstones, as of commit `number`; those that were live are failures now."""
+def _drop(connection: Connection, ids: set[int], number: int, *, reason: str = LOST) -> list[Failure]:
+    """Replace documents by tombstones, as of commit `number`; return those that were live, which are failures now."""
     rows: list[RowMapping] = []
     for batch in in_batches(sorted(ids)):
         rows += connection.execute(select(s.documents).where(s.documents.c.id.in_(batch))).mappings().all()
@@ -173,10 +175,7 @@ def _bury(connection: Connection, ids: set[int], number: int, *, reason: str = L
         for row in rows
         if row["deleted"] is None or not s.is_whole(s.documents, row)
     ]
-    for one in lost:
-        connection.execute(delete(s.failures).where(s.failures.c.identity == one.identity))
-        fields = {"identity": one.identity, "source": one.source, "content_hash": "", "reason": reason, "made": now()}
-        insert_rows(connection, s.failures, [fields])
+    record_failures(connection, lost)
     return lost
 
 
@@ -186,7 +185,7 @@ def _tombstone(id: int, number: int) -> dict[str, Any]:
     return {"id": id, **fields, "added": number, "deleted": number}
 
 
-def _mend_counter(connection: Connection, name: str, *, damaged: bool) -> None:
+def _repair_counter(connection: Connection, name: str, *, damaged: bool) -> None:
     column = s.documents.c.id if name == "document" else s.units.c.key
     most = connection.execute(select(func.max(column))).scalar() or 0
     stored = connection.execute(select(s.counters.c.next).where(s.counters.c.name == name)).scalar()
@@ -198,7 +197,7 @@ def _mend_counter(connection: Connection, name: str, *, damaged: bool) -> None:
 
 
 def _recount(connection: Connection, number: int) -> None:
-    """The last commit's row with its totals counted anew; one that was damaged is written again, without a lexical index."""
+    """Write the last commit's row with its totals counted anew; a damaged one loses its lexical generation."""
     row = connection.execute(select(s.commits).where(s.commits.c.number == number)).mappings().first()
     whole = row is not None and s.is_whole(s.commits, row)
     documents = connection.execute(select(func.count()).where(s.documents.c.deleted.is_(None))).scalar_one()

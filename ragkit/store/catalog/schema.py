@@ -1,11 +1,11 @@
 """The tables of catalog.db, and the checksum that every row carries.
 
-docs/format.md prints this schema for readers who come with sqlite3 alone. SQLAlchemy is imported here and in
-`catalog.py`, nowhere else.
+docs/format.md prints this schema for readers who come with sqlite3 alone. SQLAlchemy is imported in this folder and
+nowhere else.
 
 Rows are inserted once. Two columns change later: `documents.deleted` and `segments.deleted`, when a commit replaces
 them, so each has a sum of its own (`life_sum`). SQLite does not notice flipped bits, so nothing read from here is
-believed before its sum was compared (`checked`).
+used before its sum was compared (`checked`).
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ LIFE = frozenset({"sum", "life_sum", "deleted"})
 
 
 def row_sum(values: Iterable[Any]) -> bytes:
-    """xxh3-64, little-endian, over the values in order, each as a tag, its length and its bytes.
+    """Return the xxh3-64, little-endian, of the values in order, each as a tag, its length and its bytes.
 
     Tags: n for NULL, i for an integer (8 bytes, signed, little-endian), f for a float (8 bytes, IEEE 754,
     little-endian), s for UTF-8 text, b for bytes. Lengths are 8 bytes, little-endian.
@@ -191,7 +191,7 @@ def row_sum(values: Iterable[Any]) -> bytes:
 
 
 def summed(table: Table, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with its sums filled in, ready to insert. Columns left out are NULL."""
+    """Return the row with its sums filled in, ready to insert. Columns left out are NULL."""
     full = {column.name: row.get(column.name) for column in table.columns if column.name not in ("sum", "life_sum")}
     full["sum"] = row_sum(value for name, value in full.items() if name not in LIFE)
     if "life_sum" in table.columns:
@@ -200,12 +200,12 @@ def summed(table: Table, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def life_sum(id: int | str, added: int, deleted: int | None) -> bytes:
-    """The sum over what changes when a commit ends a row's life."""
+    """Return the sum over the columns that say when a row lived."""
     return row_sum((id, added, deleted))
 
 
 def checked(table: Table, row: RowMapping) -> RowMapping:
-    """The row itself, once its sums were found right; Damaged otherwise. The catalog adds where it is, and the way out."""
+    """Return the row itself if its sums are right; Damaged otherwise. The database adds the file and the way out."""
     if is_whole(table, row):
         return row
     name = ", ".join(f"{column.name}={row[column.name]!r}" for column in table.primary_key)
@@ -213,7 +213,7 @@ def checked(table: Table, row: RowMapping) -> RowMapping:
 
 
 def is_whole(table: Table, row: RowMapping) -> bool:
-    """Whether a row's sums are right. A value of a type that was never stored there is damage too, not an error of ours."""
+    """Whether a row's sums are right. A value of a type that is never stored there is damage, too."""
     try:
         expected = row_sum(row[column.name] for column in table.columns if column.name not in LIFE)
         return expected == row["sum"] and (

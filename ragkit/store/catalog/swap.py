@@ -1,4 +1,4 @@
-"""The contents of one catalog, which was built beside, take the place of another's in one transaction."""
+"""Replace the contents of a catalog by those of another, which was built beside it, in one transaction."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ BATCH = 500  # documents copied between two statements
 
 
 def replace_contents(catalog: Catalog, staged: Catalog, change: Change) -> None:
-    """Make the staged documents, units and segments, whose folders are in place, those of commit `change.number`.
+    """Make the staged documents, units and segments those of commit `change.number`; their folders must be in place.
 
-    Everything that was live ends. Rows keep their ids and keys, so these must be from `catalog`'s counters. Each row is
+    Everything that was live ends. Rows keep their ids and keys, so these must come from `catalog`'s counters. Each row is
     checked on the way.
     """
     latest = staged.latest()

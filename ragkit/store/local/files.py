@@ -1,4 +1,4 @@
-"""Files that are written once, synced, and never believed without their checksum.
+"""Files that are written once, synced, and never used without comparing their checksum.
 
 `seal(folder)` syncs every file and the folder and returns what the catalog keeps: name, size and one xxh3 sum per block.
 `CheckedFolder` verifies blocks on first touch: a block that does not match is Damaged, never an answer.
@@ -26,8 +26,8 @@ WAYS_OUT = {
     errno.ENOSPC: "Free some space",
     errno.EDQUOT: "Free some space, or raise the quota",
     errno.EROFS: "Mount the disk for writing",
-    errno.EACCES: "Get leave to write there",
-    errno.EPERM: "Get leave to write there",
+    errno.EACCES: "Check the permission to write there",
+    errno.EPERM: "Check the permission to write there",
     errno.EIO: "Check the disk: it failed to read or write",
     errno.ESTALE: "Mount the file system again",
     errno.ENOTCONN: "Mount the file system again",
@@ -46,7 +46,7 @@ class FileRecord:
 
 
 def _sealed(path: Path) -> FileRecord:
-    """Sync a file, and read it for its record."""
+    """Sync a file, read it, and return its record."""
     size, sums = 0, bytearray()
     with path.open("rb", buffering=0) as file:
         os.fsync(file.fileno())
@@ -57,7 +57,7 @@ def _sealed(path: Path) -> FileRecord:
 
 
 def map_array(path: Path) -> np.ndarray:
-    """An .npy file of format 1.0, mapped read-only. np.load takes five times as long, and opens the file three times."""
+    """Map an .npy file of format 1.0 read-only. np.load takes five times as long, and opens the file three times."""
     with path.open("rb", buffering=0) as file:
         np.lib.format.read_magic(file)
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
@@ -67,8 +67,8 @@ def map_array(path: Path) -> np.ndarray:
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """An ordinary .npy file. Not np.save: it writes through C's buffers, and where the disk fills up when they are closed, it
-    says nothing, so that a short file would be sealed under a good checksum."""
+    """Write an ordinary .npy file. Not by np.save, which writes through C's buffers: if the disk is full when they are flushed,
+    it raises nothing, and a short file would be sealed under a good checksum."""
     with path.open("wb") as file:
         header = np.lib.format.header_data_from_array_1_0(array)
         np.lib.format.write_array_header_1_0(file, header)
@@ -77,7 +77,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the operating system says while `path` is written becomes a StorageError with the way out."""
+    """Turn an OSError raised while `path` is written into a StorageError that names the way out."""
     try:
         yield
     except OSError as error:
@@ -99,9 +99,9 @@ def sync_file(path: Path) -> None:
 def seal(
     folder: Path, *, known: Callable[[str], FileRecord | None] = lambda name: None, ignore: Collection[str] = ()
 ) -> list[FileRecord]:
-    """Sync every file of `folder` and the folder itself; return their records, by name, those to `ignore` left out.
+    """Sync every file of `folder` and the folder itself; return their records, by name, without those to `ignore`.
 
-    `known(name)` may return the record of a file that was sealed before and cannot have changed; it is not read again.
+    `known(name)` may return the record of a file that was sealed before and cannot have changed; that file is not read again.
     """
     records = []
     for path in sorted(folder.iterdir()):
@@ -116,9 +116,9 @@ def seal(
 
 
 class CheckedFolder:
-    """An immutable folder and its records. Thread-safe: a block is at worst verified twice.
+    """An immutable folder and its records. Thread-safe: at worst a block is verified twice.
 
-    `sealed`: this process has just read all of it for these records, so nothing is read again.
+    sealed: this process has just read the whole folder for these records, so nothing is verified again.
     """
 
     def __init__(
@@ -129,11 +129,11 @@ class CheckedFolder:
         self._repair_command = repair_command
         self._seen: dict[str, np.ndarray] = {}
         if sealed:
-            self._seen = {one.name: np.ones(-(-one.size // one.block), dtype=np.bool_) for one in records}
+            self._seen = {record.name: np.ones(-(-record.size // record.block), dtype=np.bool_) for record in records}
         self._lock = threading.Lock()
 
     def file(self, name: str) -> Path:
-        """The path of a recorded file whose size is right; its bytes are not verified yet."""
+        """Return the path of a recorded file; Damaged unless it has the recorded size. Its bytes are not verified yet."""
         path = self.path / name
         record = self.records.get(name)
         if record is None:
@@ -170,7 +170,7 @@ class CheckedFolder:
         seen[todo] = True
 
     def copy(self, name: str, target: Path) -> Iterator[int]:
-        """Write a file's bytes to a new file and sync it, each block once it matched its sum; yields their lengths."""
+        """Copy a file to a new one and sync that; yield the length of each block, which is written once it matched its sum."""
         record = self.records[name]
         with self.file(name).open("rb", buffering=0) as file, target.open("xb") as copy:
             for number in range(-(-record.size // record.block)):

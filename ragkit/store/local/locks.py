@@ -1,7 +1,7 @@
 """Locks between processes: one writer, any number of readers. flock only; on file systems without it, nothing is promised.
 
-LOCK is held exclusively by the writer. A reader holds a shared lock on every folder its snapshot uses; a folder is
-removed only by whoever can lock it exclusively.
+LOCK is held exclusively by the writer. A reader holds a shared lock on every folder it uses; a folder is
+removed only by a process that can lock it exclusively.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 
 from ragkit.core.errors import IndexLocked, StorageError
 
-DOOMED = ".removed"  # behind the name of a folder that is being removed
+DOOMED = ".removed"  # suffix of a folder that is being removed
 POLL = 0.05  # seconds between two tries for the writer's lock
 
 
 class Pin:
-    """A shared lock on a folder for as long as this object lives."""
+    """Holds a shared lock on a folder as long as this object lives."""
 
     def __init__(self, folder: Path) -> None:
         handle = os.open(folder, os.O_RDONLY)
@@ -32,9 +32,9 @@ class Pin:
 
 
 def remove_unused(folder: Path) -> bool:
-    """Remove a folder that no reader, in this process or another, holds; whether it is gone.
+    """Remove a folder unless a reader, in this process or another, holds it; return whether it is gone.
 
-    It is renamed while locked, so that a reader who comes late finds nothing rather than half of it.
+    It is renamed while locked, so that a late reader finds no folder rather than half of one.
     """
     try:
         handle = os.open(folder, os.O_RDONLY)
@@ -54,16 +54,16 @@ def remove_unused(folder: Path) -> bool:
 
 @contextmanager
 def writer_lock(path: Path, *, timeout: float) -> Iterator[None]:
-    """Hold the writer's lock; IndexLocked after `timeout` seconds names the process that has it."""
+    """Hold the writer's lock. IndexLocked, after `timeout` seconds, names the process that holds it."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise StorageError(
-            f"cannot write to {path.parent}: {error.strerror}. Check that the folder is there and may be written to."
+            f"cannot write to {path.parent}: {error.strerror}. Check that the folder exists and that you may write to it."
         ) from error
     try:
         _acquire(handle, path, time.monotonic() + timeout)
-        with suppress(OSError):  # who holds it is for others' messages; the lock itself needs no disk
+        with suppress(OSError):  # the holder's name is for others' messages; the lock itself needs no disk
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps({"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
         yield

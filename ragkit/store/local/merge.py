@@ -10,11 +10,11 @@ DEAD = 0.5  # share of deleted rows at which a segment is rewritten by the next 
 
 
 def merge_policy(sizes: Sequence[int], *, new: int, dead: Sequence[float]) -> list[int]:
-    """Positions of the segments to rewrite together with `new` bytes of fresh rows, ascending.
+    """Return the positions of the segments to rewrite together with `new` bytes of fresh rows, ascending.
 
-    A log-structured merge: segments fall into tiers by size, each FANOUT times the one below; everything under SMALL is
-    the lowest tier. A tier that would hold FANOUT segments is merged, and what comes of it may fill the next. So n
-    additions leave O(log n) segments, and a row is rewritten O(log n) times. Segments mostly dead go too.
+    A log-structured merge: segments fall into tiers by size, each FANOUT times as large as the last; everything under SMALL is
+    the lowest tier. A tier that would hold FANOUT segments is merged, and the result may fill the next tier. So n additions
+    leave O(log n) segments, and a row is rewritten O(log n) times. Segments that are mostly dead are rewritten, too.
     """
     chosen = {position for position, share in enumerate(dead) if share > DEAD}
     total = new + sum(sizes[position] for position in chosen)

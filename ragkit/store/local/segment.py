@@ -23,8 +23,9 @@ from ragkit.store.vectors.multi_layout import Layout
 
 
 class Segment:
-    """An open segment: `keys` and `documents` (n,) int64, mapped, and a reader per space, all of one `kind` of units. Immutable;
-    held by a shared lock."""
+    """An open segment: `keys` and `documents` (n,) int64, mapped, and a reader per space, all of one `kind` of units.
+
+    Immutable, and held by a shared lock."""
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class Segment:
             return self._multi
 
     def bytes_of(self, space: Space) -> int:
-        """What a space's files take on disk."""
+        """Return the bytes of a space's files on disk."""
         return sum(record.size for name, record in self.folder.records.items() if name.startswith(f"{space}."))
 
     @property
@@ -73,7 +74,7 @@ class Segment:
             return self._dense
 
     def readable(self) -> bool:
-        """Whether every byte that a rewrite reads is as it was written; coarse vectors it makes anew."""
+        """Whether every byte that a rewrite reads is as it was written. It does not read coarse vectors, but makes them anew."""
         try:
             for name in self.folder.records:
                 if COARSE not in name:
@@ -83,7 +84,7 @@ class Segment:
         return True
 
     def verify(self) -> None:
-        """Compare every byte with its checksum, those seen before excepted; Damaged names the file."""
+        """Compare every byte with its checksum, except blocks verified before; Damaged names the file."""
         for name in self.folder.records:
             self.folder.verify(name)
 
@@ -105,7 +106,7 @@ class VectorFormats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Salvaged:
-    """Rows saved of a damaged segment: `keys` and `documents` (n,) int64, and their vectors; see `ragkit.care.repair`."""
+    """Rows saved from a damaged segment: `keys` and `documents` (n,) int64, and their vectors; see `ragkit.care.repair`."""
 
     kind: str
     keys: Ints
@@ -119,4 +120,6 @@ class Salvaged:
 
 
 class SavedRows(Protocol):
+    """Dense rows by position, (m, d) float32."""
+
     def rows(self, positions: npt.NDArray[np.int64]) -> Floats: ...

@@ -2,9 +2,9 @@
 
     sources/<sha256 of the file>       the file's bytes, and nothing else
 
-A copy is named by what is in it: two documents of the same bytes share one, and a copy is whole if its bytes have its name. It
-is written under another name and renamed when it is on the disk, so a name that is there was whole once. Which copies are
-wanted is not decided here: the writer of the index keeps before it commits, and removes what no live document has.
+A copy is named by its content: two documents of the same bytes share a copy, and a copy is whole if its bytes have its name. It
+is written under another name and renamed once it is on the disk, so a copy under its name was whole once. This module does not
+decide which copies are needed: the writer of the index keeps them before it commits, and removes those of no live document.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _UNFINISHED = ".keeping-"
 
 
 def keep(folder: Path, path: Path, digest: str) -> None:
-    """Copy a file into an index; `digest` is its sha256 in hexadecimal. One that is there already stays.
+    """Copy a file into an index, unless a copy is there already; `digest` is its sha256 in hexadecimal.
 
-    LoadError where the file cannot be read or has another digest by now; StorageError where the copy cannot be written.
+    LoadError if the file cannot be read or has another digest by now; StorageError if the copy cannot be written.
     """
     if not _NAME.fullmatch(digest):
         raise ValueError(f"a sha256 in hexadecimal names a copy, got {digest!r}")
@@ -60,14 +60,14 @@ def _write(source: BinaryIO, place: Path, digest: str, path: Path) -> None:
             place.mkdir(exist_ok=True)
             sync_file(place.parent)
         handle, name = tempfile.mkstemp(prefix=_UNFINISHED, dir=place)
-    found = hashlib.sha256()
+    actual = hashlib.sha256()
     try:
         with os.fdopen(handle, "wb") as copy:
             while piece := source.read(_PIECE):
-                found.update(piece)
+                actual.update(piece)
                 with writing(place):
                     copy.write(piece)
-            if found.hexdigest() != digest:
+            if actual.hexdigest() != digest:
                 raise LoadError(f"{path} changed while it was copied")
             with writing(place):
                 copy.flush()
@@ -81,22 +81,25 @@ def _write(source: BinaryIO, place: Path, digest: str, path: Path) -> None:
 
 
 def kept(folder: Path, digest: str) -> Path | None:
-    """The copy of the file with that sha256, read and compared with its name; None where none was kept. Raises Damaged."""
+    """Return the copy of the file with that sha256, once its bytes were compared with its name; None where there is none.
+
+    Damaged where they differ.
+    """
     copy = folder / FOLDER / digest
     if not _NAME.fullmatch(digest) or not copy.is_file():
         return None
     with copy.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != digest:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != digest:
         raise Damaged(
-            f"{copy} is not what was kept: its bytes have the sha256 {found[:12]}… and not its name. "
+            f"{copy} is not what was kept: its bytes have the sha256 {actual[:12]}… and not its name. "
             f"Run: rm {shlex.quote(str(copy))}, and add the document's file again if you have it."
         )
     return copy
 
 
 def damaged(folder: Path) -> Iterator[tuple[Path, str]]:
-    """The copies that are not what was kept, and what is wrong with each. Reads all of them."""
+    """Yield the damaged copies, and what is wrong with each. Reads all copies."""
     place = folder / FOLDER
     for copy in sorted(place.iterdir()) if place.is_dir() else ():
         try:
@@ -106,9 +109,9 @@ def damaged(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def remove_unused(folder: Path, live: Collection[str]) -> int:
-    """Remove the copies of which no sha256 is in `live`, and what a crash left unfinished; how many bytes that gave back.
+    """Remove the copies whose sha256 is not in `live`, and unfinished copies of a crash; return the bytes that this freed.
 
-    For the one writer of the index, while it writes.
+    Only the writer of the index may call this, while it writes.
     """
     place, live, freed = folder / FOLDER, frozenset(live), 0
     if not place.is_dir():
@@ -123,9 +126,9 @@ def remove_unused(folder: Path, live: Collection[str]) -> int:
 
 
 def copy_kept(folder: Path, target: Path, live: Collection[str]) -> int:
-    """Copy what an index keeps of `live` to another index's folder; how many bytes. Raises Damaged.
+    """Copy the source files that an index keeps for `live` to another index's folder; return their bytes. Damaged if one is.
 
-    A copy that a writer removes meanwhile, as its document was deleted, is left out.
+    A copy that a writer removes meanwhile, because its document was deleted, is left out.
     """
     done = 0
     for digest in sorted(live):
