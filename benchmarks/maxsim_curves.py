@@ -160,6 +160,7 @@ class Muvera:
         import faiss
 
         from ragkit import MaxSimIndex
+        from ragkit.core.space import Space
 
         faiss.omp_set_num_threads(1)
         index = MaxSimIndex.open(folder)
@@ -170,7 +171,7 @@ class Muvera:
 
             def search(query: Any, candidates: int = candidates) -> Any:
                 _, found = encodings.search(self._encoded(query, is_query=True)[None], candidates)
-                return snapshot.multi_scores(query, found[0])[0][:K]
+                return snapshot.scores(Space.MULTI, query, found[0])[0][:K]
 
             yield f"{candidates} reranked", search
 

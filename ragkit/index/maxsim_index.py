@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from ragkit.core.arrays import MultiVectors, top_k
 from ragkit.core.errors import NotAnIndex, RecipeMismatch
+from ragkit.core.space import Space
 from ragkit.core.types import Document, Ints
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.local.locks import writer_lock
@@ -259,7 +260,7 @@ class MaxSimIndex:
             return Shares(*maxsim.explain(rows, _items({key: fresh}, self.layout), 0))
         if gone:
             raise KeyError(key)
-        return Shares(*reader.explain_multi(rows, key))
+        return Shares(*reader.matches(Space.MULTI, rows, key))
 
     # Looking inside
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from ragkit.chunk.headers import headed_texts
 from ragkit.core.arrays import unit_rows
+from ragkit.core.space import Space
 from ragkit.core.types import Box, Chunk, Citation, CitedBox, Floats, Ints, Patches, Span
 from ragkit.encode.contract import Encoder, TokenEncoder
 from ragkit.recipe.recipe import Recipe
@@ -70,7 +71,7 @@ def explain_unit(view: View, batch: QueryBatch, queries: QueryVectors, number: i
     multi = (queries.chunks if unit.kind == CHUNK else queries.pages).multi
     assert multi is not None
     vectors = multi[number]
-    winners, shares = view.reader.explain_multi(vectors, key)
+    winners, shares = view.reader.matches(Space.of(unit.kind, "multi"), vectors, key)
     if unit.page is None:
         source = _source(view, unit, row, cited.span)
         return _explain_chunk(view, source, winners, shares, query=text, count=len(vectors), key=key, cited=cited)
@@ -117,7 +118,7 @@ def explain_page(
     """Take the MaxSim score of a page image apart, by cells.
 
         vectors = encoder.encode_query([query]).multi[0]
-        winners, shares = snapshot.explain_multi(vectors, key)                   # in the space of pages
+        winners, shares = reader.matches(Space.PAGE_MULTI, vectors, key)
         patches = the unit's, as its vectors were stored: `encoder.patches(*image.size)`, or what `fewer_patches` made of it
         explain_page(winners, shares, query=query, query_spans=query_spans(encoder, query, count=len(vectors)), patches=patches,
                      key=key, cited=Citation(source, page.span, (page.number,)), page_size=(page.width, page.height))

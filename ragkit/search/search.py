@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from ragkit.core.space import MAXSIM_SPACES, PAGE_SPACES
+from ragkit.core.space import MAXSIM_SPACES, PAGE_SPACES, Space
 from ragkit.core.types import Hit, Hits
 from ragkit.search.explain import explain_unit
 from ragkit.search.explanation import Explanation
@@ -93,7 +93,7 @@ def _reading(view: View, plan: SearchPlan, number: int, why: Why | None) -> Call
             scale=plan.scale,
             first=first,
             explain=None if why is None else partial(why, number),
-            locate=None if multi is None else partial(view.reader.explain_multi, multi[number]),
+            locate=None if multi is None else partial(view.reader.matches, Space.PAGE_MULTI, multi[number]),
         )
 
     return read
@@ -102,7 +102,7 @@ def _reading(view: View, plan: SearchPlan, number: int, why: Why | None) -> Call
 def _maxsim(view: View, queries: QueryVectors, number: int, keys: list[int]) -> dict[int, float]:
     """Return the MaxSim scores of units for a query."""
     assert queries.chunks.multi is not None
-    scored, scores = view.reader.multi_scores(queries.chunks.multi[number], np.array(keys, dtype=np.int64))
+    scored, scores = view.reader.scores(Space.MULTI, queries.chunks.multi[number], np.array(keys, dtype=np.int64))
     return dict(zip(scored.tolist(), scores.tolist(), strict=True))
 
 

@@ -202,11 +202,16 @@ class Reader(CommittedDocuments):
 
     def scores(self, space: Space, query: Floats, keys: Ints) -> Ranked:
         """Return those of the keys (n,) that are visible and have multi-vectors, with their MaxSim scores, best first."""
-        return self.multi_scores(query, keys)
+        parts: list[Ranked] = []
+        for multi, positions in self._multi_positions(space.kind, keys):
+            parts.append((multi.items.keys[positions], multi.scores_of([query], positions)[0]))
+        return _best(parts, len(keys))
 
     def matches(self, space: Space, query: Floats, key: int) -> tuple[Ints, Scores]:
         """Return, per query token, the unit's token that matched best and its share, (q,) each; KeyError if it is not visible."""
-        return self.explain_multi(query, key)
+        for multi, positions in self._multi_positions(space.kind, np.array([key], dtype=np.int64)):
+            return multi.explain(query, int(positions[0]))
+        raise KeyError(key)
 
     def rows(self, space: Space, keys: Iterable[int]) -> dict[int, Floats]:
         """Return the stored dense vectors, (d,) float32 each, of those units of a space that are visible and have one."""
@@ -323,7 +328,7 @@ class Reader(CommittedDocuments):
                 parts.append(part)
         for query, parts, ranked in zip(queries, exact, likely, strict=True):
             if ranked:
-                parts.append(self.multi_scores(query, _best(ranked, depth)[0]))
+                parts.append(self.scores(Space.of(kind, "multi"), query, _best(ranked, depth)[0]))
         return [_best(parts, k) for parts in exact]
 
     def _multi_readers(
@@ -337,26 +342,12 @@ class Reader(CommittedDocuments):
             mask = mask if keys is None else mask & np.isin(segment.keys, keys)
             yield segment.multi, mask if without is None or len(without) == 0 else mask & ~np.isin(segment.keys, without)
 
-    def multi_scores(self, query: Floats, keys: Ints) -> Ranked:
-        """Return those of the keys (n,) that are visible and have multi-vectors, with their MaxSim scores, best first."""
-        parts: list[Ranked] = []
-        for multi, positions in self._multi_positions(keys):
-            parts.append((multi.items.keys[positions], multi.scores_of([query], positions)[0]))
-        return _best(parts, len(keys))
-
-    def explain_multi(self, query: Floats, key: int) -> tuple[Ints, Scores]:
-        """Return, per query token, the unit's token that matched best and its share, (q,) each; KeyError if it is not visible."""
-        for multi, positions in self._multi_positions(np.array([key], dtype=np.int64)):
-            return multi.explain(query, int(positions[0]))
-        raise KeyError(key)
-
-    def _multi_positions(self, keys: Ints) -> Iterator[tuple[MultiReader, Ints]]:
-        """Yield the segments that hold visible rows of some of the keys, and their positions."""
-        for segment, live in zip(self.segments, self._live, strict=True):
-            multi = segment.multi
+    def _multi_positions(self, kind: str, keys: Ints) -> Iterator[tuple[MultiReader, Ints]]:
+        """Yield the segments of a kind that hold visible rows of some of the keys, and their positions."""
+        for segment, live in self._of(kind):
             positions = np.flatnonzero(np.isin(segment.keys, keys) & live)
-            if multi is not None and len(positions):
-                yield multi, positions
+            if len(positions) and segment.multi is not None:
+                yield segment.multi, positions
 
     def known_rows(self, keys: Iterable[int], *, kind: str | None = None) -> dict[int, Floats]:
         """Return the stored dense vectors, (d,) float32 each, of the units, of one kind or all, that are visible and have one."""
