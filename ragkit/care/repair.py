@@ -41,9 +41,9 @@ from ragkit.store.local.store import Store
 from ragkit.store.local.writer import Writer
 from ragkit.store.values import CHUNK, Commit, DocumentRow, Failure, SegmentRow
 from ragkit.store.vectors.multi import COARSE
+from ragkit.store.vectors.rows import HEADER
 
 QUARANTINE = "quarantine"
-HEADER = 128  # bytes before the rows: `ragkit.store.vectors.dense` writes always as many
 VECTORS_LOST = "its vectors were damaged; add it again"
 Embed = Callable[[Writer, Sequence[DocumentRow]], AddReport]
 
