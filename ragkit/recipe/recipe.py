@@ -1,27 +1,29 @@
 """The recipe: everything that decides the vectors, in stages, each with a hash.
 
-An index keeps its recipe from creation on. Opening it with settings that disagree is refused. The
-stages depend on each other from left to right: what changes in one reaches all that follow.
+An index keeps the recipe that it was created with, and refuses to be opened with settings that disagree. A change of one stage
+affects all stages after it:
 
     load  →  chunk  →  encode  →  multi  →  pages  →  store
 
-In goes what the user chose; what was left open is filled in once, when the index is created.
+What the user does not choose is filled in once, when the index is created. This module knows neither models nor stores.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ragkit.core.types import Json
 
 Precision = Literal["int8", "float16", "float32"]  # as in store/vectors/multi_layout.py
 Overflow = Literal["error", "truncate", "window"]
 Which = Literal["all", "auto", "figures"]
 PdfEngine = Literal["auto", "pymupdf", "pypdfium2"]
-# Fields added since the first release, each with the value that means what was so before.
-LATER: dict[str, Any] = {"keep_sources": False, "ocr": "off", "coarse": 0}
+# Fields that came later, each with the value under which an index is as it was before there was the field.
+LATER: Json = {"keep_sources": False, "ocr": "off", "coarse": 0}
 STAGES = ("load", "chunk", "encode", "multi", "pages", "store")
 
 
@@ -33,13 +35,12 @@ class LoadStage(_Stage):
     """How a file becomes a document."""
 
     pdf_engine: PdfEngine = "auto"
-    ocr: str = Field(
-        default="off", pattern=r"^[A-Za-z][A-Za-z0-9_/+]*$"
-    )  # of pages without text: off, auto, or Tesseract's names of languages, "eng+deu"
+    # Of pages without text: off, auto, or Tesseract's names of languages, "eng+deu".
+    ocr: str = Field(default="off", pattern=r"^[A-Za-z][A-Za-z0-9_/+]*$")
 
 
 class ChunkStage(_Stage):
-    """How a document becomes spans. `tokens` and `overlap` are the encoder's own tokens, special ones included."""
+    """How a document becomes chunks. `tokens` and `overlap` count the encoder's own tokens, special ones included."""
 
     chunker: str = "sentences"  # sentences, structure, page, whole; or callable:<module>.<name>
     tokens: int = Field(default=128, ge=8)
@@ -53,14 +54,14 @@ class ChunkStage(_Stage):
 
 
 class EncodeStage(_Stage):
-    """How a span becomes vectors. `dims` is the width after truncation, None for the model's own."""
+    """How a chunk becomes vectors. `dims` is the width after truncation, None for the model's own."""
 
     model: str
     revision: str = ""
     task: str | None = None
     dims: int | None = Field(default=None, ge=1)
     max_tokens: int = Field(ge=8)
-    max_pixels: int | None = Field(default=None, ge=1)  # of an image, for models that see; None for the model's own
+    max_pixels: int | None = Field(default=None, ge=1)  # of an image, for models that take images; None for the model's own
     overflow: Overflow = "error"
     dtype: str = "float32"
     late_chunking: bool = False
@@ -68,8 +69,8 @@ class EncodeStage(_Stage):
 
 
 class MultiStage(_Stage):
-    """Multi-vectors kept beside the dense ones, or `alone` where the model has no others. `dims` of each; `pool` is the factor
-    by which hierarchical clustering makes a unit's tokens fewer, 1 for none."""
+    """Multi-vectors, stored beside the dense vectors, or `alone` if the model makes no dense ones. `dims` is their width.
+    Hierarchical clustering divides a unit's number of vectors by `pool`; 1 keeps all."""
 
     dims: int = Field(ge=1)
     precision: Precision = "int8"
@@ -78,10 +79,13 @@ class MultiStage(_Stage):
 
 
 class PagesStage(_Stage):
-    """Page images, embedded beside the text. which: every page that is not blank; "figures": pages with pictures or drawings;
-    "auto": those, and pages with hardly any text. `dims` of the dense vectors, None for the model's own, where `dense` has any
-    kept; `precision` of the multi-vectors, None for none. `pool` makes a page's patches fewer, by clustering; `background` False
-    keeps one of patches that are alike."""
+    """Page images, embedded beside the text.
+
+    which: "all": every page that is not blank; "figures": pages with pictures or drawings; "auto": those, and pages with hardly
+    any text. `dims` is the width of the dense vectors, None for the model's own, and `dense` whether any are stored. `precision`
+    is that of the multi-vectors, None if none are stored. Clustering divides a page's number of patches by `pool`. `background`
+    False keeps only one of several patches that are alike.
+    """
 
     which: Which = "auto"
     model: str
@@ -98,9 +102,12 @@ class PagesStage(_Stage):
 
 
 class StoreStage(_Stage):
-    """How an index is kept: `recall` is the share of the exact best ten that a compressed search must find; `coarse` how many
-    multi-vectors one more stands for, so that a search scores only likely units exactly, 0 for none; `keep_sources` keeps a copy
-    of every file that was added."""
+    """How an index is stored.
+
+    recall: the share of the exact best ten that a search of compressed vectors must find. coarse: for how many multi-vectors one
+    more is stored that stands for them, so that a search scores only likely units exactly; 0 for none. keep_sources: whether a
+    copy of every added file is stored.
+    """
 
     recall: float = Field(default=0.99, gt=0, le=1)
     coarse: int = Field(default=0, ge=0)
@@ -108,15 +115,14 @@ class StoreStage(_Stage):
 
     @field_validator("coarse")
     @classmethod
-    def _of_two_at_least(cls, coarse: int) -> int:
+    def _is_not_one(cls, coarse: int) -> int:
         if coarse == 1:
             raise ValueError("coarse must be 0, or at least 2 vectors that one stands for, got 1")
         return coarse
 
 
 class Recipe(_Stage):
-    """The stages, `multi` None where no multi-vectors are kept, `pages` None where no page images are. `hashes()` tells what a
-    change reaches."""
+    """All stages. `multi` is None if no multi-vectors are stored, `pages` if no page images are."""
 
     load: LoadStage
     chunk: ChunkStage
@@ -126,19 +132,21 @@ class Recipe(_Stage):
     pages: PagesStage | None = None
 
     def hashes(self) -> dict[str, str]:
-        """sha256 per stage, each over the stage and all before it: equal hashes mean nothing to redo up to there.
+        """Return a sha256 for each stage, over it and all stages before it: equal hashes mean that nothing up to that stage
+        changed.
 
-        Fields that came later are left out while they say what was so before, and change no hash of an index that is there.
+        Fields in LATER are left out while they have the value given there, so the hashes of older indexes stay the same.
         """
         result, running = {}, hashlib.sha256()
         for stage in STAGES:
             if (settings := getattr(self, stage)) is None:  # no multi-vectors, no pages: stages that came later
                 continue
-            told = {name: value for name, value in settings.model_dump().items() if name not in LATER or LATER[name] != value}
-            running.update(json.dumps(told, sort_keys=True).encode() + b"\n")
+            fields = {name: value for name, value in settings.model_dump().items() if name not in LATER or LATER[name] != value}
+            running.update(json.dumps(fields, sort_keys=True).encode() + b"\n")
             result[stage] = running.hexdigest()
         return result
 
     @property
     def hash(self) -> str:
+        """Return the hash over all stages."""
         return self.hashes()["store"]

@@ -13,9 +13,9 @@ from ragkit.search.heat import Relevance
 class Match:
     """A token of the query and the unit's vector that matched it best.
 
-    query_span: the token in the query; query_word: the word it lies in. token: which of the unit's vectors; spans: what it
-    stands for in the document's text, several tokens where they were pooled; word: the words they lie in. share: its part of
-    the score. boxes: of a page's picture, the cells that the vector stands for; none where it is one of the prompt's.
+    share: its part of the score. query_span: the token in the query; query_word: the word that contains it. token: the number of
+    the unit's vector; spans: the tokens of the document's text that the vector stands for, several if they were pooled; word: the
+    words that contain them. boxes: for a page image, the cells that the vector stands for; none for a vector of the prompt.
     """
 
     share: float
@@ -29,9 +29,9 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A unit's MaxSim score, taken apart: one match per token of the query, in the query's order.
+    """A unit's MaxSim score in parts: one match for each token of the query, in the query's order.
 
-    Of a page's picture, `relevance` is the same score taken apart by cells, and the citation's boxes are where most of it is.
+    For a page image, `relevance` divides the same score by cells, and the citation's boxes show where most of it is.
     """
 
     key: int
@@ -41,5 +41,5 @@ class Explanation:
 
     @property
     def score(self) -> float:
-        """The sum of the shares: exactly the score of `mode="multi"`."""
+        """Return the sum of the shares: exactly the score of `mode="multi"`."""
         return math.fsum(match.share for match in self.matches)

@@ -18,7 +18,7 @@ from ragkit import Index, MaxSimIndex, MultiVectors
 from ragkit.core.arrays import unit_rows
 from ragkit.core.errors import Damaged, IndexLocked, NotAnIndex, RecipeMismatch
 from ragkit.core.types import Floats
-from ragkit.index.maxsim_index import MEND, SETTING
+from ragkit.index.maxsim_index import REPAIR, SETTING
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.local import writer
 from ragkit.store.local.store import Store
@@ -198,7 +198,7 @@ def test_misuse_is_told_and_changes_nothing(tmp_path: Path) -> None:
         index.add([1], [item(1)])
         index.commit()
         wrong: list[tuple[Any, Any, str]] = [
-            ([1, 1], [item(1), item(2)], "twice"),
+            ([1, 1], [item(1), item(2)], "1 repeat another"),
             ([1], [item(1), item(2)], "as many"),
             ([1.5], [item(1)], "int64"),
             ([2], [np.zeros((0, DIM), np.float32)], "no vectors"),
@@ -381,7 +381,7 @@ def test_coarse_vectors_are_part_of_the_index(tmp_path: Path) -> None:
         assert index.search(part_of(5))[0][0] == 5
         with pytest.raises(Damaged, match=r"chunk\.multi\.coarse\.npy.*Run: compact\(\), which makes coarse vectors anew"):
             index.search(part_of(5), candidates=10)
-        assert [one.remedy for one in index.verify()] == [MEND]
+        assert [one.remedy for one in index.verify()] == [REPAIR]
         index.compact()
         assert index.verify() == []
         assert index.search(part_of(5), candidates=10)[0][0] == 5
