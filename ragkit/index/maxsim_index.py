@@ -25,7 +25,7 @@ import numpy as np
 from ragkit.core.arrays import MultiVectors, top_k
 from ragkit.core.errors import NotAnIndex, RecipeMismatch
 from ragkit.core.space import Space
-from ragkit.core.types import Document, Ints
+from ragkit.core.types import Array, Document, Floats, Ints, Json
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.local.locks import writer_lock
 from ragkit.store.local.reader import Ranked
@@ -35,7 +35,6 @@ from ragkit.store.values import CHUNK, Commit, Origin, Prepared
 from ragkit.store.vectors import maxsim
 from ragkit.store.vectors.multi_layout import Layout, Precision, Stored
 from ragkit.store.vectors.tiles import Items, Scores
-from ragkit.core.types import Array, Floats, Json
 
 if TYPE_CHECKING:
     from ragkit.care.export import ExportReport

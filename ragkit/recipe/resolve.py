@@ -63,27 +63,32 @@ def new_recipe(settings: Settings, encoder: Encoder, page_encoder: Encoder | Non
 
 
 def merge_settings(old: Recipe, encoder: Encoder, changes: Settings) -> Settings:
-    """Return the settings of a changed recipe: the stored ones, the changes over them. Settings that belong to a model, or to
-    vectors that are given up, go with these."""
-    stored, dropped = stored_settings(old), set[str]()
+    """Return the settings of a changed recipe: the stored ones, replaced by the changes. Settings of a model that is replaced, or
+    of vectors that are given up, are dropped with them."""
+    stored = stored_settings(old)
     if old.pages is not None and old.pages.precision is None:
         stored = replace(stored, page_multi=False)
-    if changes.pages == "none":
-        dropped |= {name for name in table() if name.startswith("page_")}
-    elif changes.page_model not in (None, stored.page_model):
-        dropped |= {"page_dims", "page_multi", "page_pixels"}
+    dropped = _dropped_with_pages(stored, changes)
     if encoder.card.name != old.encode.model:
         dropped |= {"dims", *(name for name, row in table().items() if row.loads)}
     if changes.multi is False:
         dropped |= {"pool"}
-    if changes.page_multi is False:
-        dropped |= {"page_pool", "page_background"}
-    kept = {name: value for name, value in stored.chosen().items() if name not in dropped}
-    merged = Settings(**{**kept, **changes.chosen()})  # type: ignore[arg-type]
+    remaining = {name: value for name, value in stored.chosen().items() if name not in dropped}
+    merged = Settings(**{**remaining, **changes.chosen()})  # type: ignore[arg-type]
     keeps_page_multi = merged.pages not in (None, "none") and merged.page_multi is not False
     if not merged.multi and not keeps_page_multi and changes.coarse is None:
         merged = replace(merged, coarse=None)  # no multi-vectors are left for coarse ones to stand for
     return merged
+
+
+def _dropped_with_pages(stored: Settings, changes: Settings) -> set[str]:
+    """Return the names of settings that a change of the page images, their model or their multi-vectors drops."""
+    dropped = {"page_pool", "page_background"} if changes.page_multi is False else set[str]()
+    if changes.pages == "none":
+        return dropped | {name for name in table() if name.startswith("page_")}
+    if changes.page_model not in (None, stored.page_model):
+        return dropped | {"page_dims", "page_multi", "page_pixels"}
+    return dropped
 
 
 def _or(value: _T | None, default: _T) -> _T:

@@ -10,24 +10,24 @@ Operators: == != > >= < <= in "not in" contains exists ($eq $ne $gt $gte $lt $lt
 operator of a comparison may also be a function of (value, target), value None where missing.
 Fields are keys of the document's metadata (dots reach into nested objects), and source, id, title, mime, lang of the
 document itself; "meta." in front says metadata where both have the name. Four fields more, hit.headings, hit.kind,
-hit.page and hit.page_label, speak of passages:
+hit.page and hit.page_label, are those of passages:
 
     {"hit.headings": {"$contains": "Methods"}, "year": 2024}      passages that stand under the heading, of documents of the year
     {"hit.page": {"$lte": 10}}                                    that begin on one of the first ten pages
     {"hit.kind": "page"}                                          page images, each a hit of its own; or "chunk"
     {"hit.page_label": "iv"}                                      by the printed number, a sheet's name, a minute of subtitles
 
-A page image is on its own page, and under no heading. What a filter means is said in `ragkit.store.filter`.
+A page image is on its own page, and under no heading. `ragkit.store.filter` defines what a filter means.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from ragkit.store.filter import ORDER, UNIT_FIELDS, Comparison, Filter, Logic, fields_of, moment_of
+from ragkit.store.filter import ORDER, UNIT_FIELDS, Comparison, Filter, Logic, Value, fields_of, moment_of
 
-Filters = Mapping[str, Any]
+Filters = Mapping[str, Value]
 
 MONGO = {
     "$eq": "==",
@@ -41,6 +41,7 @@ MONGO = {
     "$contains": "contains",
     "$exists": "exists",
 }
+OPERATORS = ("==", "!=", ">", ">=", "<", "<=", "in", "not in", "contains", "exists")
 LOGIC: dict[str, Literal["and", "or", "not"]] = {"and": "and", "or": "or", "not": "not"}
 MAX_DEPTH = 50
 
@@ -51,9 +52,7 @@ def parse(filters: Filters, *, depth: int = 0) -> Filter:
         raise ValueError(f"filters are nested more than {MAX_DEPTH} deep")
     if not isinstance(filters, Mapping):
         raise ValueError(f"a filter is a mapping, got {type(filters).__name__}: {filters!r}")
-    if "conditions" in filters or (
-        "operator" in filters and "field" not in filters and str(filters["operator"]).upper() in ("AND", "OR", "NOT")
-    ):
+    if _is_logic(filters):
         return _logic(filters, depth)
     if "field" in filters:
         return _comparison(filters)
@@ -61,6 +60,11 @@ def parse(filters: Filters, *, depth: int = 0) -> Filter:
         if not isinstance(name, str):
             raise ValueError(f"the fields of a filter are names, got {name!r}")
     return Logic("and", tuple(_shorthand(name, value, depth) for name, value in filters.items()))
+
+
+def _is_logic(filters: Filters) -> bool:
+    named = "operator" in filters and "field" not in filters and str(filters["operator"]).lower() in LOGIC
+    return named or "conditions" in filters
 
 
 def _logic(filters: Filters, depth: int) -> Filter:
@@ -83,45 +87,61 @@ def _comparison(filters: Filters) -> Filter:
     return _checked(str(filters["operator"]), str(filters["field"]), filters["value"])
 
 
-def _shorthand(name: str, value: Any, depth: int) -> Filter:
-    if name in ("$and", "$or"):
-        if not isinstance(value, Iterable) or isinstance(value, (str, Mapping)):
-            raise ValueError(f"{name} takes a list of filters, got {value!r}")
-        return Logic(LOGIC[name[1:]], tuple(parse(child, depth=depth + 1) for child in value))
-    if name == "$not":
-        return Logic("not", (parse(value, depth=depth + 1),))
+def _shorthand(name: str, value: Value, depth: int) -> Filter:
     if name.startswith("$"):
-        raise ValueError(f"unknown operator {name!r}: use $and, $or, $not, or a field with one of {', '.join(MONGO)}")
+        return _shorthand_logic(name, value, depth)
     if isinstance(value, Mapping) and any(str(key).startswith("$") for key in value):
-        unknown = [key for key in value if key not in MONGO]
-        if unknown:
-            raise ValueError(f"unknown operator {unknown[0]!r} for the field {name!r}: use one of {', '.join(MONGO)}")
-        return Logic("and", tuple(_checked(MONGO[key], name, target) for key, target in value.items()))
+        return _shorthand_comparisons(name, value)
     return _checked("==", name, value)
 
 
-def _checked(op: str, field: str, value: Any) -> Filter:
+def _shorthand_logic(name: str, value: Value, depth: int) -> Filter:
+    if name == "$not":
+        return Logic("not", (parse(value, depth=depth + 1),))
+    if name not in ("$and", "$or"):
+        raise ValueError(f"unknown operator {name!r}: use $and, $or, $not, or a field with one of {', '.join(MONGO)}")
+    if not _is_list(value):
+        raise ValueError(f"{name} takes a list of filters, got {value!r}")
+    return Logic(LOGIC[name[1:]], tuple(parse(child, depth=depth + 1) for child in value))
+
+
+def _shorthand_comparisons(field: str, targets: Mapping[Value, Value]) -> Filter:
+    """Return the filter of a field's operators and their targets, {"$gte": 2020, "$lt": 2024}."""
+    if unknown := [key for key in targets if key not in MONGO]:
+        raise ValueError(f"unknown operator {unknown[0]!r} for the field {field!r}: use one of {', '.join(MONGO)}")
+    return Logic("and", tuple(_checked(MONGO[key], field, target) for key, target in targets.items()))
+
+
+def _checked(operator: str, field: str, target: Value) -> Filter:
     if field.startswith("hit.") and field not in UNIT_FIELDS:
         raise ValueError(
-            f"unknown field {field!r}: of passages there are {', '.join(sorted(UNIT_FIELDS))}; metadata is 'meta.{field}'"
+            f"unknown field {field!r}: the fields of passages are {', '.join(sorted(UNIT_FIELDS))}; metadata is 'meta.{field}'"
         )
-    if op in ("in", "not in") and (not isinstance(value, Iterable) or isinstance(value, (str, Mapping))):
-        raise ValueError(f"{op!r} on {field!r} takes a list of values, got {value!r}")
-    if op in ORDER:
-        if isinstance(value, (list, tuple, set, Mapping)):
-            raise ValueError(f"{op!r} on {field!r} cannot order a {type(value).__name__}: {value!r}")
-        if isinstance(value, str) and moment_of(value) is None:
-            raise ValueError(f"{op!r} on {field!r} orders numbers and ISO 8601 dates, got the text {value!r}")
-    elif op not in ("==", "!=", "in", "not in", "contains", "exists"):
-        raise ValueError(
-            f"unknown operator {op!r} for the field {field!r}: use ==, !=, >, >=, <, <=, in, not in, contains, exists"
-        )
-    return Comparison(op, field, list(value) if op in ("in", "not in") else value)
+    if operator not in OPERATORS:
+        raise ValueError(f"unknown operator {operator!r} for the field {field!r}: use {', '.join(OPERATORS)}")
+    if operator in ("in", "not in"):
+        if not _is_list(target):
+            raise ValueError(f"{operator!r} on {field!r} takes a list of values, got {target!r}")
+        return Comparison(operator, field, list(target))
+    if operator in ORDER:
+        _check_order(operator, field, target)
+    return Comparison(operator, field, target)
+
+
+def _check_order(operator: str, field: str, target: Value) -> None:
+    if isinstance(target, (list, tuple, set, Mapping)):
+        raise ValueError(f"{operator!r} on {field!r} cannot order a {type(target).__name__}: {target!r}")
+    if isinstance(target, str) and moment_of(target) is None:
+        raise ValueError(f"{operator!r} on {field!r} orders numbers and ISO 8601 dates, got the text {target!r}")
+
+
+def _is_list(value: Value) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, (str, Mapping))
 
 
 def parse_for_documents(filters: Filters) -> Filter:
-    """Return a filter of documents; ValueError for one that speaks of passages, too."""
+    """Return a filter of documents; ValueError if it has a field of passages."""
     where = parse(filters)
     if unit_fields := fields_of(where) & UNIT_FIELDS:
-        raise ValueError(f"{', '.join(sorted(unit_fields))} speak of passages: they filter searches, not documents")
+        raise ValueError(f"{', '.join(sorted(unit_fields))} are fields of passages: they filter searches, not documents")
     return where

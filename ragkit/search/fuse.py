@@ -99,12 +99,9 @@ def chunks_on_pages(
     A chunk is on the page that has most of it. accept: only chunks that pass this test.
     """
     texts = {space: found for space, found in ranked.items() if space not in PAGE_SPACES}
-    page_keys = {key for space in PAGE_SPACES if space in ranked for key in ranked[space][0].tolist()}
-    if not texts or not page_keys:
+    pages = _candidate_pages(ranked, reader) if texts else {}
+    if not pages:
         return {}
-    pages: dict[int, list[UnitRow]] = {}
-    for page in reader.known_units(page_keys).values():
-        pages.setdefault(page.document, []).append(page)
     order = [candidate.key for candidate in fuse(texts, parts)]
     chunks = reader.known_units(order)
     best: dict[int, int] = {}
@@ -114,6 +111,15 @@ def chunks_on_pages(
         if page_key is not None and page_key not in best and (accept is None or accept(chunk)):
             best[page_key] = chunk.key
     return best
+
+
+def _candidate_pages(ranked: Mapping[Space, Ranked], reader: Reader) -> dict[int, list[UnitRow]]:
+    """Return the page images among the candidates, by the ids of their documents."""
+    keys = {key for space in PAGE_SPACES if space in ranked for key in ranked[space][0].tolist()}
+    pages: dict[int, list[UnitRow]] = {}
+    for page in reader.known_units(keys).values() if keys else ():
+        pages.setdefault(page.document, []).append(page)
+    return pages
 
 
 def _page_of(chunk: UnitRow, pages: Sequence[UnitRow]) -> int | None:

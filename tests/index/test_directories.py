@@ -338,9 +338,9 @@ def test_filters_on_passages_are_exact_with_those_on_documents(folder: Path) -> 
             few = index.search("otter", 2, mode=mode, filters=filters)
             assert len(few) == min(2, len(expected))
             assert {hit.key for hit in few} <= set(expected)
-    with pytest.raises(ValueError, match="speak of passages"):
+    with pytest.raises(ValueError, match="are fields of passages"):
         list(index.documents({"hit.page": 1}))
-    with pytest.raises(ValueError, match="speak of passages"):
+    with pytest.raises(ValueError, match="are fields of passages"):
         index.delete(filters={"hit.headings": {"$contains": "Methods"}})
     index.close()
 
