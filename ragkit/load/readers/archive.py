@@ -2,7 +2,7 @@
 
 Nothing is unpacked to disk, so no name can lead anywhere; names are still made relative and plain. Bytes are counted
 while they are unpacked, never as the archive declares them, over all that one file holds, archives in archives included.
-Links, devices and hidden files are left out; a name that was there before gets a number, so that both are found.
+Links, devices and hidden files are left out; a second file of the same name gets a number, so that both are found.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def _size(page: Node) -> tuple[float, float]:
 
 @dataclass(slots=True)
 class _Reader:
-    """Walks the body in reading order; each item once, however often it is referred to."""
+    """Walks the body in reading order, and reads each item once, however often it is referred to."""
 
     exported: Node
     sizes: Mapping[int, tuple[float, float]]

@@ -1,7 +1,8 @@
 """HTML: the text a reader sees, without scripts, styles and navigation, with its headings, lists, tables, code and alt texts.
 
-Parsed by Lexbor (selectolax) as browsers do. The tree is walked with a list of our own, so depth costs no stack. Cells of
-a table row are joined by " | ", one that covers several columns or rows stands in each; list items are lines of their own.
+Parsed by Lexbor (selectolax) as browsers do. The tree is walked with a stack of its own, so deep trees do not exhaust Python's.
+Cells of a table row are joined by " | ", and a cell that covers several columns or rows stands in each; list items are lines of
+their own.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ragkit.core.types import Block, Document, Json, Span
-from ragkit.load.builder import REPEATED, SOFT_HYPHEN
+from ragkit.core.types import Document, Json
+from ragkit.load.builder import SOFT_HYPHEN
 from ragkit.load.decode import text_of
 from ragkit.load.limits import Options
-from ragkit.load.records import DEEPEST
+from ragkit.load.readers.html_text import HtmlText, squeeze_spaces
 
 if TYPE_CHECKING:
     from selectolax.lexbor import LexborHTMLParser, LexborNode
@@ -40,13 +40,11 @@ _XML = re.compile(rb"""^\s*<\?xml[^>]+encoding\s*=\s*["']([A-Za-z0-9_.:-]+)""")
 _XHTML = re.compile(r"""\A\s*<\?xml|xmlns\s*=\s*["']http://www\.w3\.org/1999/xhtml""")
 _VOID = "area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr"
 _CLOSED = re.compile(rf"""<(?!(?:{_VOID})[\s/])([A-Za-z][\w:-]*)((?:\s+[\w:.-]+\s*=\s*(?:"[^"<]*"|'[^'<]*'))*)\s*/>""")
-_SPACE = re.compile(r"[ \t\r\n\f]+")
-_CELL = " | "
-_NESTED = 50  # tables deep to which those that lay out are told from others
+_NESTED = 50  # depth of tables down to which those that only lay the page out are recognised
 _COLUMNS, _ROWS = 1000, 65534  # that one cell covers, at most (HTML, 4.9.11)
 _TIGHT = {"br", "li", "tr", "dt", "dd", "td", "th", "thead", "tbody", "tfoot"}  # one line end around them, not a blank line
 _SIMPLE = {"blockquote": "quote", "figcaption": "caption", "caption": "caption"}
-_MAIN = 200  # characters that what a page calls its main part must have, to be taken for it
+_MAIN = 200  # characters above which what a page calls its main part is taken for it
 _META = {
     "author": "author",
     "description": "description",
@@ -79,7 +77,7 @@ def parse(source: str) -> Document:
     tree = LexborHTMLParser(source.replace("\0", "\ufffd"))
     if tree.root is None:
         return Document(text="")
-    page = _Page()
+    page = HtmlText()
     _walk(_main(tree) or tree.body or tree.root, page)
     text, blocks = page.finish()
     heading = next((block.span.of(text) for block in blocks if block.kind == "heading" and block.level == 1), "")
@@ -94,11 +92,7 @@ def _main(tree: LexborHTMLParser) -> LexborNode | None:
 
 def _title(tree: LexborHTMLParser) -> str:
     title = tree.css_first("title")
-    return "" if title is None else _squeezed(title.text() or "")
-
-
-def _squeezed(text: str) -> str:
-    return _SPACE.sub(" ", text).strip()
+    return "" if title is None else squeeze_spaces(title.text() or "")
 
 
 def _meta(tree: LexborHTMLParser) -> Json:
@@ -109,195 +103,13 @@ def _meta(tree: LexborHTMLParser) -> Json:
     for node in tree.css("meta"):
         fields = node.attributes
         name = (fields.get("name") or fields.get("property") or "").lower()
-        content = _squeezed(fields.get("content") or "")
+        content = squeeze_spaces(fields.get("content") or "")
         if name in _META and content:
             meta.setdefault(_META[name], content)
     return meta
 
 
-@dataclass(slots=True)
-class _OpenBlock:
-    """A block whose text is being written."""
-
-    kind: str
-    level: int
-    start: int = -1  # until a word comes
-    end: int = -1  # until it is closed
-
-
-@dataclass(slots=True)
-class _Page:
-    """The text so far, and the blocks. Line ends are owed until the next word comes, so the text ends without blank lines."""
-
-    parts: list[str] = field(default_factory=list)
-    size: int = 0
-    words_end: int = 0  # where the last word ends
-    owed: int = 0  # newlines before the next word
-    space: bool = False  # a space before the next word
-    joint: str = ""  # what stands between two cells
-    blocks: list[_OpenBlock] = field(default_factory=list)
-    open: list[_OpenBlock] = field(default_factory=list)  # outermost first
-    lists: int = 0
-    numbers: list[int | None] = field(
-        default_factory=list
-    )  # of the lists that are open: the last item's, None where they have none
-    label: str = ""  # the number before an item's first word
-    tables: list[bool] = field(default_factory=list)  # of the tables that are open: whether it only lays the page out
-    cells: int = 0  # depth of table cells: blocks within a cell are joined by spaces, so that a row stays a line
-    preformatted: int = 0
-    row: int = 0  # of the table under way, and the column of its next cell
-    column: int = 0
-    cell: tuple[int, int, int, float] = (0, 0, 1, 1)  # the open cell: its first part, letters of its joint, columns, rows
-    above: dict[int, tuple[float, str]] = field(default_factory=dict)  # by column: a cell's text, and the row it ends before
-    spare: int = REPEATED
-
-    @property
-    def in_layout(self) -> bool:
-        """Whether the innermost table only lays the page out, and no cell of another one is open."""
-        return not self.cells and bool(self.tables) and self.tables[-1]
-
-    def break_line(self, lines: int) -> None:
-        if self.cells:
-            self.space = True
-        else:
-            self.owed = max(self.owed, lines)
-
-    def write(self, text: str) -> None:
-        """Write text that has no white space around it."""
-        text, self.label = self.label + text, ""
-        lead = self._lead()
-        self.parts.append(lead)
-        self.size += len(lead)
-        joint = self.joint
-        self.owed, self.space, self.joint = 0, False, ""
-        for block in self.open:
-            if block.start < 0:
-                block.start = self.size
-        self.append(joint + text)
-
-    def _lead(self) -> str:
-        """Return what stands between the last word and the next one."""
-        if not self.size:
-            return ""
-        if self.owed:
-            return "\n" * self.owed
-        return " " if self.space and not self.joint else ""
-
-    def append(self, text: str) -> None:
-        """Write text right after the last piece."""
-        self.parts.append(text)
-        if length := len(text.rstrip()):
-            self.words_end = self.size + length
-        self.size += len(text)
-
-    def words(self, text: str) -> None:
-        """Write text with its white space squeezed."""
-        squeezed = _squeezed(text)
-        if not squeezed:
-            self.space = self.space or bool(text)
-            return
-        self.space = self.space or text[0] in " \t\r\n\f"
-        self.write(squeezed)
-        self.space = text[-1] in " \t\r\n\f"
-
-    def begin_table(self) -> None:
-        self.row = 0
-        self.above.clear()
-
-    def begin_row(self) -> None:
-        self.row, self.column, self.joint = self.row + 1, 0, ""
-
-    def end_row(self) -> None:
-        self.repeat_above()
-        self.end()
-        self.joint = ""
-
-    def begin_cell(self, columns: int, rows: float) -> None:
-        """Open a cell that covers so many columns and rows; `rows` is infinite where it reaches to the table's end."""
-        self.repeat_above()
-        self.joint = self.joint + _CELL if self.column else ""
-        self.cell = len(self.parts), len(self.joint), columns, rows
-        self.cells += 1
-
-    def end_cell(self) -> None:
-        self.cells -= 1
-        self.space = False
-        first, joint, columns, rows = self.cell
-        text = "".join(self.parts[first + 1 :])[joint:] if len(self.parts) > first else ""  # the first part is what leads to it
-        for number in range(columns):
-            self.spare -= len(text) + len(_CELL) if columns > 1 or rows > 1 else 0
-            if self.spare < 0:
-                self.column += columns - number
-                return
-            if rows > 1:
-                self.above[self.column] = self.row + rows, text
-            if number:
-                self._repeat(text)
-            self.column += 1
-
-    def repeat_above(self) -> None:
-        """Write again the cells of the rows above that reach down to the next columns."""
-        while self.above.get(self.column, (0, ""))[0] > self.row:
-            text = self.above[self.column][1]
-            self.spare -= len(text) + len(_CELL)
-            if self.spare < 0:
-                self.above.clear()
-                return
-            self._repeat(text)
-            self.column += 1
-
-    def _repeat(self, text: str) -> None:
-        self.joint = self.joint + _CELL if self.column else ""
-        if text:
-            self.write(text)
-            self.space = False
-
-    def begin(self, kind: str, level: int) -> None:
-        block = _OpenBlock(kind, level)
-        self.blocks.append(block)
-        self.open.append(block)
-
-    def end(self) -> None:
-        self.open.pop().end = self.words_end  # the white space after it may yet be taken back
-
-    def end_code(self) -> None:
-        self._trim()
-        self.end()
-        self.preformatted -= 1
-
-    def _trim(self) -> None:
-        """Take back the white space at the end."""
-        while self.parts and (rest := self.parts[-1].rstrip()) != self.parts[-1]:
-            self.size -= len(self.parts[-1]) - len(rest)
-            self.parts[-1] = rest
-            if not rest:
-                self.parts.pop()
-
-    def end_list(self) -> None:
-        self.end()
-        self.lists -= 1
-        self.numbers.pop()
-
-    def end_item(self) -> None:
-        self.label = ""
-
-    def end_table(self) -> None:
-        self.end()
-        self.tables.pop()
-
-    def end_layout(self) -> None:
-        self.tables.pop()
-
-    def finish(self) -> tuple[str, tuple[Block, ...]]:
-        """Return the text, and the blocks that have words, ordered by start, outer ones first."""
-        blocks = [block for block in self.blocks if 0 <= block.start < block.end]
-        blocks.sort(key=lambda block: block.start)  # stable: an outer block was begun first
-        return "".join(self.parts), tuple(
-            Block(block.kind, Span(block.start, block.end), min(block.level, DEEPEST)) for block in blocks
-        )
-
-
-def _walk(root: LexborNode, page: _Page) -> None:
+def _walk(root: LexborNode, page: HtmlText) -> None:
     """Go through the tree depth first. The stack holds nodes to enter, and what is to be closed after a node's children."""
     stack: list[LexborNode | str] = [root]
     while stack:
@@ -309,7 +121,7 @@ def _walk(root: LexborNode, page: _Page) -> None:
             stack.extend(reversed(list(_children(item))))
 
 
-def _visit(node: LexborNode, page: _Page) -> str | None:
+def _visit(node: LexborNode, page: HtmlText) -> str | None:
     """Write a node's own text, or open it; return what `_leave` must close, or None where its children are not read."""
     tag = node.tag
     if tag == "-text":
@@ -330,7 +142,7 @@ def _children(node: LexborNode) -> Iterator[LexborNode]:
         child = child.next
 
 
-def _text(text: str, page: _Page) -> None:
+def _text(text: str, page: HtmlText) -> None:
     if not page.preformatted:
         page.words(text)
         return
@@ -352,7 +164,7 @@ def _skipped(node: LexborNode, tag: str) -> bool:
     return hidden or (fields.get("role") or "").lower() in _ROLES
 
 
-def _enter(node: LexborNode, tag: str, page: _Page) -> str:
+def _enter(node: LexborNode, tag: str, page: HtmlText) -> str:
     """Open what the element is; return what `_leave` must close."""
     if page.in_layout and tag in ("tr", "td", "th"):
         page.break_line(2)
@@ -365,7 +177,7 @@ def _enter(node: LexborNode, tag: str, page: _Page) -> str:
     return "line" if lines == 1 or page.cells else "lines"  # within a cell everything is the row's text
 
 
-def _break_before(node: LexborNode, tag: str, page: _Page) -> int:
+def _break_before(node: LexborNode, tag: str, page: HtmlText) -> int:
     """Break the line before a block, a <br>, and the first cell of a row; return by how many lines."""
     follows = tag in ("td", "th") and not page.cells and _has_cell_before(node)
     if follows or (tag not in _BLOCKS and tag != "br"):
@@ -375,29 +187,29 @@ def _break_before(node: LexborNode, tag: str, page: _Page) -> int:
     return lines
 
 
-def _open_heading(node: LexborNode, page: _Page) -> str:
+def _open_heading(node: LexborNode, page: HtmlText) -> str:
     page.begin("heading", int((node.tag or "")[1]))
     return "block"
 
 
-def _open_paragraph(_node: LexborNode, page: _Page) -> str:
+def _open_paragraph(_node: LexborNode, page: HtmlText) -> str:
     page.begin("paragraph", page.lists)
     return "block"
 
 
-def _open_simple(node: LexborNode, page: _Page) -> str:
+def _open_simple(node: LexborNode, page: HtmlText) -> str:
     page.begin(_SIMPLE[node.tag or ""], 0)
     return "block"
 
 
-def _open_list(node: LexborNode, page: _Page) -> str:
+def _open_list(node: LexborNode, page: HtmlText) -> str:
     page.begin("list", page.lists)
     page.lists += 1
     page.numbers.append(_integer(node, "start", 1) - 1 if node.tag == "ol" else None)
     return "list"
 
 
-def _open_item(node: LexborNode, page: _Page) -> str:
+def _open_item(node: LexborNode, page: HtmlText) -> str:
     last = page.numbers[-1] if page.numbers else None
     if last is None:
         return "line"
@@ -406,7 +218,7 @@ def _open_item(node: LexborNode, page: _Page) -> str:
     return "item"
 
 
-def _open_table(node: LexborNode, page: _Page) -> str:
+def _open_table(node: LexborNode, page: HtmlText) -> str:
     page.tables.append(_is_layout(node, len(page.tables)))
     if page.tables[-1]:
         return "layout"
@@ -415,24 +227,24 @@ def _open_table(node: LexborNode, page: _Page) -> str:
     return "table"
 
 
-def _open_row(node: LexborNode, page: _Page) -> str:
+def _open_row(node: LexborNode, page: HtmlText) -> str:
     page.begin("row", int(_is_header(node)))
     page.begin_row()
     return "row"
 
 
-def _open_cell(node: LexborNode, page: _Page) -> str:
+def _open_cell(node: LexborNode, page: HtmlText) -> str:
     page.begin_cell(max(_spanned(node, "colspan", _COLUMNS), 1), _spanned(node, "rowspan", _ROWS) or math.inf)
     return "cell"
 
 
-def _open_code(_node: LexborNode, page: _Page) -> str:
+def _open_code(_node: LexborNode, page: HtmlText) -> str:
     page.begin("code", 0)
     page.preformatted += 1
     return "code"
 
 
-_OPENERS: dict[str, Callable[[LexborNode, _Page], str]] = {
+_OPENERS: dict[str, Callable[[LexborNode, HtmlText], str]] = {
     **dict.fromkeys(_HEADINGS, _open_heading),
     **dict.fromkeys(("p", "dt", "dd"), _open_paragraph),
     **dict.fromkeys(_SIMPLE, _open_simple),
@@ -444,18 +256,18 @@ _OPENERS: dict[str, Callable[[LexborNode, _Page], str]] = {
     "pre": _open_code,
 }
 
-_CLOSERS: dict[str, Callable[[_Page], None]] = {
-    "block": _Page.end,
-    "code": _Page.end_code,
-    "list": _Page.end_list,
-    "item": _Page.end_item,
-    "table": _Page.end_table,
-    "layout": _Page.end_layout,
-    "row": _Page.end_row,
+_CLOSERS: dict[str, Callable[[HtmlText], None]] = {
+    "block": HtmlText.end,
+    "code": HtmlText.end_code,
+    "list": HtmlText.end_list,
+    "item": HtmlText.end_item,
+    "table": HtmlText.end_table,
+    "layout": HtmlText.end_layout,
+    "row": HtmlText.end_row,
 }
 
 
-def _leave(what: str, page: _Page) -> None:
+def _leave(what: str, page: HtmlText) -> None:
     """Close what `_enter` opened."""
     if what == "cell":
         page.end_cell()

@@ -78,7 +78,7 @@ def prepare(_engine: str = "") -> None:
         from PIL import Image
     except ImportError:
         raise UnsupportedFormat(str(MissingExtra.of("Pillow", "office", "reading images"))) from None
-    Image.MAX_IMAGE_PIXELS = None  # the limit is ours, and an error instead of a warning
+    Image.MAX_IMAGE_PIXELS = None  # Limits.pixels is checked instead, with an error and not a warning
 
 
 class Frames:

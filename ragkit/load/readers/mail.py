@@ -1,7 +1,7 @@
 """E-mail (.eml, .mbox): each message a Document, each attachment another, read by the loader of its own kind.
 
-A message's text is its subject, who wrote to whom and when, and its body: the plain text, or the HTML where that says nothing;
-then the texts that stand beside the body without a name, such as what is written below a picture.
+A message's text is its subject, who wrote to whom and when, and its body: the plain text, or the HTML where the plain text is
+blank; then the texts beside the body that have no file name, such as what is written below a picture.
 In a mailbox a message is known by its Message-ID, else by its content, so that moving it within the mailbox changes nothing.
 A mailbox is read message by message, so one larger than memory is fine.
 """
@@ -95,8 +95,8 @@ def _messages(file: BinaryIO, limit: int) -> Iterator[bytes | LoadError]:
 
 
 def _begins_message(line: bytes, following: bytes, *, first: bool) -> bool:
-    """Whether a line at the beginning, or after a blank one, begins a message: "From ", and not the first, with a time or before
-    a header, for some programs leave such lines in texts as they are."""
+    """Whether a line at the beginning, or after a blank one, begins a message. Some programs leave lines "From " in texts as they
+    are, so every message but the first needs a time in that line, or a header after it."""
     return line.startswith(b"From ") and bool(first or _TIME.search(line) or _HEADER.match(following))
 
 

@@ -14,7 +14,17 @@ from ragkit.core.errors import EncryptedDocument, LoadError
 from ragkit.core.types import Document, Json
 from ragkit.load.builder import REPEATED, DocumentBuilder, numeral, one_line, squeezed
 from ragkit.load.limits import Options
-from ragkit.load.readers.zip_xml import Element, Package, attribute, child, children, descendants, has_descendant, local
+from ragkit.load.readers.zip_xml import (
+    ENCRYPTED,
+    Element,
+    Package,
+    attribute,
+    child,
+    children,
+    descendants,
+    has_descendant,
+    local,
+)
 
 _PAGE = "\ue000"  # a page break within a text, until it is written
 _A4 = (595.3, 841.9)
@@ -75,7 +85,7 @@ def _read_slides(reader: _Reader, content: Element, size: tuple[float, float], o
 def properties(package: Package) -> Json:
     """Return title, author, dates and language of an OpenDocument package. Raise EncryptedDocument where it is encrypted."""
     if "META-INF/manifest.xml" in package and has_descendant(package.xml("META-INF/manifest.xml"), "encryption-data"):
-        raise EncryptedDocument("it is encrypted; save it without a password")
+        raise EncryptedDocument(ENCRYPTED)
     meta: Json = {}
     if "meta.xml" in package:
         for element in package.xml("meta.xml").iter():

@@ -1,7 +1,8 @@
 """Rich Text Format: its text by striprtf, a paragraph to a line, table rows; title, author and dates from its head.
 
-Striprtf knows neither headings nor footnotes. So where a paragraph has a heading's style or outline level, and around a
-footnote, signs are written into the source that no text has (Unicode's noncharacters), and found again in what it gives.
+Striprtf keeps neither headings nor footnotes. So signs that no text has (Unicode's noncharacters) are written into the source
+before it reads it: where a paragraph has a heading's style or outline level, and around a footnote. They are looked for in its
+result.
 """
 
 from __future__ import annotations

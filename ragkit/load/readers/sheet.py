@@ -19,12 +19,11 @@ from ragkit.core.types import Document, Json
 from ragkit.load.builder import DocumentBuilder, one_line
 from ragkit.load.limits import Options
 from ragkit.load.readers.odf import properties
-from ragkit.load.readers.zip_xml import Package, core_properties
+from ragkit.load.readers.zip_xml import ENCRYPTED, ENCRYPTED_PACKAGE, Package, core_properties
 
 _SIZE = (612.0, 792.0)  # points; a sheet has no size of its own, and citations need none
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _MERGED = 100_000  # cells filled from merged ones, at most
-_ENCRYPTED = "it is encrypted; save it without a password"
 
 Sheet = Any  # python_calamine.CalamineSheet: naming the type would import calamine, which not every installation has
 
@@ -41,8 +40,8 @@ def load(path: Path, options: Options) -> Iterator[Document]:
         package = Package(data, options)
         package.measure()  # the parser in Rust inflates without counting
         meta = properties(package) if "content.xml" in package else core_properties(package)
-    elif "EncryptedPackage".encode("utf-16-le") in data:
-        raise EncryptedDocument(_ENCRYPTED)
+    elif ENCRYPTED_PACKAGE in data:
+        raise EncryptedDocument(ENCRYPTED)
     title = meta.pop("title", "")
     builder = DocumentBuilder(options.limits)
     try:
@@ -54,7 +53,7 @@ def load(path: Path, options: Options) -> Iterator[Document]:
             sheet = workbook.get_sheet_by_index(number - 1)
             _write(builder, _cells(sheet))
     except calamine.PasswordError:
-        raise EncryptedDocument(_ENCRYPTED) from None
+        raise EncryptedDocument(ENCRYPTED) from None
     except calamine.CalamineError as error:
         raise LoadError(f"not a spreadsheet, or damaged: {error}") from None
     yield builder.document(title=title or Path(path.name).stem, meta=meta)

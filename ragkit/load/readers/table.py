@@ -20,7 +20,7 @@ from ragkit.load.decode import text_of
 from ragkit.load.limits import Options
 from ragkit.load.readers.sheet import has_header
 
-_DELIMITERS = "\t;|,"  # of two that cut alike, the first: what has commas besides semicolons has them within its cells
+_DELIMITERS = "\t;|,"  # of two that cut equally well the first: beside semicolons, commas stand within cells
 _SAMPLE = 50  # records looked at
 _EXCEL_LINE = re.compile(r"sep=([^\w \r\n\"])\r?\n", re.IGNORECASE)  # a first line that Excel writes and reads
 

@@ -21,7 +21,8 @@ Element = Any  # lxml.etree._Element: naming the type would import lxml, which n
 
 _PIECE = 1 << 18  # bytes inflated at a time
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
-_ENCRYPTED_PACKAGE = "EncryptedPackage".encode("utf-16-le")
+ENCRYPTED = "it is encrypted; save it without a password"
+ENCRYPTED_PACKAGE = "EncryptedPackage".encode("utf-16-le")
 
 
 class Package:
@@ -29,9 +30,9 @@ class Package:
 
     def __init__(self, data: bytes, options: Options) -> None:
         if data.startswith(_OLE):
-            if _ENCRYPTED_PACKAGE in data:
-                raise EncryptedDocument("it is encrypted; save it without a password")
-            raise UnsupportedFormat("it is in the binary format of before 2007; save it in today's")
+            if ENCRYPTED_PACKAGE in data:
+                raise EncryptedDocument(ENCRYPTED)
+            raise UnsupportedFormat("the binary format from before 2007 is not read; save the file in the format of today")
         try:
             self._zip = zipfile.ZipFile(BytesIO(data))
         except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
