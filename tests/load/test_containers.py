@@ -229,6 +229,12 @@ def test_names_in_a_zip_are_utf8_where_they_can_be(tmp_path: Path) -> None:
     assert told(read(path)) == [("a.zip#Grüße.txt", "words")]
 
 
+def test_source_code_in_an_archive_is_read(tmp_path: Path) -> None:
+    (document,) = read(archived(tmp_path / "a.zip", {"pkg/a.py": b"x = 1\n"}))
+    assert isinstance(document, Document)
+    assert (document.id, document.text, document.meta["language"]) == ("a.zip#pkg/a.py", "x = 1\n", "python")
+
+
 def test_empty_files_in_an_archive_are_skipped_and_told(tmp_path: Path) -> None:
     path = archived(tmp_path / "a.zip", {"pkg/__init__.py": b"", "pkg/a.txt": b"words"})
     assert told(read(path)) == [("UnsupportedFormat", "pkg/__init__.py: it is empty"), ("a.zip#pkg/a.txt", "words")]

@@ -386,6 +386,11 @@ def test_latex_keeps_its_source_and_tells_its_structure() -> None:
     ]
 
 
+def test_a_latex_list_without_items_is_a_list() -> None:
+    document = read("a.tex", "\\begin{itemize}\nwords\n\\end{itemize}\n")
+    assert blocks(document) == [("list", 0, "words")]
+
+
 @pytest.mark.parametrize("extension", ["rst", "adoc", "tex", "csv", "yaml", "vtt"])
 @given(st.text(alphabet=st.sampled_from("=-|*.+:`~ \n\r\t\\{}[]&%,;\"'ab1<>_"), max_size=300))
 def test_any_source_gives_a_lawful_document(extension: str, source: str) -> None:

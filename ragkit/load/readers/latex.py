@@ -142,6 +142,8 @@ def _environment_blocks(text: str, environment: _Environment, end: int) -> Itera
 
 
 def _items(text: str, starts: list[int], end: int) -> Iterator[Block]:
+    if not starts:
+        return
     stops = [*(start - len("\\item") for start in starts[1:]), end]
     for start, stop in zip(starts, stops, strict=True):
         if (item := stripped(text, start, stop)) is not None:

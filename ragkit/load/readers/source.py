@@ -26,7 +26,7 @@ def load(path: Path, options: Options) -> Iterator[Document]:
     data = path.read_bytes()
     named = [match[1].decode("ascii", "replace") for line in data.split(b"\n", 2)[:2] if (match := _CODING.match(line))]
     text = text_of(data, declared=named)
-    kind = format_of(path)
+    kind = format_of(path.name)
     language = kind.language if kind else ""
     blocks = _python(text) if language == "python" else _stanzas(text)
     yield Document(text=text, meta={"language": language} if language else {}, blocks=tuple(blocks))
