@@ -145,17 +145,21 @@ class Pdf:
         places: list[Box] = []
         shown: list[Box] = []  # texts that a picture may yet be drawn over
         for drawn, kind in zip(objects, kinds, strict=True):
-            if kind == raw.FPDF_PAGEOBJ_TEXT and not self._hides(drawn):
+            if self._has_hidden_text(drawn, kind):
+                places.append(self._bounds(drawn))
+            elif kind == raw.FPDF_PAGEOBJ_TEXT:
                 if pictures:
                     shown.append(self._bounds(drawn))
-            elif kind == raw.FPDF_PAGEOBJ_TEXT or (kind == raw.FPDF_PAGEOBJ_FORM and self._form_hides(drawn, depth=3)):
-                places.append(self._bounds(drawn))
             elif shown and self._is_picture(drawn, kind):
-                over = self._bounds(drawn)
-                covered = [box for box in shown if _holds_middle(over, box)]
+                covered, shown = _covered(shown, self._bounds(drawn))
                 places += covered
-                shown = [box for box in shown if box not in covered] if covered else shown
         return places
+
+    def _has_hidden_text(self, drawn: _Fpdf, kind: int) -> bool:
+        """Return whether an object of a page is a text that may not be seen, or a form that holds one."""
+        if kind == self._raw.FPDF_PAGEOBJ_TEXT:
+            return self._hides(drawn)
+        return kind == self._raw.FPDF_PAGEOBJ_FORM and self._form_hides(drawn, depth=3)
 
     def _is_picture(self, drawn: _Fpdf, kind: int) -> bool:
         """Return whether an object of a page is an image, or a form with one."""
@@ -352,10 +356,15 @@ def _texts(text: str, starts: Ints, ends: Ints) -> list[str]:
     return [text[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
-def _holds_middle(outer: Box, inner: Box) -> bool:
-    """Return whether the middle of a box lies in another one."""
-    x0, y0, x1, y1 = outer
-    return x0 < (inner[0] + inner[2]) / 2 < x1 and y0 < (inner[1] + inner[3]) / 2 < y1
+def _covered(boxes: list[Box], over: Box) -> tuple[list[Box], list[Box]]:
+    """Return the boxes whose middle lies in the box `over`, and the others."""
+    x0, y0, x1, y1 = over
+    covered: list[Box] = []
+    others: list[Box] = []
+    for box in boxes:
+        inside = x0 < (box[0] + box[2]) / 2 < x1 and y0 < (box[1] + box[3]) / 2 < y1
+        (covered if inside else others).append(box)
+    return covered, others
 
 
 class _Displayed:
