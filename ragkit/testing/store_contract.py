@@ -325,11 +325,13 @@ def failures_clear_with_the_commit_that_mends_them(open_store: OpenStore) -> Non
     with store.writer(timeout=10) as writer:
         for failure in broken:
             writer.fail(failure)
-        assert writer.reader().failures() == []
+        assert list(writer.reader().failures()) == []
         number = writer.commit("add").number
+        assert list(writer.reader().failures()) == broken
     assert list(store.reader().failures()) == broken
     assert store.reader().commit.number == number
     with store.writer(timeout=10) as writer:
+        assert list(writer.reader().failures()) == broken
         writer.add(prepared("a"))
         writer.forgive(["id:b"])
         assert list(store.reader().failures()) == broken

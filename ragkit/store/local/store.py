@@ -230,7 +230,7 @@ class Store:
                         latest,
                         formats=lambda: VectorFormats(self.recall, self.layouts),
                         reserve=self._reserve,
-                        reader=self._reader_of,
+                        reader=self.reader,
                         on_commit=self._advance,
                     )
                 finally:
@@ -268,10 +268,6 @@ class Store:
         self._ahead = (first + len(prepared), stop)
         return first, 0
 
-    def _reader_of(self, commit: Commit | None) -> Reader:
-        """Open a commit that is known to be the newest; for None, what is intact."""
-        return self.reader(degraded=True) if commit is None else self._current(commit) or self.reader()
-
     def _current(self, commit: Commit) -> Reader | None:
         """Return the commit's reader, where it is this process's own already."""
         reader = self._reader
@@ -288,7 +284,7 @@ class Store:
             if base is not None and base.commit.number == commit.number - 1 and not change.settings:
                 self._reader, self._state = self._after(base, change, commit, live), None
             del base
-        self._sweep(self._reader_of(commit).commit)
+        self._sweep(self.reader().commit)
 
     def _after(self, base: Reader, change: Change, commit: Commit, live: Sequence[Mask]) -> Reader:
         pin = Pin(self.path / "lexical" / commit.lexical) if commit.lexical else None

@@ -106,17 +106,17 @@ class Writer:
         *,
         formats: Callable[[], VectorFormats],
         reserve: Reserve,
-        reader: Callable[[Commit | None], Reader],
+        reader: Callable[..., Reader],
         on_commit: OnCommit,
     ) -> None:
-        """formats: how vectors are written by the recipe of the moment. reserve: gives out ids. reader: opens a commit that is
-        known to be the newest, or, for None, what is intact. on_commit: is told of each commit, but not while mending."""
+        """formats: how vectors are written by the recipe of the moment. reserve: gives out ids. reader: `Store.reader`.
+        on_commit: is called after each commit, but not while mending."""
         self._path = path
         self._catalog = catalog
         self.latest = latest
         self._formats = formats
         self._reserve = reserve
-        self._reader = reader
+        self._open_reader = reader
         self._on_commit = on_commit
         self._staged = Staged()
 
@@ -127,7 +127,7 @@ class Writer:
 
     def reader(self) -> Reader:
         """Return the newest commit, this writer's own included; while mending, what of it is intact."""
-        return self._reader(self.latest)
+        return self._open_reader(degraded=self.mending)
 
     def add(self, prepared: Prepared) -> None:
         """Stage a document. Its commit clears its failure."""
