@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ragkit.core.types import Metadata
+from ragkit.recipe.recipe import Recipe
+from ragkit.store.local.reader import Reader
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,3 +29,26 @@ class Stats:
     page_dense: tuple[Metadata, ...]  # the same of page images
     page_multi: tuple[Metadata, ...]
     failures: int
+
+
+def count(path: Path, reader: Reader, recipe: Recipe) -> Stats:
+    """Return the counts of one commit of the index at `path`."""
+    stored = reader.stats()
+    absent = {"multi" if not recipe.multi else "", "pages" if not recipe.pages else ""}
+    parts = {name: size for name, size in stored.bytes_by_part.items() if name not in absent}
+    return Stats(
+        path=str(path),
+        commit=reader.commit.number,
+        documents=reader.commit.documents,
+        units=reader.commit.units,
+        segments=stored.segments,
+        bytes=sum(parts.values()),
+        bytes_by_part=parts,
+        model=recipe.encode.model,
+        recipe=recipe.model_dump(),
+        dense=stored.dense,
+        multi=stored.multi,
+        page_dense=stored.page_dense,
+        page_multi=stored.page_multi,
+        failures=len(reader.failures()),
+    )

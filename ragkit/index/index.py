@@ -11,18 +11,16 @@ is first needed, and refused if it did not build the index. The methods here are
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-import numpy as np
 from numpy.typing import ArrayLike
 
-from ragkit.care.stats import Stats
-from ragkit.core.errors import NotAnIndex, RecipeMismatch
+from ragkit.care.stats import Stats, count
+from ragkit.core.errors import RecipeMismatch
 from ragkit.core.space import Space
 from ragkit.core.types import AddReport, Citation, Document, Hit, Hits, Page, Span
 from ragkit.encode.cache import EmbeddingCache
@@ -31,38 +29,29 @@ from ragkit.encode.external import PREFIX
 from ragkit.index.retriever import Retriever
 from ragkit.ingest.add import Ingest
 from ragkit.ingest.collect import check_paths, paths_of
-from ragkit.ingest.item import AddOptions, Callback, MetadataOf, Target
+from ragkit.ingest.item import AddKeywords, AddOptions, Callback, MetadataOf, Target
 from ragkit.ingest.prepare import LoadedModels
 from ragkit.ingest.prune import pruned_roots
-from ragkit.load import IGNORE_FILES, Limits
-from ragkit.recipe.create import LOCK_TIMEOUT, create_index, layouts_of, open_catalog, read_recipe
+from ragkit.load import Limits
+from ragkit.recipe.create import LOCK_TIMEOUT, layouts_of, open_or_create
 from ragkit.recipe.models import Machine, Models
 from ragkit.recipe.recipe import Recipe
 from ragkit.recipe.settings import Settings, SettingsKeywords
+from ragkit.search import lookup
 from ragkit.search.cite import citation, cite
-from ragkit.search.explain import explain_unit
 from ragkit.search.filters import Filters
-from ragkit.search.lookup import (
-    StoredDocument,
-    find_document,
-    find_documents,
-    find_unit,
-    list_documents,
-    page_key_of,
-    read_documents,
-)
-from ragkit.search.plan import SearchPlan, check_spaces, make_plan
-from ragkit.search.queries import Query, QueryBatch, is_single_query, parse_queries, parse_query
+from ragkit.search.lookup import StoredDocument
+from ragkit.search.plan import check_spaces
+from ragkit.search.queries import Query
 from ragkit.search.request import SearchKeywords, SearchRequest
-from ragkit.search.search import Explainer, answer, find, stream
+from ragkit.search.searcher import Searcher
 from ragkit.search.similar import Duplicate, near_duplicates, similar
-from ragkit.search.view import View, spaces_of
+from ragkit.search.view import spaces_of
 from ragkit.store.catalog.catalog import Catalog
-from ragkit.store.filter import Versions
 from ragkit.store.local.rewrite import compact
 from ragkit.store.local.store import Store
 from ragkit.store.local.writer import Writer
-from ragkit.store.values import PAGE, DocumentRow, Failure
+from ragkit.store.values import DocumentRow, Failure
 
 if TYPE_CHECKING:
     from ragkit.care.backup import BackupReport
@@ -87,8 +76,7 @@ class Index:
         self._store.device = device if device is not None and device.startswith("cuda") else None
         self._models = models
         self._chunker = chunker
-        self._followed: Mapping[str, Any] | None = None  # the stored recipe that `recipe` was read from
-        self._following = threading.Lock()
+        self._searcher = Searcher(path, self._store, models)
 
     # Opening
 
@@ -125,16 +113,7 @@ class Index:
         texts, pages, chunker = (settings.get(name) for name in ("model", "page_model", "chunker"))
         encoder = None if isinstance(texts, str) else cast(Encoder | None, texts)
         page_encoder = None if isinstance(pages, str) else cast(Encoder | None, pages)
-        catalog = open_catalog(path)
-        if catalog is None:
-            if not create:
-                raise NotAnIndex(f"there is no index at {path}. Make one: ragkit add {path} FILES")
-            catalog = create_index(path, chosen, machine, encoder=encoder, page_encoder=page_encoder)
-        try:
-            recipe = read_recipe(path, catalog, chosen)
-        except BaseException:
-            catalog.close()
-            raise
+        catalog, recipe = open_or_create(path, chosen, machine, encoder=encoder, page_encoder=page_encoder, create=create)
         models = Models(path, catalog, recipe, machine, texts=encoder, pages=page_encoder)
         return cls(path, catalog, models=models, chunker=chunker if callable(chunker) else None)
 
@@ -168,50 +147,30 @@ class Index:
 
     # Adding and deleting
 
-    def add(
-        self,
-        target: Target,
-        *,
-        include: Sequence[str] = (),
-        exclude: Sequence[str] = (),
-        ignore_files: Sequence[str] = IGNORE_FILES,
-        metadata: MetadataOf | None = None,
-        limits: Limits | None = None,
-        password: str | None = None,
-        workers: int = 1,
-        prune: bool = False,
-        progress: Callback | None = None,
-        lock_timeout: float = LOCK_TIMEOUT,
-    ) -> AddReport:
+    def add(self, target: Target, *, lock_timeout: float = LOCK_TIMEOUT, **options: Unpack[AddKeywords]) -> AddReport:
         """Bring documents into the index: a file, a folder, a glob, a list of those, or an iterable of Documents and dicts,
-        which is streamed.
+        which is streamed. Return what became of each.
 
-        What the index already holds, by content hash, is left alone; what changed replaces its former version in one
-        commit. A document that fails leaves its former version in place and is reported. Stopped halfway, the same call
-        does the rest. `include` and `exclude` are glob patterns for folders; `ignore_files` are names of files with rules in
-        the syntax of .gitignore. `metadata` is called with each file's path and returns fields for its documents, over those
-        of the file and of its sidecar ("a.pdf.meta.json"); a change of what is said is an update, without embedding again.
-        `limits` bound each document's parsing; `workers` parse in parallel. `prune` then deletes the documents whose files
-        are gone, beneath the folders and files named in this call and nowhere else; it refuses where a folder came up empty.
+        What the index already holds, by content hash, is left alone; a changed document replaces its former version in one
+        commit. A document that fails leaves its former version in place and is reported. Stopped halfway, the same call does the
+        rest.
+
+        - include, exclude: glob patterns for files in folders; ignore_files: names of files with rules as in .gitignore
+        - metadata: called with each file's path; returns fields for its documents, over those of the file and of its sidecar
+          ("a.pdf.meta.json"). When only these change, nothing is embedded again
+        - limits, password, workers: of reading documents, so many in parallel; progress: called with `Progress`
+        - prune: then delete the documents whose files are gone, beneath the folders and files of this call and nowhere else;
+          refused if a folder came up empty
+
         Raises FileNotFoundError, IndexLocked, FingerprintMismatch; never for one document.
         """
-        options = AddOptions(
-            include=include,
-            exclude=exclude,
-            ignore_files=ignore_files,
-            metadata=metadata,
-            limits=limits or Limits(),
-            password=password,
-            workers=workers,
-            prune=prune,
-            progress=progress,
-        )
+        chosen = AddOptions.of(options)
         check_paths(target)  # before the models are loaded
-        if prune:
+        if chosen.prune:
             pruned_roots(paths_of(target))
         self._models.load()  # before the writer's lock is taken
         with self._store.writer(timeout=lock_timeout) as writer:
-            return self._ingest(writer, options).run(target)
+            return self._ingest(writer, chosen).run(target)
 
     def retry(
         self,
@@ -233,7 +192,7 @@ class Index:
 
     def _ingest(self, writer: Writer, options: AddOptions) -> Ingest:
         if not writer.mending:
-            self._view()  # nobody else changes the recipe while we hold the lock
+            self._searcher.view()  # nobody else changes the recipe while we hold the lock
         models = LoadedModels(self.encoder, self.page_encoder, self._chunker_or_name())
         return Ingest(self._store, writer, self.recipe, models, options=options)
 
@@ -260,16 +219,17 @@ class Index:
 
         ValueError where a name means several documents of several folders.
         """
-        references = [str(reference)] if isinstance(reference, (str, Path)) else [str(one) for one in reference]
+        names = [str(reference)] if isinstance(reference, (str, Path)) else [str(name) for name in reference]
         with self._store.writer(timeout=lock_timeout) as writer:
-            reader = writer.reader()
-            ids = {row.id for name in references for row in find_documents(reader, name) or reader.find([name], by="file")}
+            view = self._searcher.view()
+            find = view.reader.find
+            ids = {row.id for name in names for row in lookup.find_documents(view.reader, name) or find([name], by="file")}
             if filters is not None:
-                ids |= {row.id for row in list_documents(reader, filters)}
-            failures = self._store.reader().failures()
-            writer.forgive(failure.identity for failure in failures if {failure.identity, failure.source} & set(references))
+                ids |= {row.id for row in lookup.list_documents(view.reader, filters)}
+            failures = view.reader.failures()
+            writer.forgive(failure.identity for failure in failures if {failure.identity, failure.source} & set(names))
             writer.delete(ids)
-            del reader  # it would hold back what the commit retires
+            del view, find  # they would hold back what the commit retires
             writer.commit("delete", recipe_hash=self.recipe.hash)
             if ids:
                 self._store.remove_copies()
@@ -301,7 +261,7 @@ class Index:
 
         chunker = changes.get("chunker")
         with self._store.writer(timeout=lock_timeout) as writer:
-            self._view()
+            self._searcher.view()
             plan = plan_migration(self._models, self._catalog, changes)
             same_chunks = plan.old.chunk == plan.new.chunk and not callable(chunker)
             report = migrate(
@@ -315,7 +275,7 @@ class Index:
         if report.done == "nothing":
             return report
         self._chunker = chunker if callable(chunker) else self._chunker
-        self._view()
+        self._searcher.view()
         self._models.replace(plan.encoder, plan.page_encoder)
         return replace(report, to_parse=sum(row.mime in reparse_mimes(plan.old, plan.new) for row in self.documents()))
 
@@ -330,27 +290,13 @@ class Index:
         Raises ValueError for options that do not fit, TypeError for a list of queries (see `search_many`), Damaged,
         FingerprintMismatch.
         """
-        if not is_single_query(query):
-            raise TypeError("search takes one query; for a list of queries use search_many")
-        request = SearchRequest.of(k, options)
-        batch = self._batch([query], request)
-        assert batch is not None  # one query, and phrasings of its form
-        return self._answer(batch, request, None if vector is None else cast(ArrayLike, [vector]))[0]
+        return self._searcher.search(query, SearchRequest.of(k, options), vector)
 
     def search_many(
         self, queries: Iterable[Query], k: int = 10, *, vectors: ArrayLike | None = None, **options: Unpack[SearchKeywords]
     ) -> list[Hits]:
         """Return the k best hits for each of several queries, as `search` does for one, embedded together. vectors: (q, d)."""
-        asked, request = list(queries), SearchRequest.of(k, options)
-        if request.phrasings:
-            raise ValueError("phrasings are of one query: search once for each")
-        rows = [None] * len(asked) if vectors is None else list(np.asarray(vectors))
-        if len(rows) != len(asked):
-            raise ValueError(f"{len(asked)} queries need as many vectors, got {len(rows)}")
-        batch = self._batch(asked, request)
-        if batch is None:  # texts and pictures cannot be embedded together
-            return [self.search(query, k, vector=row, **options) for query, row in zip(asked, rows, strict=True)]
-        return self._answer(batch, request, vectors)
+        return self._searcher.search_many(queries, SearchRequest.of(k, options), vectors)
 
     def stream(self, query: Query, k: int = 1000, **options: Unpack[SearchKeywords]) -> Iterator[Hit]:
         """Yield the hits of `search(query, k, ...)` one by one, read as they are taken, for a caller who stops early.
@@ -358,12 +304,7 @@ class Index:
         All are of the commit at the time of the call, which is searched at once. ValueError for options that need all hits:
         phrasings, rerank, diversity, degraded.
         """
-        request = SearchRequest.of(k, options)
-        if request.refines or request.degraded:
-            raise ValueError("phrasings, rerank, diversity and degraded need all hits at once: use search")
-        batch = parse_query(query)
-        view, plan = self._plan(batch, request)
-        return stream(view, plan, why=self._explainer(batch, plan))
+        return self._searcher.stream(query, SearchRequest.of(k, options))
 
     async def asearch(self, query: Query, k: int = 10, **options: Any) -> Hits:
         """`search` in a thread, so that an event loop goes on meanwhile."""
@@ -375,22 +316,20 @@ class Index:
 
     def search_within(self, row: DocumentRow, query: Query, k: int = 10, *, mode: str = "hybrid") -> list[Hit]:
         """Return the k best hits in one document, by its row from `documents()` or `find()`: names may be shared."""
-        batch = parse_query(query)
-        view, plan = self._plan(batch, SearchRequest(k=k, mode=mode))
-        return find(view, plan, k=k, where=Versions(frozenset([row.id])), why=self._explainer(batch, plan))[0]
+        return self._searcher.search_within(row, query, SearchRequest(k=k, mode=mode))
 
     def similar(self, reference: str | int, k: int = 10, *, filters: Filters | None = None, dims: int | None = None) -> list[Hit]:
         """Return the documents most like one in the index, each by its best unit; the document itself is left out.
 
         `reference` is a source or id, compared by the mean direction of its units, or the key of one unit.
         """
-        return similar(self._view(), reference, k, filters=filters, dims=dims)
+        return similar(self._searcher.view(), reference, k, filters=filters, dims=dims)
 
     def near_duplicates(self, threshold: float = 0.95) -> Iterator[Duplicate]:
         """Yield every pair of units with a cosine of at least `threshold`, exact, by the keys of the pair."""
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold must be above 0 and at most 1, got {threshold}")
-        return near_duplicates(self._view(), threshold)
+        return near_duplicates(self._searcher.view(), threshold)
 
     def as_retriever(self, k: int = 10, **options: Unpack[SearchKeywords]) -> Retriever:
         """Return the index with its search options fixed, for an application to call."""
@@ -404,79 +343,39 @@ class Index:
 
         ValueError for an index without such multi-vectors, or a unit that is gone.
         """
-        unit, _ = find_unit(self.path, self._store.reader(), key)
-        if unit.kind == PAGE and Space.PAGE_MULTI not in self._view().spaces:
-            raise ValueError(
-                "the model that saw the pages of this index keeps no multi-vectors of them, so nothing can be explained"
-            )
-        batch = parse_query(query)
-        view, plan = self._plan(batch, SearchRequest(mode=Space.of(unit.kind, "multi")))
-        return explain_unit(view, batch, plan.queries, 0, key)
+        return self._searcher.explain(query, key)
 
     @property
     def spaces(self) -> tuple[Space, ...]:
         """The spaces this index can be searched in: "chunk.dense", "chunk.lexical", "chunk.multi", "page.dense", "page.multi"."""
         return spaces_of(self.recipe)
 
-    def _batch(self, queries: Sequence[Query], request: SearchRequest) -> QueryBatch | None:
-        """Return the queries and the phrasings as one batch; None for queries of several forms."""
-        if request.phrasings and not isinstance(queries[0], str):
-            raise ValueError("phrasings are of one query, a text")
-        return parse_queries([*queries, *request.phrasings])
-
-    def _answer(self, batch: QueryBatch, request: SearchRequest, vectors: ArrayLike | None) -> list[Hits]:
-        view, plan = self._plan(batch, request, vectors)
-        return answer(view, plan, batch, why=self._explainer(batch, plan))
-
-    def _plan(self, batch: QueryBatch, request: SearchRequest, vectors: ArrayLike | None = None) -> tuple[View, SearchPlan]:
-        """Return one commit, and the queries embedded by the models that its vectors are of, should those change meanwhile."""
-        while True:
-            view = self._view(degraded=request.degraded)
-            plan = make_plan(request, batch, view, vectors=vectors)
-            if view.recipe is self.recipe:
-                return view, plan
-
-    def _explainer(self, batch: QueryBatch, plan: SearchPlan) -> Explainer:
-        return Explainer(self._view, batch, plan.queries)
-
-    def _view(self, *, degraded: bool = False) -> View:
-        """Return the newest commit. If it changed the recipe, the index goes by the new one from here on."""
-        reader = self._store.reader(degraded=degraded)
-        with self._following:
-            if reader.recipe != self._followed:
-                recipe = Recipe.model_validate(reader.recipe)
-                if recipe != self.recipe:
-                    self._store.recall, self._store.layouts = recipe.store.recall, layouts_of(recipe)
-                    self._models.follow(recipe)
-                self._followed = reader.recipe
-            return View(self.path, reader, self.recipe, self._models)
-
     # Looking inside
 
     def documents(self, filters: Filters | None = None) -> Iterator[DocumentRow]:
         """Yield the documents, or those that match a filter, oldest version first, without their texts."""
-        return list_documents(self._view().reader, filters)
+        return lookup.list_documents(self._searcher.view().reader, filters)
 
     def stored(self, filters: Filters | None = None) -> Iterator[StoredDocument]:
         """Yield the documents, or those that match a filter, with their texts and vectors, all of one commit."""
-        return read_documents(self._view(), filters)
+        return lookup.read_documents(self._searcher.view(), filters)
 
     def document(self, reference: str) -> Document:
         """Return a document whole, by source, id or path. ValueError if there is none."""
         reader = self._store.reader()
-        return reader.document(find_document(self.path, reader, reference))
+        return reader.document(lookup.find_document(self.path, reader, reference))
 
     def unit(self, key: int) -> tuple[DocumentRow, Citation]:
         """Return the document and citation of a unit by its key, as a hit carries it. ValueError if it is gone."""
         reader = self._store.reader()
-        unit, row = find_unit(self.path, reader, key)
+        unit, row = lookup.find_unit(self.path, reader, key)
         return row, citation(reader, row, unit)
 
     def page_key(self, key: int) -> int | None:
         """Return the page that a unit is on, by their keys: itself, or the page that has most of a chunk. `explain` tells where
         on it a query matches. None if the index has no multi-vectors of that page."""
         reader = self._store.reader()
-        return page_key_of(reader, *find_unit(self.path, reader, key), self.spaces)
+        return lookup.page_key_of(reader, *lookup.find_unit(self.path, reader, key), self.spaces)
 
     def pages(self, row: DocumentRow) -> list[Page]:
         """Return the pages of a document, with words and boxes."""
@@ -561,23 +460,4 @@ class Index:
 
     def stats(self) -> Stats:
         """Counts, bytes on disk by part, the recipe, and per segment the structure and its measured recall."""
-        reader = self._store.reader()
-        stored = reader.stats()
-        absent = {"multi" if not self.recipe.multi else "", "pages" if not self.recipe.pages else ""}
-        parts = {name: size for name, size in stored.bytes_by_part.items() if name not in absent}
-        return Stats(
-            path=str(self.path),
-            commit=reader.commit.number,
-            documents=reader.commit.documents,
-            units=reader.commit.units,
-            segments=stored.segments,
-            bytes=sum(parts.values()),
-            bytes_by_part=parts,
-            model=self.recipe.encode.model,
-            recipe=self.recipe.model_dump(),
-            dense=stored.dense,
-            multi=stored.multi,
-            page_dense=stored.page_dense,
-            page_multi=stored.page_multi,
-            failures=len(reader.failures()),
-        )
+        return count(self.path, self._store.reader(), self.recipe)

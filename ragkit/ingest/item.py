@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypedDict
 
 from ragkit.core.types import Chunk, Document, Floats, Metadata, Progress
 from ragkit.load import IGNORE_FILES, Limits, Source, file_hash, format_of
@@ -79,6 +80,20 @@ class Candidate:
         return self.state is None or not self.state.digest
 
 
+class AddKeywords(TypedDict, total=False):
+    """The keywords of `Index.add`: the fields of `AddOptions`."""
+
+    include: Sequence[str]
+    exclude: Sequence[str]
+    ignore_files: Sequence[str]
+    metadata: MetadataOf | None
+    limits: Limits | None
+    password: str | None
+    workers: int
+    prune: bool
+    progress: Callback | None
+
+
 @dataclass(frozen=True, slots=True)
 class AddOptions:
     """How to add, beyond the recipe: what `Index.add` takes."""
@@ -92,6 +107,14 @@ class AddOptions:
     workers: int = 1
     prune: bool = False
     progress: Callback | None = None
+
+    @classmethod
+    def of(cls, keywords: AddKeywords) -> AddOptions:
+        """Build the options from keywords. TypeError names an unknown one."""
+        if unknown := [name for name in keywords if name not in AddKeywords.__annotations__]:
+            raise TypeError(f"{unknown[0]!r} is not an option of add; the options are {', '.join(AddKeywords.__annotations__)}")
+        values: dict[str, Any] = {**keywords, "limits": keywords.get("limits") or Limits()}
+        return cls(**values)
 
 
 def file_stamp(path: Path) -> tuple[int, ...]:

@@ -25,6 +25,26 @@ LOCK_TIMEOUT = 10.0  # seconds
 OURS = {"segments", "lexical", "LOCK", "catalog.db", "catalog.db-wal", "catalog.db-shm", "catalog.db-journal"}
 
 
+def open_or_create(
+    path: Path, settings: Settings, machine: Machine, *, encoder: Encoder | None, page_encoder: Encoder | None, create: bool
+) -> tuple[Catalog, Recipe]:
+    """Open the catalog of the index at `path`, made if there is none and `create`, and read its recipe.
+
+    encoder, page_encoder: those that the caller has loaded. Raises NotAnIndex, RecipeMismatch, and ValueError for settings that
+    do not fit.
+    """
+    catalog = open_catalog(path)
+    if catalog is None:
+        if not create:
+            raise NotAnIndex(f"there is no index at {path}. Make one: ragkit add {path} FILES")
+        catalog = create_index(path, settings, machine, encoder=encoder, page_encoder=page_encoder)
+    try:
+        return catalog, read_recipe(path, catalog, settings)
+    except BaseException:
+        catalog.close()
+        raise
+
+
 def open_catalog(path: Path) -> Catalog | None:
     """Open the catalog of the index at `path`; None if there is no index yet. Raises NotAnIndex if `path` is a file."""
     if path.exists() and not path.is_dir():

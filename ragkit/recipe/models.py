@@ -80,7 +80,7 @@ class Models:
         return self._ready(slot, stage)
 
     def load(self) -> None:
-        """Load and check the encoders of texts and of page images, so that an error of theirs is raised now."""
+        """Load and check the encoders now. Raises FingerprintMismatch if one did not build the index."""
         _ = self.texts, self.pages
 
     def follow(self, recipe: Recipe) -> None:
