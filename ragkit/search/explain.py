@@ -4,7 +4,7 @@
     for match in explanation.matches:
         print(f"{match.share:.3f}", match.query_word, "→", match.word)      # the shares sum to the score exactly
 
-Of a page that was found by its picture, the vectors are patches: a match has the boxes of its cells in place of words, and
+For a page that was found by its image, the vectors are patches: a match has the boxes of its cells in place of words, and
 `explanation.relevance` is the page's map for `ragkit.search.heat.heat_png`.
 
 A stored vector is a token, or the mean of several where the recipe pools them. Vectors are matched to characters by the
@@ -37,7 +37,7 @@ from ragkit.search.view import View
 from ragkit.store.values import CHUNK, DocumentRow, UnitRow
 from ragkit.store.vectors.pool import token_clusters
 
-# Of a picture whose encoder does not tell where its vectors look: one cell that none stands for.
+# For an image whose encoder does not say which patch a vector stands for: one cell without a vector.
 Patchless = Patches(Box(0.0, 0.0, 1.0, 1.0), np.full((1, 1), -1, dtype=np.int64))
 Spans = list[tuple[Span, ...]]  # of each vector, the tokens it stands for; none where they are not known
 
@@ -96,11 +96,12 @@ def _explain_chunk(
     unit_words = _unit_spans(view.encoder, view.recipe, source)
     matches = []
     for at, (winner, share) in enumerate(zip(winners.tolist(), shares.tolist(), strict=True)):
-        asked = query_words[at][0] if query_words and query_words[at] else None
+        query_span = query_words[at][0] if query_words and query_words[at] else None
         tokens = unit_words[winner] if winner < len(unit_words) else ()
         words = " ".join(dict.fromkeys(_word(source.whole, token) for token in tokens))
         spans = tuple(place for token in tokens if (place := source.place(token)) is not None)
-        matches.append(Match(share, "" if asked is None else _word(query, asked), asked, winner, spans, words))
+        query_word = "" if query_span is None else _word(query, query_span)
+        matches.append(Match(share, query_word, query_span, winner, spans, words))
     return Explanation(key, cited, tuple(matches))
 
 
@@ -137,16 +138,16 @@ def explain_page(
         mine = query_spans[at][0] if query_spans and query_spans[at] else None
         boxes = tuple(on_page(box) for box in vector_boxes(patches, winner))
         matches.append(Match(share, "" if mine is None else _word(query, mine), mine, winner, (), "", boxes))
-    found = relevance(winners, shares, patches)
-    return Explanation(key, replace(cited, boxes=page_evidence(found, number, page_size)), tuple(matches), found)
+    parts = relevance(winners, shares, patches)
+    return Explanation(key, replace(cited, boxes=page_evidence(parts, number, page_size)), tuple(matches), parts)
 
 
-def page_evidence(found: Relevance, number: int, size: tuple[float, float]) -> tuple[CitedBox, ...]:
+def page_evidence(parts: Relevance, number: int, size: tuple[float, float]) -> tuple[CitedBox, ...]:
     """Return the few boxes on page `number`, of that width and height in points, that have most of a score; or none."""
     width, height = size
     return tuple(
         CitedBox(number, Box(box.x0 * width, box.y0 * height, box.x1 * width, box.y1 * height), width, height)
-        for box, _ in evidence_boxes(found)
+        for box, _ in evidence_boxes(parts)
     )
 
 
@@ -167,9 +168,9 @@ def query_spans(encoder: Encoder, query: str, *, count: int) -> Spans:
     """Return what each of the query's `count` vectors stands for in it, nothing for those of an instruction; empty if that is not
     known."""
     reader: Any = encoder
-    if hasattr(reader, "query_tokens"):  # a `QueryReader`, or a cache in front of one, which isinstance does not see
-        told = reader.query_tokens(query).tolist()
-        return [(Span(start, end),) if end > start else () for start, end in told] if len(told) == count else []
+    if hasattr(reader, "query_tokens"):  # optional, see `Encoder`; isinstance does not see it through a cache
+        tokens = reader.query_tokens(query).tolist()
+        return [(Span(start, end),) if end > start else () for start, end in tokens] if len(tokens) == count else []
     spans: Spans = [(Span(start, end),) for start, end in encoder.token_spans(query).tolist()]
     cut = len(spans) > count and int(encoder.count_tokens([query])[0]) > encoder.card.max_tokens
     return spans[:count] if cut or len(spans) == count else []
