@@ -108,30 +108,30 @@ def can_draw(row: DocumentRow) -> bool:
 
 
 def page_png(
-    index: Index, found: Evidence, *, page: int, dpi: int = 110, password: str | None = None, mark: Mark = "all"
+    index: Index, shown: Evidence, *, page: int, dpi: int = 110, password: str | None = None, mark: Mark = "all"
 ) -> bytes:
     """Return a page of the document as PNG, with the boxes of its citations over the heat map, if it was found by its image.
 
     mark: both of them, only one, or none. ValueError for mark="heat" if the page has no heat map.
     """
-    if mark == "heat" and page not in found.heat:
+    if mark == "heat" and page not in shown.heat:
         raise ValueError(
-            f"nothing found page {page} of {found.row.source} by its picture, so there is no map of it. Ask with a question, of "
-            "an index with page images that keep multi-vectors"
+            f"nothing found page {page} of {shown.row.source} by its image, so there is no heat map. Ask with a question, of an "
+            "index with page images that keep multi-vectors"
         )
     try:
         from PIL import Image
     except ImportError as error:
         raise MissingExtra.of("Pillow", "pdf", "drawing the evidence") from error
-    path, name = _file(index, found.row)
+    path, name = _file(index, shown.row)
     with Parser(limits=Limits(), pdf_engine=index.recipe.load.pdf_engine, password=password) as parser:
-        png = parser.render(path, page, dpi=dpi, count=len(index.pages(found.row)) or None, name=name)
+        png = parser.render(path, page, dpi=dpi, count=len(index.pages(shown.row)) or None, name=name)
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    heated = page in found.heat and mark in ("all", "heat")
+    heated = page in shown.heat and mark in ("all", "heat")
     if heated:
-        image = heat_map(image, found.heat[page])
+        image = heat_map(image, shown.heat[page])
     if mark in ("all", "boxes"):
-        boxes = [box.relative for citation in found.citations for box in citation.boxes if box.page == page]
+        boxes = [box.relative for citation in shown.citations for box in citation.boxes if box.page == page]
         image = _with_boxes(image, boxes, filled=not heated)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

@@ -157,35 +157,35 @@ def show(
     from ragkit.apps.show import evidence, page_png
 
     with open_index(index, create=False) as library:
-        found = evidence(library, reference, query=_query(query, image) if query or image else None, k=k)
-        number = _page_to_draw(library, found, page)
+        shown = evidence(library, reference, query=_query(query, image) if query or image else None, k=k)
+        number = _page_to_draw(library, shown, page)
         path = None
         if number is not None:
-            path = output or Path(f"{Path(found.row.source).name}-p{number}.png")
-            path.write_bytes(page_png(library, found, page=number, dpi=dpi, password=password))
+            path = output or Path(f"{Path(shown.row.source).name}-p{number}.png")
+            path.write_bytes(page_png(library, shown, page=number, dpi=dpi, password=password))
     if as_json:
         from ragkit.search.hit_json import citation_fields
 
-        citations = [citation_fields(citation) for citation in found.citations]
+        citations = [citation_fields(citation) for citation in shown.citations]
         print_json({"png": None if path is None else str(path), "citations": citations})
         return
-    _print_citations(found)
+    _print_citations(shown)
     if number is not None:
-        print(f"wrote {path}: {found.row.source}, p. {number}, {found.boxes_on(number)} boxes")
+        print(f"wrote {path}: {shown.row.source}, p. {number}, {shown.boxes_on(number)} boxes")
 
 
-def _page_to_draw(library: Index, found: Evidence, page: int | None) -> int | None:
+def _page_to_draw(library: Index, shown: Evidence, page: int | None) -> int | None:
     """Return the number of the page that was named, or of the first one with evidence; None if no page can be drawn."""
     from ragkit.apps.show import can_draw
 
-    number = page or next(iter(found.pages), None)
-    return number if number is not None and can_draw(found.row) and library.pages(found.row) else None
+    number = page or next(iter(shown.pages), None)
+    return number if number is not None and can_draw(shown.row) and library.pages(shown.row) else None
 
 
-def _print_citations(found: Evidence) -> None:
-    if not found.citations:
-        say(f"nothing in {found.row.source} is found by this question: the index has no passage or page image of it")
-    for citation, text in zip(found.citations, found.texts, strict=True):
+def _print_citations(shown: Evidence) -> None:
+    if not shown.citations:
+        say(f"nothing in {shown.row.source} is found by this question: the index has no passage or page image of it")
+    for citation, text in zip(shown.citations, shown.texts, strict=True):
         print(f"{citation}: {_shortened(text)}")
 
 

@@ -141,10 +141,10 @@ def _row(row: DocumentRow) -> Json:
 
 
 @router.post("/v1/documents", status_code=202, responses={202: {"model": JobFields}, **RESPONSES}, response_class=JsonAnswer)
-async def add(asked: AddRequest, service: Serving, key: Asker) -> JsonAnswer:
+async def add(body: AddRequest, service: Serving, key: Asker) -> JsonAnswer:
     """Add documents, or new versions of those with the same id. The answer is a job."""
-    jobs = _jobs(service, asked.index, key)
-    records = [record.model_dump() for record in asked.documents]
+    jobs = _jobs(service, body.index, key)
+    records = [record.model_dump() for record in body.documents]
     job = await asyncio.to_thread(jobs.submit_records, records)
     return JsonAnswer(job.fields(), status_code=202)
 
@@ -307,14 +307,14 @@ class PageRequest(BaseModel):
 
 
 @router.post("/v1/pages/{reference:path}.png", responses=PNG, response_class=Response)
-async def page_for(reference: str, asked: PageRequest, service: Serving, key: Asker) -> Response:
+async def page_for(reference: str, body: PageRequest, service: Serving, key: Asker) -> Response:
     """Return the same for a query that is a picture, or a text with one. It changes nothing."""
-    _, index = service.index(asked.index, key)
-    files = {} if isinstance(asked.query, str) else await fetched(urls_of([asked.query]), service.fetcher, service.limits)
+    _, index = service.index(body.index, key)
+    files = {} if isinstance(body.query, str) else await fetched(urls_of([body.query]), service.fetcher, service.limits)
 
     def draw() -> bytes:  # the picture is decoded here, too: in one of a few threads
-        query = query_of(asked.query, files, service.limits)
-        return marked_page(index, reference, key, page=asked.page, query=query, k=asked.k, dpi=asked.dpi, mark=asked.mark)
+        query = query_of(body.query, files, service.limits)
+        return marked_page(index, reference, key, page=body.page, query=query, k=body.k, dpi=body.dpi, mark=body.mark)
 
     return Response(await service.run(draw), media_type="image/png")
 
@@ -332,27 +332,27 @@ def marked_page(
 ) -> bytes:
     """Return a page as PNG. Problem 404 for what does not exist, or not for this key; 409 if the file of the page is gone or was
     changed; ValueError for a query that the index cannot answer."""
-    found = _evidence(index, reference, key)
+    shown = _evidence(index, reference, key)
     if query is not None:
-        found = evidence(index, reference, query=query, k=k)
-    numbers = [each.number for each in index.pages(found.row)]
-    with_evidence = (*(found.heat if mark == "heat" else ()), *found.pages)
+        shown = evidence(index, reference, query=query, k=k)
+    numbers = [each.number for each in index.pages(shown.row)]
+    with_evidence = (*(shown.heat if mark == "heat" else ()), *shown.pages)
     number = page or next(iter(with_evidence), None)
     if number is None or number not in numbers:
-        raise Problem(404, f"{found.row.source} has no such page: it has {len(numbers)}")
+        raise Problem(404, f"{shown.row.source} has no such page: it has {len(numbers)}")
     try:
-        return page_png(index, found, page=number, dpi=dpi, mark=mark)
+        return page_png(index, shown, page=number, dpi=dpi, mark=mark)
     except StorageError as error:
-        raise Problem(409, f"the file of {found.row.source} is not there, or is not what was indexed") from error
+        raise Problem(409, f"the file of {shown.row.source} is not there, or is not what was indexed") from error
 
 
 def _evidence(index: Index, reference: str, key: Key | None) -> Evidence:
     """Return the evidence that a hit's key or a document's id names, if the key sees the document. Problem 404."""
     problem = Problem(404, f"there is nothing to show by {reference[:200]!r}")
     try:
-        found = evidence(index, reference)
+        shown = evidence(index, reference)
     except ValueError as error:
         raise problem from error
-    if not (reference.isdecimal() or found.row.source == reference) or not sees(index, found.row, key):
+    if not (reference.isdecimal() or shown.row.source == reference) or not sees(index, shown.row, key):
         raise problem
-    return found
+    return shown

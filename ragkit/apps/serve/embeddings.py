@@ -92,48 +92,48 @@ class Models(BaseModel):
 
 
 @router.post("/v1/embeddings", responses={200: {"model": EmbeddingResponse}, **RESPONSES}, response_class=JsonAnswer)
-async def embed(request: Request, asked: EmbeddingRequest, service: Serving) -> JsonAnswer:
+async def embed(request: Request, body: EmbeddingRequest, service: Serving) -> JsonAnswer:
     """Return texts and images as vectors, in the order of the inputs."""
-    batcher = service.batcher(asked.model)
+    batcher = service.batcher(body.model)
     encoder, limits = batcher.encoder, service.limits
-    inputs = listed(asked.input, limits=limits)
-    _check(asked, encoder.card)
-    if "" in inputs and dialect_of(request.headers, asked.model_fields_set) == "openai":
+    inputs = listed(body.input, limits=limits)
+    _check(body, encoder.card)
+    if "" in inputs and dialect_of(request.headers, body.model_fields_set) == "openai":
         raise Problem(422, "an input is the empty string", field="input")
     with batcher.admitted(), refusals():
-        kind = _kind(asked, encoder, inputs)
+        kind = _kind(body, encoder, inputs)
         files = await fetched(urls_of(inputs), service.fetcher, limits)
-        truncate = bool(asked.truncate)
+        truncate = bool(body.truncate)
         prepared = await batcher.tokenised(
             lambda: prepare(inputs, files, encoder, task=kind.task, limits=limits, truncate=truncate or kind.late)
         )
         with service.spans.within("encode", model=encoder.card.name, inputs=len(inputs)):
             encoding = await batcher.encode(prepared.items, prepared.work, kind=kind)
-        return await asyncio.to_thread(_answer, asked, encoder, prepared, encoding)
+        return await asyncio.to_thread(_answer, body, encoder, prepared, encoding)
 
 
-def _check(asked: EmbeddingRequest, card: EncoderCard) -> None:
+def _check(body: EmbeddingRequest, card: EncoderCard) -> None:
     """Refuse what the model cannot give, and fields that exclude each other: Problem 422."""
-    if asked.return_multivector:
-        _check_multivector(asked, card)
-    elif asked.return_tokenized_input:
+    if body.return_multivector:
+        _check_multivector(body, card)
+    elif body.return_tokenized_input:
         raise Problem(422, "return_tokenized_input needs return_multivector", field="return_tokenized_input")
     elif not card.dims:
         raise Problem(422, f"{card.name} has multi-vectors only: ask with return_multivector", field="return_multivector")
-    if asked.dimensions is not None and asked.dimensions > card.dims:
-        raise Problem(422, f"dimensions is from 1 to {card.dims} for {card.name}, got {asked.dimensions}", field="dimensions")
+    if body.dimensions is not None and body.dimensions > card.dims:
+        raise Problem(422, f"dimensions is from 1 to {card.dims} for {card.name}, got {body.dimensions}", field="dimensions")
 
 
-def _check_multivector(asked: EmbeddingRequest, card: EncoderCard) -> None:
+def _check_multivector(body: EmbeddingRequest, card: EncoderCard) -> None:
     if not card.multi_dims:
         raise Problem(422, f"{card.name} has no multi-vectors", field="return_multivector")
-    if asked.dimensions is not None:
+    if body.dimensions is not None:
         raise Problem(422, "dimensions are of dense vectors: leave them out with return_multivector", field="dimensions")
-    if asked.normalized is False:
+    if body.normalized is False:
         raise Problem(
             422, "the vectors of a multi-vector have unit length: leave normalized out, or say true", field="normalized"
         )
-    if asked.late_chunking:
+    if body.late_chunking:
         raise Problem(422, "late_chunking makes dense vectors: leave return_multivector out", field="late_chunking")
 
 
@@ -143,11 +143,11 @@ def default_task(card: EncoderCard) -> str:
     return full_task(task, card, role="document")
 
 
-def _kind(asked: EmbeddingRequest, encoder: Encoder, inputs: Sequence[Given]) -> Kind:
+def _kind(body: EmbeddingRequest, encoder: Encoder, inputs: Sequence[Given]) -> Kind:
     card = encoder.card
-    task = default_task(card) if asked.task is None else full_task(asked.task, card, role=None)
-    if not asked.late_chunking:
-        return Kind(task, bool(asked.truncate))
+    task = default_task(card) if body.task is None else full_task(body.task, card, role=None)
+    if not body.late_chunking:
+        return Kind(task, bool(body.truncate))
     if reason := why_not_late(encoder):
         raise Problem(400, reason, field="late_chunking")
     if not all(isinstance(item, str) or (isinstance(item, InputItem) and item.picture is None) for item in inputs):
@@ -155,40 +155,40 @@ def _kind(asked: EmbeddingRequest, encoder: Encoder, inputs: Sequence[Given]) ->
     return Kind(task, late=True)
 
 
-def _answer(asked: EmbeddingRequest, encoder: Encoder, prepared: Prepared, encoding: Encoding) -> JsonAnswer:
+def _answer(body: EmbeddingRequest, encoder: Encoder, prepared: Prepared, encoding: Encoding) -> JsonAnswer:
     """Return the formatted answer. Call this on a thread: formatting a large answer would block the event loop."""
-    if asked.return_multivector:
-        data = [_multi_item(asked, encoder, prepared, encoding, i) for i in range(len(prepared.items))]
+    if body.return_multivector:
+        data = [_multi_item(body, encoder, prepared, encoding, i) for i in range(len(prepared.items))]
     else:
-        rows = _rows(asked, encoder, encoding)
-        data = [{"object": "embedding", "index": i, "embedding": formatted(row, asked.formats)} for i, row in enumerate(rows)]
+        rows = _rows(body, encoder, encoding)
+        data = [{"object": "embedding", "index": i, "embedding": formatted(row, body.formats)} for i, row in enumerate(rows)]
     total = sum(prepared.tokens)
     usage = {"prompt_tokens": total, "total_tokens": total}
     if prepared.image_tokens:
         usage["image_tokens"] = prepared.image_tokens
-    return JsonAnswer({"object": "list", "model": asked.model, "data": data, "usage": usage})
+    return JsonAnswer({"object": "list", "model": body.model, "data": data, "usage": usage})
 
 
-def _rows(asked: EmbeddingRequest, encoder: Encoder, encoding: Encoding) -> Floats:
+def _rows(body: EmbeddingRequest, encoder: Encoder, encoding: Encoding) -> Floats:
     """Return (n, d) unit rows, or, if the request says `normalized: false`, the vectors as the model pooled them."""
     rows = encoding.dense
     assert rows is not None
-    if asked.normalized is not False:
-        return rows if asked.dimensions is None else truncate_dims(rows, asked.dimensions)
+    if body.normalized is not False:
+        return rows if body.dimensions is None else truncate_dims(rows, body.dimensions)
     if encoding.lengths is None:
         raise Problem(
             422, f"{encoder.card.name} gives vectors of unit length: leave normalized out, or say true", field="normalized"
         )
     whole = rows * encoding.lengths[:, None]
-    return whole if asked.dimensions is None else whole[:, : asked.dimensions]
+    return whole if body.dimensions is None else whole[:, : body.dimensions]
 
 
-def _multi_item(asked: EmbeddingRequest, encoder: Encoder, prepared: Prepared, encoding: Encoding, i: int) -> Json:
+def _multi_item(body: EmbeddingRequest, encoder: Encoder, prepared: Prepared, encoding: Encoding, i: int) -> Json:
     assert encoding.multi is not None
     rows = encoding.multi[i]
-    item = {"object": "embeddings", "index": i, "embeddings": formatted_rows(rows, asked.formats)}
+    item = {"object": "embeddings", "index": i, "embeddings": formatted_rows(rows, body.formats)}
     text = prepared.texts[i]
-    if asked.return_tokenized_input and text is not None and prepared.items[i] is text:
+    if body.return_tokenized_input and text is not None and prepared.items[i] is text:
         words = [text[start:end] for start, end in encoder.token_spans(text).tolist()]
         before = max(0, len(rows) - len(words))  # vectors of the prompt or of special tokens: no characters of the text
         item["tokenized_input"] = [*[""] * before, *words][: len(rows)]

@@ -55,19 +55,19 @@ class RerankResponse(BaseModel):
 
 
 @router.post("/v1/rerank", responses={200: {"model": RerankResponse}, **RESPONSES}, response_class=JsonAnswer)
-async def rerank(asked: RerankRequest, service: Serving) -> JsonAnswer:
+async def rerank(body: RerankRequest, service: Serving) -> JsonAnswer:
     """Return the documents, best first; equal scores keep their order."""
-    texts = [document if isinstance(document, str) else document.text for document in asked.documents]
+    texts = [document if isinstance(document, str) else document.text for document in body.documents]
     if len(texts) > service.limits.inputs:
         raise Problem(400, f"{len(texts)} documents are over this server's {service.limits.inputs}", field="documents")
-    model = asked.model or next(iter([*service.rerankers, *service.models]), "")
+    model = body.model or next(iter([*service.rerankers, *service.models]), "")
     if model in service.rerankers:
-        scores, tokens = await service.run(_by_cross_encoder, service.rerankers[model], asked.query, texts), 0
+        scores, tokens = await service.run(_by_cross_encoder, service.rerankers[model], body.query, texts), 0
     else:
-        scores, tokens = await _by_vectors(service, service.batcher(model), asked.query, texts)
-    order = sorted(range(len(texts)), key=lambda i: (-scores[i], i))[: asked.top_n]
+        scores, tokens = await _by_vectors(service, service.batcher(model), body.query, texts)
+    order = sorted(range(len(texts)), key=lambda i: (-scores[i], i))[: body.top_n]
     results: list[Json] = [{"index": i, "relevance_score": scores[i]} for i in order]
-    if asked.return_documents is not False:
+    if body.return_documents is not False:
         results = [result | {"document": {"text": texts[result["index"]]}} for result in results]
     return JsonAnswer({"model": model, "results": results, "usage": {"total_tokens": tokens}})
 
