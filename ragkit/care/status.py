@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,13 +83,17 @@ def lines(status: Status, index: Path) -> Iterator[str]:
     if status.failures:
         yield from _failure_lines(status, index)
     if status.partly:
-        yield f"partly     {len(status.partly)} documents have pages that could not be read"
-        yield from (f"  {source}" for source in status.partly[:SHOWN])
+        yield from _listed(f"partly     {len(status.partly)} documents have pages that could not be read", status.partly)
     if status.gone:
-        yield f"gone       {len(status.gone)} documents without files; to delete them, run: ragkit add --prune {index} FOLDER"
-        yield from (f"  {source}" for source in status.gone[:SHOWN])
+        title = f"gone       {len(status.gone)} documents without files; to delete them, run: ragkit add --prune {index} FOLDER"
+        yield from _listed(title, status.gone)
     if not (status.failures or status.partly or status.gone):
         yield "nothing failed, and every file is where it was"
+
+
+def _listed(title: str, sources: Sequence[str]) -> Iterator[str]:
+    yield title
+    yield from (f"  {source}" for source in sources[:SHOWN])
 
 
 def _count_line(title: str, counts: Mapping[str, int]) -> str:

@@ -114,12 +114,17 @@ def stored_pages(reader: Reader, row: DocumentRow, pages: Sequence[Page]) -> Pag
         dense, multi = reader.rows_of(ids, kind=PAGE).get(row.id), reader.multi_of(ids, kind=PAGE).get(row.id)
     except Damaged:  # the pages are seen anew; `ragkit verify` reports the damage
         return None
-    by_number = {page.number: page for page in pages}
-    embedded = tuple(by_number[unit.page] for unit in units if unit.page in by_number)
+    embedded = _pages_of(units, pages)
     counts = {len(embedded), *(len(vectors) for vectors in (dense, multi) if vectors is not None)}
     if not units or counts != {len(units)} or (dense is None and multi is None):
         return None
     return PageVectors(embedded, tuple(unit.patches for unit in units), dense, tuple(multi or ()))
+
+
+def _pages_of(units: Sequence[UnitRow], pages: Sequence[Page]) -> tuple[Page, ...]:
+    """Return the pages of page units, in their order, those left out that are not among `pages`."""
+    by_number = {page.number: page for page in pages}
+    return tuple(by_number[unit.page] for unit in units if unit.page in by_number)
 
 
 def page_units(reader: Reader, row: DocumentRow) -> list[UnitRow]:
