@@ -19,7 +19,6 @@ from ragkit.store.catalog.database import in_batches
 from ragkit.store.catalog.documents import CommittedDocuments
 from ragkit.store.filter import Filter, passage_test
 from ragkit.store.local.columns import FieldColumns
-from ragkit.store.local.locks import Pin
 from ragkit.store.local.segment import Segment
 from ragkit.store.values import CHUNK, PAGE, Change, Commit, DocumentRow, Failure, StoreStats, UnitRow
 from ragkit.store.vectors.lexical import LexicalReader
@@ -48,10 +47,9 @@ class Reader(CommittedDocuments):
         columns: FieldColumns,
         commit: Commit,
         segments: Sequence[Segment],
+        *,
         lexical: LexicalReader | None,
-        lexical_pin: Pin | None,
         deleted: Ints,
-        missing: Sequence[str] = (),
         recipe: Mapping[str, Any] | None = None,
         live: Sequence[Mask] | None = None,
     ) -> None:
@@ -63,9 +61,8 @@ class Reader(CommittedDocuments):
         self.recipe = recipe  # what made its vectors
         self.segments = tuple(segments)
         self.lexical = lexical  # None in an index without documents, and where it is damaged and the reader is degraded
-        self.missing = tuple(missing)  # what a degraded reader leaves out
+        self.missing: tuple[str, ...] = ()  # what a degraded reader leaves out
         self.deleted = deleted  # document versions, ascending
-        self._lexical_pin = lexical_pin
         self._live = [~np.isin(segment.documents, deleted) for segment in segments] if live is None else list(live)
         self._failures: FailureRows = ()
         self._narrowed: tuple[Filter, Ints] | None = None  # the filter of the last search, and what it came to
@@ -102,7 +99,6 @@ class Reader(CommittedDocuments):
         live: Sequence[Mask],
         fresh: Sequence[Segment],
         lexical: LexicalReader | None,
-        pin: Pin | None,
     ) -> Reader:
         """Return the next commit: this one and what `change` did, reading nothing from the catalog. live: see `live_without`."""
         kept = [pair for pair in zip(self.segments, live, strict=True) if pair[0].row.id not in change.retired_segments]
@@ -115,7 +111,6 @@ class Reader(CommittedDocuments):
             commit,
             segments,
             lexical=lexical,
-            lexical_pin=pin,
             deleted=deleted,
             recipe=self.recipe,
             live=masks,

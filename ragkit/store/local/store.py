@@ -127,7 +127,6 @@ class Store:
         known = {segment.row.id: segment for segment in self._reader.segments} if self._reader else {}
         rows = self.catalog.segments(commit.number)
         try:
-            pin = Pin(self.path / "lexical" / commit.lexical) if commit.lexical else None
             segments = [known.get(row.id) or self._open_segment(row) for row in rows]
             deleted = self.catalog.deleted_documents(commit.number)
             lexical = self._open_lexical(commit, self.catalog.files(commit.lexical)) if commit.lexical else None
@@ -140,7 +139,6 @@ class Store:
                 commit,
                 segments,
                 lexical=lexical,
-                lexical_pin=pin,
                 deleted=deleted,
                 recipe=recipe,
             )
@@ -175,11 +173,10 @@ class Store:
                 segments.append(segment)
             except (StorageError, OSError) as error:
                 missing.append(f"segment {row.id}, {row.rows} vectors: {error}")
-        lexical, pin = None, None
+        lexical = None
         try:
             folder = self.path / "lexical" / commit.lexical
-            pin = Pin(folder)
-            lexical = LexicalReader(CheckedFolder(folder, self.catalog.files(commit.lexical)))
+            lexical = LexicalReader(CheckedFolder(folder, self.catalog.files(commit.lexical)), pin=Pin(folder))
         except (StorageError, OSError) as error:
             missing.append(f"the lexical index: {error}")
         deleted, doubtful = self.catalog.deleted_or_damaged(commit.number)
@@ -192,17 +189,18 @@ class Store:
             commit,
             segments,
             lexical=lexical,
-            lexical_pin=pin,
             deleted=deleted,
-            missing=missing,
             recipe=recipe,
         )
+        fresh.missing = tuple(missing)
         if not missing and (lost := fresh.lost):
             fresh.missing = (lost,)
         return fresh
 
     def _open_lexical(self, commit: Commit, records: Sequence[FileRecord]) -> LexicalReader:
-        return LexicalReader(CheckedFolder(self.path / "lexical" / commit.lexical, records, repair_command=self.repair_command))
+        folder = self.path / "lexical" / commit.lexical
+        pin = Pin(folder)  # before it is read
+        return LexicalReader(CheckedFolder(folder, records, repair_command=self.repair_command), pin=pin)
 
     def _open_segment(self, row: SegmentRow, sealed: Sequence[FileRecord] | None = None) -> Segment:
         """`sealed`: the records of one that was just written."""
@@ -287,10 +285,9 @@ class Store:
         self._sweep(self.reader().commit)
 
     def _after(self, base: Reader, change: Change, commit: Commit, live: Sequence[Mask]) -> Reader:
-        pin = Pin(self.path / "lexical" / commit.lexical) if commit.lexical else None
         fresh = [self._open_segment(row, files) for row, files in sorted(change.segments, key=lambda pair: pair[0].id)]
         lexical = self._open_lexical(commit, change.lexical_files) if commit.lexical else None
-        return base.after(change, commit, live=live, fresh=fresh, lexical=lexical, pin=pin)
+        return base.after(change, commit, live=live, fresh=fresh, lexical=lexical)
 
     def _sweep(self, latest: Commit) -> None:
         """Remove what the latest commit does not see and nobody reads. For the writer alone."""

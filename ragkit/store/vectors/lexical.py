@@ -159,8 +159,10 @@ def _guarded(folder: Path) -> Iterator[None]:
 class LexicalReader:
     """A generation, opened: it keeps what it sees when newer ones are written and this one is removed. Thread-safe."""
 
-    def __init__(self, folder: CheckedFolder) -> None:
+    def __init__(self, folder: CheckedFolder, *, pin: object = None) -> None:
+        """pin: what keeps the folder on the disk; held for as long as this reader lives."""
         self._path = folder.path
+        self._pin = pin
         for name in sorted(folder.records):
             folder.verify(name)
         with _guarded(folder.path):
