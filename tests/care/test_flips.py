@@ -264,5 +264,5 @@ def test_a_damaged_index_of_the_settings_is_made_anew(closed: Path) -> None:
 def test_a_document_whose_row_is_gone_is_damage_and_no_answer(closed: Path) -> None:
     with closing(sqlite3.connect(closed / "catalog.db")) as catalog, catalog:
         assert catalog.execute("DELETE FROM documents WHERE source = 'long'").rowcount == 1
-    with Index.open(closed) as index, pytest.raises(Damaged, match="no document"):
+    with Index.open(closed) as index, pytest.raises(Damaged, match="no unit"):
         index.search("sentence of a longer text")

@@ -108,7 +108,7 @@ def interrupted(folder: Path, path: Path, name: str, *, step: float) -> int:
             assert_whole(path / "library", None if name == "migrate" and code == 0 else before)  # migrated, the chunks are others
         else:
             assert refused_or_equal(path / "library", before), (turn, said)
-        if code == 0 or (count and "is there already" in said):  # stopped once all was written
+        if code == 0 or (count and "exists and is not empty" in said):  # stopped once all was written
             break
         assert code in (INTERRUPTED, -signal.SIGTERM, -signal.SIGINT), (turn, code, said)  # the last two before it is at work
         if code == INTERRUPTED:

@@ -153,7 +153,7 @@ def test_a_mount_that_is_lost_while_the_index_is_open(tmp_path: Path) -> None:
             index.search("fish")
             subprocess.run(["umount", "-l", str(disk)], check=True)
             for change in (lambda: index.add([record("bread", "Changed.")]), lambda: index.delete("bread"), index.compact):
-                with pytest.raises(StorageError, match=r"cannot write to .*Check that the folder is there"):
+                with pytest.raises(StorageError, match=r"cannot write to .*Check that the folder exists"):
                     change()
             with pytest.raises(StorageError):
                 index.backup(tmp_path / "backup")
