@@ -306,11 +306,11 @@ class Index:
         """
         return self._searcher.stream(query, SearchRequest.of(k, options))
 
-    async def asearch(self, query: Query, k: int = 10, **options: Any) -> Hits:
+    async def asearch(self, query: Query, k: int = 10, **options: Unpack[SearchKeywords]) -> Hits:
         """`search` in a thread, so that an event loop goes on meanwhile."""
         return await asyncio.to_thread(self.search, query, k, **options)
 
-    async def aadd(self, target: Target, **options: Any) -> AddReport:
+    async def aadd(self, target: Target, **options: Unpack[AddKeywords]) -> AddReport:
         """`add` in a thread. Cancelling the task does not stop the thread; what it commits stays."""
         return await asyncio.to_thread(self.add, target, **options)
 

@@ -30,7 +30,7 @@ from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.local.locks import writer_lock
 from ragkit.store.local.reader import Ranked
 from ragkit.store.local.rewrite import compact
-from ragkit.store.local.store import Store
+from ragkit.store.local.store import INDEX_FILES, Store
 from ragkit.store.values import CHUNK, Commit, Origin, Prepared
 from ragkit.store.vectors import maxsim
 from ragkit.store.vectors.multi_layout import Layout, Precision, Stored
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 LOCK_TIMEOUT = 10.0  # seconds
 SETTING = "maxsim"  # the catalog's setting that distinguishes such an index from one of documents
-INDEX_FILES = {"segments", "lexical", "LOCK", "catalog.db", "catalog.db-wal", "catalog.db-shm", "catalog.db-journal"}
 REPAIR = "compact(), which makes coarse vectors anew; what else is damaged, restore from a backup, or add it again"
 IDENTITY = "key:"  # before a key, it is the identity of its row of the table of documents
 NO_DOCUMENT = Document(text="", mime="")

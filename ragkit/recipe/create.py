@@ -16,13 +16,11 @@ from ragkit.recipe.resolve import new_recipe
 from ragkit.recipe.settings import Settings, disagreements, migrate_command
 from ragkit.store.catalog.catalog import Catalog
 from ragkit.store.local.locks import writer_lock
-from ragkit.store.local.store import Store
+from ragkit.store.local.store import INDEX_FILES, Store
 from ragkit.store.values import CHUNK, PAGE
 from ragkit.store.vectors.multi_layout import Layout
 
 LOCK_TIMEOUT = 10.0  # seconds
-# What may lie in the folder of an index whose creation was interrupted.
-OURS = {"segments", "lexical", "LOCK", "catalog.db", "catalog.db-wal", "catalog.db-shm", "catalog.db-journal"}
 
 
 def open_or_create(
@@ -65,7 +63,7 @@ def create_index(
 
     Raises NotAnIndex if the folder holds something else, ValueError for settings that do not fit.
     """
-    if path.exists() and any(entry.name not in OURS for entry in path.iterdir()):
+    if path.exists() and any(entry.name not in INDEX_FILES for entry in path.iterdir()):
         raise NotAnIndex(f"{path} is not empty and holds no index. Name an empty or a new folder.")
     try:
         path.mkdir(parents=True, exist_ok=True)

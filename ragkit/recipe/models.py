@@ -16,9 +16,10 @@ from ragkit.core.errors import RagkitError
 from ragkit.encode import load_encoder, resolve_name
 from ragkit.encode.cache import EmbeddingCache, cached
 from ragkit.encode.contract import Encoder
+from ragkit.encode.load_settings import MULTI_SUFFIX
 from ragkit.recipe.fingerprint import check_fingerprint
 from ragkit.recipe.recipe import EncodeStage, PagesStage, Recipe
-from ragkit.recipe.settings import MULTI_SUFFIX, Settings, table
+from ragkit.recipe.settings import Settings, table
 from ragkit.store.catalog.catalog import Catalog
 
 

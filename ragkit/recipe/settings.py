@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from ragkit.encode.contract import Encoder
     from ragkit.recipe.recipe import Recipe
 
-MULTI_SUFFIX = "+multi"  # behind the name of a model that gives its token states as multi-vectors when asked to
-PRECISIONS = ("int8", "float16", "float32")  # of multi-vectors, as in store/vectors/multi.py
+PRECISIONS = ("int8", "float16", "float32")  # of multi-vectors; a test holds it to store/vectors/multi_layout.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +76,8 @@ def _switched(stored: object, chosen: object) -> bool:
 
 def _same_model(stored: object, chosen: object) -> bool:
     """A model that was opened with multi=True is stored with a suffix, which nobody needs to repeat."""
+    from ragkit.encode.load_settings import MULTI_SUFFIX
+
     return stored == f"{chosen}{MULTI_SUFFIX}"
 
 

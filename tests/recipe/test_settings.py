@@ -15,7 +15,17 @@ from ragkit.apps.cli.add import add
 from ragkit.apps.cli.maintenance import migrate
 from ragkit.core.errors import RecipeMismatch
 from ragkit.recipe.recipe import Recipe
-from ragkit.recipe.settings import Settings, SettingsKeywords, disagreements, migrate_command, reference, stored_settings, table
+from ragkit.recipe.settings import (
+    PRECISIONS,
+    Settings,
+    SettingsKeywords,
+    disagreements,
+    migrate_command,
+    reference,
+    stored_settings,
+    table,
+)
+from ragkit.store.vectors import multi_layout
 from ragkit.testing import HashEncoder
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +43,10 @@ def test_every_setting_has_its_place_in_the_recipe_and_no_place_has_two() -> Non
         model = next(kind for kind in (stages[stage], *typing.get_args(stages[stage])) if hasattr(kind, "model_fields"))
         assert field in model.model_fields, (stage, field)
     assert len(set(places)) == len(places)
+
+
+def test_the_precisions_to_choose_from_are_those_that_the_store_keeps() -> None:
+    assert PRECISIONS == multi_layout.PRECISIONS
 
 
 def test_five_settings_are_for_newcomers_and_open_names_them() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -142,7 +142,7 @@ def _search(
     limits: ServeLimits,
 ) -> Json:
     """Return the fields of the answer but the index's name. Pictures are decoded here, too: in one of a few threads."""
-    query: Any = query_of(request.query, files, limits)  # the overloads of `search` do not take the union
+    query = query_of(request.query, files, limits)
     hits: Hits = index.search(
         query,
         request.k,

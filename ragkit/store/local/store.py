@@ -39,6 +39,8 @@ from ragkit.store.values import Change, Commit, Prepared, SegmentRow
 from ragkit.store.vectors.lexical import LexicalReader, write_generation
 from ragkit.store.vectors.multi_layout import Layout
 
+# What lies in the folder of an index, also of one whose creation was interrupted.
+INDEX_FILES = {"segments", "lexical", "LOCK", "catalog.db", "catalog.db-wal", "catalog.db-shm", "catalog.db-journal"}
 AHEAD = 256  # ids reserved at once for rows that are no units
 
 
